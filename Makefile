@@ -1,0 +1,60 @@
+# On a bare machine with make and Python 3.11 or newer, each target first creates .venv and installs what it needs.
+# `make figures PYTHON=python3.12` chooses the Python, `make figures OUT=folder` where the figures go.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help figures figures-quick figures-full test test-slow test-all check clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
+		printf '  make %-14s %s\n' "$$target" "$$text"; done
+
+figures: OUT = figures
+figures: $(VENV)/.installed-figures  ## reproduce all figures into figures/
+	$(BIN)/python scripts/make_figures.py --out "$(OUT)"
+
+figures-quick: OUT = build/figures-quick
+figures-quick: $(VENV)/.installed-figures  ## the same, small: a check that every figure can be made
+	$(BIN)/python scripts/make_figures.py --quick --out "$(OUT)"
+
+figures-full: OUT = build/figures-full
+figures-full: $(VENV)/.installed-figures  ## the same with the largest settings: hours, or an accelerator
+	$(BIN)/python scripts/make_figures.py --full --out "$(OUT)"
+
+test: $(VENV)/.installed-test  ## the default tests
+	$(PYTEST)
+
+test-slow: $(VENV)/.installed-test  ## the slow tests, and the examples of the documents
+	$(PYTEST) -m "slow or examples"
+
+test-all: $(VENV)/.installed-test  ## every test
+	$(PYTEST) -m ""
+
+check: $(VENV)/.installed-dev  ## lint, format and types
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m pyright
+
+clean:  ## delete caches and build outputs; .venv and figures/ stay
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	find adamflow scripts tests -name __pycache__ -prune -exec rm -rf {} +
+
+# pip comes last into a new environment: where it is missing, an attempt was cut short and starts again.
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "adamflow needs Python 3.11 or newer, but '$(PYTHON) --version' says '$$($(PYTHON) --version 2>&1)';" \
+			"name another Python, as in: make test PYTHON=python3.12" >&2; exit 1; }
+	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv --clear $(VENV)
+
+# One stamp for each extra of pyproject.toml, out of date whenever that file changes.
+$(VENV)/.installed-%: pyproject.toml | $(BIN)/pip
+	@echo "Installing adamflow[$*] into $(VENV): a minute or two the first time"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+	@echo "Installed adamflow[$*]"

@@ -1,0 +1,21 @@
+"""Type names shared by every layer: shapes stand in types (jaxtyping), spelled once here."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from jax import Array
+from jaxtyping import Float, Inexact, Int, PyTree
+from numpy import ndarray
+
+#: A real number: a Python float, a NumPy or JAX scalar, or a tracer of one.
+Scalar: TypeAlias = float | int | Float[Array | ndarray, ""] | Int[Array | ndarray, ""]
+#: Numbers of any shape that broadcast against each other, in the functions of `analysis`.
+Numbers: TypeAlias = float | int | Float[Array | ndarray, "..."] | Int[Array | ndarray, "..."]
+#: One leaf of the parameters, or anything with its shape (gradient, filter, direction).
+Leaf: TypeAlias = Inexact[Array, "..."]
+#: Parameters: any pytree of floating-point arrays.
+Params: TypeAlias = PyTree[Inexact[Array, "..."]]
+#: What a batch function returns: any pytree of arrays.
+Batch: TypeAlias = PyTree
+#: `loss(params)`, or `loss(params, batch)` for minibatch runs; returns a real scalar.
+Loss: TypeAlias = Callable[..., Any]

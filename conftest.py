@@ -1,0 +1,40 @@
+"""Set-up of every test, at the root so that doctests see it too; it acts before anything imports adamflow."""
+
+import os
+from collections.abc import Iterator
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["MPLBACKEND"] = "Agg"
+
+import hypothesis
+import jax
+import jaxtyping
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+# From here on each call into adamflow checks the shapes and types that its signature declares.
+jaxtyping.install_import_hook("adamflow", "beartype.beartype")
+# The same inputs on each run; no deadline, since the first call of a property compiles.
+hypothesis.settings.register_profile("adamflow", derandomize=True, deadline=None, max_examples=25)
+hypothesis.settings.load_profile("adamflow")
+
+SEED = int(os.environ.get("ADAMFLOW_SEED", "0"))
+
+
+def pytest_report_header() -> str:
+    """The settings that numbers depend on, so that a log is enough to run the same again."""
+    return f"adamflow: ADAMFLOW_SEED={SEED}, jax {jax.__version__} on {os.environ['JAX_PLATFORMS']}, float64"
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Turn the check of types off, so that a test of bad input meets the library's own words."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    """The random key of a test: each test gets the same one, made from the seed in the header."""
+    return jax.random.key(SEED)
