@@ -1,0 +1,83 @@
+"""The record every problem is: a loss with its data, where to start, and what to measure."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Int, Key
+
+from adamflow.checks import check_count
+from adamflow.types import Batch, Loss, Params
+
+#: `sampler(key, size)` draws a batch of `size` examples.
+Sampler: TypeAlias = Callable[[Key[Array, ""], int], Batch]
+
+
+class Batches(eqx.Module):
+    """A batch for every iteration: batch n is drawn with the key `fold_in(key, n)`.
+
+    A pure function of the iteration, so it runs inside jit, scan and vmap, and batch n is the same whichever
+    iterations came before it.
+    """
+
+    sampler: Sampler
+    key: Key[Array, ""]
+    size: int = eqx.field(static=True)
+
+    def __call__(self, iteration: int | Int[Array, ""]) -> Batch:
+        return self.sampler(jax.random.fold_in(self.key, iteration), self.size)
+
+
+class Problem(eqx.Module):
+    """A loss, the parameters to start from, and metrics of the parameters.
+
+    To add a problem, write one function that returns this record. Make the loss an `equinox.Module` which keeps its
+    data in array fields: then `equinox.filter_jit` takes the data as an argument rather than a constant, and problems
+    of equal shapes share compiled code. (`jax.jit(problem.loss)` fails, since it hashes what it compiles.)
+    Minibatches come for free once a sampler is given.
+
+    Args:
+        name: what reports and figures call it.
+        params: initial parameters, any pytree of floating-point arrays in jax's default float type.
+        loss: `loss(params)` on fixed data, deterministic. With a sampler also `loss(params, batch)`.
+        metrics: scalar functions of the parameters by name, for instance `test_accuracy`; empty where none makes sense.
+        sampler: `sampler(key, size)` draws a batch of `size` examples; `None` for problems without minibatches.
+
+    Example:
+        >>> import adamflow as af
+        >>> problem = af.problems.quadratic([1.0, 4.0])
+        >>> float(problem.loss(problem.params))
+        2.5
+    """
+
+    name: str = eqx.field(static=True)
+    params: Params
+    loss: Loss
+    metrics: dict[str, Callable[[Params], Any]] = eqx.field(default_factory=dict)
+    sampler: Sampler | None = None
+
+    def batches(self, size: int, seed: int = 0) -> Batches:
+        """Minibatches of `size` examples, drawn independently with replacement, as a function of the iteration.
+
+        Args:
+            size: examples per batch, at least 1.
+            seed: equal seeds give equal batches, in float32 and float64 alike.
+
+        Raises:
+            ValueError: the problem has no minibatches.
+
+        Example:
+            >>> import adamflow as af
+            >>> problem = af.problems.logistic()
+            >>> features, labels = problem.batches(size=32, seed=0)(7)
+            >>> features.shape, labels.shape
+            ((32, 64), (32,))
+        """
+        if self.sampler is None:
+            raise ValueError(
+                f"problem {self.name!r} has no minibatches, its loss has no data to draw from; "
+                "run it without batches=, or take one with data (logistic, mlp, char_transformer)"
+            )
+        size = check_count("size", size)
+        return Batches(self.sampler, jax.random.key(check_count("seed", seed, low=0)), size)

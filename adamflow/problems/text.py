@@ -1,0 +1,96 @@
+"""Text as data: where it comes from, its vocabulary, its split, and windows drawn from it."""
+
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Integer, Key
+
+from adamflow.checks import check_range
+
+
+class Windows(eqx.Module):
+    """Draws windows of `length` consecutive tokens, uniformly with replacement."""
+
+    tokens: Int[Array, " characters"]
+    length: int = eqx.field(static=True)
+
+    def __call__(self, key: Key[Array, ""], size: int) -> Int[Array, "size length"]:
+        starts = jax.random.randint(key, (size,), 0, self.tokens.shape[0] - self.length + 1, dtype=jnp.int32)
+        return self.tokens[starts[:, None] + jnp.arange(self.length)]
+
+    def evenly_spaced(self, count: int) -> Int[Array, "count length"]:
+        """`count` windows from the first to the last, as far apart as the text allows."""
+        starts = np.linspace(0, self.tokens.shape[0] - self.length, count).astype(np.int32)
+        return self.tokens[starts[:, None] + np.arange(self.length)]
+
+
+def read_text(path: str | Path | None = None) -> str:
+    """The text of a file, or of Python's own help topics (`pydoc_data.topics`, 465 thousand characters in 3.11).
+
+    Args:
+        path: a UTF-8 text file; `None` for the help topics, in alphabetical order. They differ a little from one
+            minor version of Python to the next.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: the file is not UTF-8.
+
+    Example:
+        >>> from adamflow.problems.text import read_text
+        >>> "assert" in read_text()
+        True
+    """
+    if path is None:
+        from pydoc_data.topics import topics
+
+        return "".join(topics[name] for name in sorted(topics))
+    advice = "give the path of a text file, or text=None for the text that comes with Python"
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise OSError(error.errno, f"text {str(path)!r} cannot be read: {error.strerror}; {advice}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"text {str(path)!r} is not UTF-8 (byte {error.start}: {error.reason}); {advice}") from error
+
+
+def encode(text: str) -> tuple[str, Integer[np.ndarray, " characters"]]:
+    """The vocabulary, which is the text's distinct characters in order, and each character's place in it.
+
+    Example:
+        >>> from adamflow.problems.text import encode
+        >>> vocabulary, tokens = encode("hello")
+        >>> vocabulary, tokens.tolist()
+        ('ehlo', [1, 0, 2, 2, 3])
+    """
+    vocabulary, tokens = np.unique(np.frombuffer(text.encode("utf-32-le"), np.uint32), return_inverse=True)
+    return "".join(map(chr, vocabulary)), tokens.astype(np.int32)
+
+
+def split(
+    tokens: Integer[np.ndarray, " characters"], validation_fraction: float, length: int
+) -> tuple[Windows, Windows]:
+    """Windows of the train part, which comes first, and of the validation part, the last fraction of the text.
+
+    Args:
+        tokens: the encoded text.
+        validation_fraction: strictly between 0 and 1.
+        length: tokens per window.
+
+    Raises:
+        ValueError: one of the parts is shorter than a window.
+    """
+    check_range("validation_fraction", validation_fraction, 0.0, 1.0, low_open=True, high_open=True)
+    border = len(tokens) - round(validation_fraction * len(tokens))
+    parts = {"train": tokens[:border], "validation": tokens[border:]}
+    for name, part in parts.items():
+        if len(part) < length:
+            raise ValueError(
+                f"text of {len(tokens)} characters is too short: its {name} part has {len(part)} of them, and a window "
+                f"takes context + 1 = {length}; give a longer text, a smaller context, or another validation_fraction "
+                f"than {validation_fraction}"
+            )
+    train, validation = (Windows(jnp.asarray(part, dtype=jnp.int32), length) for part in parts.values())
+    return train, validation
