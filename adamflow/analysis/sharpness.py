@@ -1,0 +1,160 @@
+r"""The preconditioned sharpness of a loss, and the value of it at which Adam's discrete step turns unstable.
+
+[GT] = R. Gould and H. Tanaka, Continuous-Time Analysis of Adaptive Optimization and Normalization, arXiv:2411.05746,
+writes (β, γ) for the decays of the second and the first moment, where PyTorch and optax write (b2, b1). The results of
+this file are derivations of this project.
+"""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.flatten_util import ravel_pytree
+from jax.typing import DTypeLike
+from jaxtyping import Float
+from matfree.decomp import hessenberg
+
+from adamflow.analysis._numbers import with_namespace
+from adamflow.checks import check_count, check_range
+from adamflow.types import Loss, Numbers, Params, Scalar
+
+Flat: TypeAlias = Float[Array, "size"]
+
+
+class Sharpness(eqx.Module):
+    """What `preconditioned_sharpness` returns: an estimate of an eigenvalue, and how far it can be trusted."""
+
+    #: θ = ⟨y, A y⟩, the estimate of the largest eigenvalue of A = P^{−1/2} H P^{−1/2}; above it only by rounding.
+    value: Float[Array, ""]
+    #: ‖A y − θ y‖: some eigenvalue of A lies within this distance of `value`. Not small against it: not converged.
+    residual: Float[Array, ""]
+    #: The unit vector y, with the structure of the parameters. The direction in parameter space is P^{−1/2} y.
+    vector: Params
+
+
+def adaptive_edge(gamma: Numbers) -> Numbers:
+    r"""The critical learning rate times preconditioned sharpness: the adaptive edge of stability.
+
+    $$\eta\,s < \frac{2 + 2\gamma}{1 - \gamma}$$
+
+    is where the discrete step of Adam without weight decay is stable along an eigenvector of $P^{-1/2} H P^{-1/2}$ with
+    eigenvalue $s > 0$, while the preconditioner $P = \mathrm{diag}(\sqrt{\hat v} + \varepsilon)$ changes slowly. At the
+    edge an eigenvalue of the step passes −1. Derivation of this project.
+
+    Args:
+        gamma: decay γ of the first moment, 0 ≤ γ < 1 (b1 in PyTorch and optax).
+
+    Returns:
+        The critical η s (no unit), in the shape of `gamma`: float64 by NumPy, or a jax array of the dtype of `gamma` if
+        that is a jax array.
+
+    Raises:
+        ValueError: γ is outside its interval.
+
+    >>> print(round(float(adaptive_edge(0.9)), 9), adaptive_edge(0.0))
+    38.0 2.0
+    """
+    check_range("gamma", gamma, 0.0, 1.0, high_open=True, hint="gamma decays the first moment: b1 in optax")
+    xp, gamma = with_namespace(gamma)
+    return xp.divide(2 + 2 * gamma, 1 - gamma)
+
+
+def preconditioned_sharpness(
+    loss: Loss, params: Params, preconditioner: Params, *, iterations: int = 32, seed: Scalar = 0
+) -> Sharpness:
+    r"""The largest eigenvalue of $P^{-1/2} H P^{-1/2}$, with $H$ the Hessian of the loss and $P$ diagonal.
+
+    With $P = \sqrt{\hat v} + \varepsilon$, times η, it is what `adaptive_edge` bounds; with P = 1 it is the sharpness
+    of gradient descent. The Lanczos method, with full orthogonalization from a random start, takes `iterations` + 1
+    Hessian-vector products (a jvp of the gradient) and keeps that many vectors of the size of the parameters. The
+    result is the algebraically largest eigenvalue: where the Hessian is indefinite, it may be smaller in size than the
+    most negative one, and where the Hessian is negative definite, it is negative.
+
+    It works under jit and vmap and in `jax.lax.scan` and `cond`. The derivative of `value` counts the vector as
+    constant, which is exact where the residual is 0; `residual` and `vector` have no useful derivative.
+
+    Args:
+        loss: `loss(params)`, a real scalar with second derivatives. The computation is compiled once for each function,
+            so in a loop pass the same one; bind a batch that varies with `equinox.Partial(loss, batch=batch)`.
+        params: any pytree of floating-point arrays, where the Hessian is taken.
+        preconditioner: P, a pytree like `params`, entries ≥ 0. A coordinate with P = 0 has had no gradient so far and
+            does not move: it is left out, that is, the result is that of the remaining coordinates; 0 if none remains.
+        iterations: the most Lanczos iterations, at least 1. The number of parameters is enough in exact arithmetic, and
+            no more are made. The iteration ends before that where the vectors span an invariant space.
+        seed: a whole number that determines the start. Nothing else is random.
+
+    Returns:
+        A `Sharpness`. If the Hessian is not finite, `value` and `residual` are nan. A small residual says that `value`
+        is an eigenvalue. It is then the largest one unless the start happens to be nearly orthogonal to that
+        eigenvector, or eigenvalues are so close that `iterations` do not tell them apart.
+
+    Raises:
+        ValueError: `preconditioner` has another structure or other shapes than `params`, or a negative entry or nan;
+            `params` has no entry; `iterations` is no whole number of at least 1.
+
+    Source: derivation of this project for the role of the eigenvalue. The decomposition is that of the package matfree
+    (N. Krämer et al., Gradients of functions of large matrices, arXiv:2405.17277).
+
+    >>> curvature, preconditioner = jnp.array([1.0, 2.0, 3.0]), jnp.array([1.0, 0.5, 4.0])
+    >>> sharpness = preconditioned_sharpness(lambda x: (curvature * x**2).sum() / 2, jnp.ones(3), preconditioner)
+    >>> print(round(float(sharpness.value), 4), bool(sharpness.residual < 1e-3))
+    4.0 True
+    """
+    _check_preconditioner(params, preconditioner)
+    iterations = check_count("iterations", iterations)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    if size == 0:
+        raise ValueError("params must have at least one entry, got none; a loss without parameters has no Hessian")
+    return _sharpness(loss, params, preconditioner, min(iterations, size), jnp.asarray(seed))
+
+
+@eqx.filter_jit
+def _sharpness(loss: Loss, params: Params, preconditioner: Params, depth: int, seed: Scalar) -> Sharpness:
+    flat, unravel = ravel_pytree(params)
+    weights = _weights(preconditioner, flat.dtype)
+    _, hessian = jax.linearize(jax.grad(loss), params)
+
+    def operator(vector):
+        return weights * ravel_pytree(hessian(unravel(weights * vector)))[0]
+
+    top = jax.lax.stop_gradient(_top_vector(operator, weights, depth, seed))
+    image = operator(top)
+    value = jnp.vdot(top, image)
+    return Sharpness(value, jnp.linalg.norm(image - value * top), unravel(top))
+
+
+def _weights(preconditioner: Params, dtype: DTypeLike) -> Flat:
+    diagonal = ravel_pytree(preconditioner)[0].astype(dtype)
+    moves = diagonal != 0
+    return jnp.where(moves, 1 / jnp.sqrt(jnp.where(moves, diagonal, 1.0)), 0.0)
+
+
+def _top_vector(operator: Callable[[Flat], Flat], weights: Flat, depth: int, seed: Scalar) -> Flat:
+    """The unit vector with the largest Rayleigh quotient in the Krylov space of the given depth; 0 if no weight is."""
+    moves = weights != 0
+    start = jax.random.normal(jax.random.key(seed), weights.shape, weights.dtype) * moves
+    start = jnp.where(moves.any(), start, 1.0)
+    decomposition = hessenberg(depth, reortho="full", custom_vjp=False)(operator, start)
+    basis, products = jnp.asarray(decomposition.Q_tall), jnp.asarray(decomposition.J_small)
+    # Once the vectors span an invariant space, the next ones are rounding errors or 0/0, and no longer orthogonal.
+    overlaps = jnp.abs(jnp.triu(basis @ basis.T, 1))
+    sound = jnp.cumprod(jnp.all(overlaps < jnp.finfo(basis.dtype).eps ** (2 / 3), axis=0)).astype(bool)
+    # On and above its diagonal J_small has products of the vectors; below it, norms that may be mere rounding errors.
+    upper = jnp.where(sound[:, None] & sound, jnp.triu(products), 0.0)
+    lowest = -1.0 - jnp.abs(upper).sum()
+    projected = upper + jnp.triu(upper, 1).T + jnp.diag(jnp.where(sound, 0.0, lowest))
+    coefficients = jnp.linalg.eigh(projected)[1][:, -1]
+    top = coefficients @ jnp.where(sound[:, None], basis, 0.0)
+    return moves * top / jnp.linalg.norm(top)
+
+
+def _check_preconditioner(params: Params, preconditioner: Params) -> None:
+    hint = "pass sqrt(v_hat) + epsilon, a pytree like params"
+    shapes, expected = (jax.tree.map(jnp.shape, tree) for tree in (preconditioner, params))
+    if jax.tree.structure(preconditioner) != jax.tree.structure(params) or shapes != expected:
+        raise ValueError(f"preconditioner must have the shapes of params, {expected}, got {shapes}; {hint}")
+    for leaf in jax.tree.leaves(preconditioner):
+        check_range("preconditioner", leaf, 0.0, hint=hint)

@@ -1,0 +1,88 @@
+"""The curves through the (β, γ) square."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adamflow.analysis import level_curve, normal_curve, stability_exponent
+
+
+@given(st.floats(1e-3, 1 - 1e-9), st.floats(1e-3, 1 - 1e-9))
+def test_identity_curves_pass_through_their_point_with_equal_arcs(beta, gamma):
+    betas, gammas = normal_curve(beta, gamma, 200)
+    np.testing.assert_allclose(2 * betas**3 + gammas**3, 2 * beta**3 + gamma**3, rtol=1e-12)
+    assert (np.diff(stability_exponent(betas, gammas)) < 0).all()
+    level = level_curve(beta, gamma, 200)
+    exponent = stability_exponent(beta, gamma)
+    scale = 2 / level[1] + 1 / level[0] + abs(exponent)
+    assert (abs(stability_exponent(*level) - exponent) < 1e-12 * scale).all()
+    for b, g in ((betas, gammas), level):
+        assert ((b > 0) & (b < 1) & (g > 0) & (g < 1)).all()
+    chords = np.hypot(np.diff(betas), np.diff(gammas))
+    np.testing.assert_allclose(chords, chords.mean(), rtol=1e-3)
+
+
+def test_formula_normal_curve_of_the_paper():
+    betas, gammas = normal_curve(0.999, 0.9, 20_001)
+    np.testing.assert_allclose(2 * betas**3 + gammas**3, 2.723006, atol=1e-6)
+    at_zero = np.abs(stability_exponent(betas, gammas)).argmin()
+    np.testing.assert_allclose([betas[at_zero], gammas[at_zero]], [0.96192, 0.98059], atol=1e-5)
+    np.testing.assert_allclose([betas[-1], gammas[-1]], [0.9515, 1.0], atol=1e-4)
+    assert betas[0] == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize(("beta", "gamma"), [(0.999, 0.9), (0.3, 0.3), (0.2, 0.95), (0.9, 0.2)])
+def test_identity_normal_curve_crosses_level_sets_at_right_angles(beta, gamma):
+    betas, gammas = normal_curve(beta, gamma, 4000)
+    tangent = np.array([betas[2:] - betas[:-2], gammas[2:] - gammas[:-2]])
+    step = 1e-4 * np.minimum(np.minimum(betas, gammas), np.minimum(1 - betas, 1 - gammas))
+    rise_b = stability_exponent(betas + step, gammas) - stability_exponent(betas - step, gammas)
+    rise_g = stability_exponent(betas, gammas + step) - stability_exponent(betas, gammas - step)
+    gradient = np.array([rise_b, rise_g])[:, 1:-1]
+    lengths = np.hypot(*tangent) * np.hypot(*gradient)
+    inner = slice(20, -20)
+    np.testing.assert_allclose(
+        (tangent[0] * gradient[1] - tangent[1] * gradient[0])[inner] / lengths[inner], 0, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("curve", "beta", "gamma", "ends"),
+    [
+        (normal_curve, 0.999, 0.9, lambda constant: [(1, np.cbrt(constant - 2)), (np.cbrt((constant - 1) / 2), 1)]),
+        (normal_curve, 0.9, 0.3, lambda constant: [(np.cbrt(constant / 2), 0), (np.cbrt((constant - 1) / 2), 1)]),
+        (normal_curve, 0.3, 0.99, lambda constant: [(np.cbrt(constant / 2), 0), (np.cbrt((constant - 1) / 2), 1)]),
+        (normal_curve, 0.3, 0.3, lambda constant: [(np.cbrt(constant / 2), 0), (0, np.cbrt(constant))]),
+        (level_curve, 0.999, 0.9, lambda exponent: [(0, 0), (1, 2 / (2 + exponent))]),
+        (level_curve, 0.5, 0.9, lambda exponent: [(0, 0), (1 / (1 - exponent), 1)]),
+    ],
+)
+def test_formula_curves_reach_from_border_to_border(curve, beta, gamma, ends):
+    level = 2 * beta**3 + gamma**3 if curve is normal_curve else stability_exponent(beta, gamma)
+    betas, gammas = curve(beta, gamma, 10_000)
+    piece = np.hypot(np.diff(betas), np.diff(gammas)).mean()
+    for index, (b, g) in zip((0, -1), ends(level), strict=True):
+        assert np.hypot(betas[index] - b, gammas[index] - g) == pytest.approx(piece / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize("curve", [normal_curve, level_curve])
+@pytest.mark.parametrize("gamma", [1e-9, 0.5, 1 - 2**-53])
+@pytest.mark.parametrize("beta", [1e-9, 0.5, 1 - 2**-53])
+def test_identity_curves_stay_inside_the_square_near_its_corners(curve, beta, gamma):
+    for values in curve(beta, gamma, 50):
+        assert values.shape == (50,)
+        assert ((values > 0) & (values < 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: normal_curve(0.9, 1.0, 5), r"gamma must lie in \(0, 1\), got 1.0; .*inside the unit square"),
+        (lambda: level_curve(0.0, 0.9, 5), r"beta must lie in \(0, 1\), got 0.0"),
+        (lambda: normal_curve(0.9, 0.9, 0), "points must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_failure_says_what_to_do(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,211 @@
+"""The preconditioned sharpness against dense eigenvalues, and the adaptive edge against the discrete step's matrix."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.flatten_util import ravel_pytree
+
+from adamflow.analysis import Sharpness, adaptive_edge, preconditioned_sharpness
+
+INPUTS = np.linspace(-1.0, 1.0, 20).reshape(10, 2)
+
+
+def network_loss(params):
+    hidden = jnp.tanh(INPUTS @ params["inner"] + params["shift"])
+    return jnp.mean((hidden @ params["outer"] - jnp.sin(3 * INPUTS[:, 0])) ** 2)
+
+
+@pytest.fixture
+def network(key):
+    """Parameters of a small network, and a preconditioner with entries from .01 to 10."""
+    shapes = {"inner": (2, 4), "outer": (4,), "shift": (4,)}
+    keys = jax.random.split(key, 6)
+    params = {name: jax.random.normal(k, shapes[name]) for name, k in zip(shapes, keys[:3], strict=True)}
+    logs = {
+        name: jax.random.uniform(k, shapes[name], minval=-2, maxval=1) for name, k in zip(shapes, keys[3:], strict=True)
+    }
+    return params, jax.tree.map(lambda x: 10**x, logs)
+
+
+def dense_matrix(loss, params, preconditioner):
+    flat, unravel = ravel_pytree(params)
+    diagonal = np.asarray(ravel_pytree(preconditioner)[0])
+    moves = diagonal > 0
+    hessian = np.asarray(jax.jit(jax.hessian(lambda x: loss(unravel(x))))(flat))[np.ix_(moves, moves)]
+    return hessian / np.sqrt(np.outer(diagonal[moves], diagonal[moves]))
+
+
+def quadratic_loss(params, curvature):
+    return (curvature * params**2).sum() / 2
+
+
+def diagonal_loss(curvature):
+    return eqx.Partial(quadratic_loss, curvature=jnp.asarray(curvature))
+
+
+def test_formula_dense_eigenvalue_on_a_network(network):
+    params, preconditioner = network
+    values, vectors = np.linalg.eigh(dense_matrix(network_loss, params, preconditioner))
+    sharpness = preconditioned_sharpness(network_loss, params, preconditioner)
+    assert isinstance(sharpness, Sharpness)
+    np.testing.assert_allclose(sharpness.value, values[-1], rtol=1e-12)
+    assert sharpness.residual < 1e-10 * values[-1]
+    assert jax.tree.map(jnp.shape, sharpness.vector) == jax.tree.map(jnp.shape, params)
+    assert abs(ravel_pytree(sharpness.vector)[0] @ vectors[:, -1]) == pytest.approx(1, abs=1e-12)
+
+
+def test_formula_coordinates_without_gradient_are_left_out(network):
+    params, preconditioner = network
+    preconditioner["inner"] = preconditioner["inner"].at[0].set(0.0)
+    expected = np.linalg.eigvalsh(dense_matrix(network_loss, params, preconditioner))[-1]
+    sharpness = preconditioned_sharpness(network_loss, params, preconditioner)
+    np.testing.assert_allclose(sharpness.value, expected, rtol=1e-12)
+    np.testing.assert_array_equal(sharpness.vector["inner"][0], 0.0)
+    preconditioner = jax.tree.map(jnp.zeros_like, params)
+    nothing_moves = preconditioned_sharpness(network_loss, params, preconditioner)
+    assert nothing_moves.value == nothing_moves.residual == 0
+
+
+@given(st.lists(st.sampled_from([-3.0, -1.0, 0.0, 1e-9, 1.0, 2.0]), min_size=7, max_size=7), st.integers(0, 99))
+def test_formula_invariant_spaces_end_the_iteration(curvature, seed):
+    sharpness = preconditioned_sharpness(diagonal_loss(curvature), jnp.ones(7), jnp.ones(7), seed=seed)
+    assert float(sharpness.value) == pytest.approx(max(curvature), abs=1e-10)
+    assert sharpness.residual < 1e-9
+
+
+def test_formula_large_repeated_spectrum_in_float32():
+    curvature = np.repeat(np.array([1, 2, 3, 1000], np.float32), 250)
+    params = jnp.ones(1000, jnp.float32)
+    sharpness = preconditioned_sharpness(diagonal_loss(curvature), params, params, iterations=60)
+    assert sharpness.value.dtype == jnp.float32
+    assert float(sharpness.value) == pytest.approx(1000, rel=1e-5)
+
+
+def test_formula_negative_definite_and_indefinite():
+    params = jnp.ones(7)
+    for curvature, expected in ((np.arange(-7.0, 0.0), -1.0), (np.array([-100.0, 1, 2, 3, 4, 5, 6]), 6.0)):
+        sharpness = preconditioned_sharpness(diagonal_loss(curvature), params, params)
+        assert float(sharpness.value) == pytest.approx(expected, rel=1e-10)
+
+
+def test_identity_residual_bounds_the_error_and_shows_too_few_iterations():
+    curvature = np.linspace(0.0, 1.0, 100)
+    params = jnp.ones(100)
+    values = []
+    for iterations in (2, 60):
+        sharpness = preconditioned_sharpness(diagonal_loss(curvature), params, params, iterations=iterations)
+        value, residual = float(sharpness.value), float(sharpness.residual)
+        values.append(value)
+        assert np.abs(curvature - value).min() <= residual + 1e-14
+        assert iterations > 2 or residual > 0.1 * value
+    assert values[0] < 0.95
+    assert values[1] == pytest.approx(1.0, abs=1e-4)
+    assert residual < 1e-3
+
+
+def test_identity_deterministic_by_seed(network):
+    def run(seed):
+        return preconditioned_sharpness(network_loss, *network, iterations=2, seed=seed).value
+
+    assert run(3) == run(3) != run(4)
+
+
+def test_identity_scales_with_the_preconditioner(network):
+    params, preconditioner = network
+    once = preconditioned_sharpness(network_loss, params, preconditioner)
+    scaled = preconditioned_sharpness(
+        network_loss, params, jax.tree.map(lambda p: 2 * p, preconditioner), iterations=100
+    )
+    np.testing.assert_allclose(scaled.value, once.value / 2, rtol=1e-10)
+
+
+def test_identity_jit_vmap_scan_and_cond(network):
+    params, preconditioner = network
+    factors = jnp.array([1.0, 2.0, 5.0])
+
+    def of_scale(factor):
+        return preconditioned_sharpness(network_loss, jax.tree.map(lambda x: factor * x, params), preconditioner)
+
+    expected = [float(of_scale(factor).value) for factor in factors]
+    batch = jax.jit(jax.vmap(of_scale))(factors)
+    np.testing.assert_allclose(batch.value, expected, rtol=1e-10)
+    assert batch.residual.shape == (3,)
+
+    def body(carry, factor):
+        return carry, jax.lax.cond(factor > 1, lambda: of_scale(factor).value, lambda: jnp.nan)
+
+    scanned = jax.lax.scan(body, None, factors)[1]
+    np.testing.assert_allclose(scanned, [np.nan, *expected[1:]], rtol=1e-10)
+
+
+def test_formula_derivative_of_the_value(network):
+    params, preconditioner = network
+
+    def of_scale(factor):
+        return preconditioned_sharpness(network_loss, jax.tree.map(lambda x: factor * x, params), preconditioner).value
+
+    step = 1e-5
+    expected = (of_scale(1 + step) - of_scale(1 - step)) / (2 * step)
+    np.testing.assert_allclose(jax.grad(of_scale)(1.0), expected, rtol=1e-6)
+
+
+def test_failure_not_finite_is_nan():
+    params = jnp.ones(7)
+    for value in (np.nan, np.inf):
+        sharpness = preconditioned_sharpness(diagonal_loss(np.full(7, value)), params, params)
+        assert jnp.isnan(sharpness.value)
+        assert jnp.isnan(sharpness.residual)
+    traced = jax.jit(lambda p: preconditioned_sharpness(diagonal_loss(np.ones(7)), params, p).value)
+    assert jnp.isnan(traced(params.at[1].set(-1.0)))
+    assert jnp.isnan(traced(params.at[1].set(jnp.nan)))
+
+
+@pytest.mark.parametrize(
+    ("preconditioner", "message"),
+    [
+        (
+            {"a": jnp.ones(2)},
+            r"preconditioner must have the shapes of params, \{'a': \(2,\), 'b': \(\)\}, got \{'a': \(2,\)\}",
+        ),
+        ({"a": jnp.ones(3), "b": jnp.ones(())}, r"got \{'a': \(3,\), 'b': \(\)\}; pass sqrt\(v_hat\) \+ epsilon"),
+        (
+            {"a": jnp.array([1.0, -2.0]), "b": jnp.ones(())},
+            r"preconditioner must lie in \[0, inf\), got -2.0; pass sqrt",
+        ),
+        ({"a": jnp.ones(2), "b": jnp.array(jnp.nan)}, r"preconditioner must lie in \[0, inf\), got nan"),
+    ],
+)
+def test_failure_preconditioner_unlike_params(preconditioner, message):
+    params = {"a": jnp.ones(2), "b": jnp.ones(())}
+    with pytest.raises(ValueError, match=message):
+        preconditioned_sharpness(lambda x: (x["a"] ** 2).sum() + x["b"] ** 2, params, preconditioner)
+
+
+def test_failure_of_numbers():
+    with pytest.raises(ValueError, match="iterations must be a whole number of at least 1, got 0"):
+        preconditioned_sharpness(diagonal_loss(1.0), jnp.ones(2), jnp.ones(2), iterations=0)
+    with pytest.raises(ValueError, match="params must have at least one entry, got none"):
+        preconditioned_sharpness(diagonal_loss(1.0), jnp.ones(0), jnp.ones(0))
+    with pytest.raises(ValueError, match=r"gamma must lie in \[0, 1\), got 1.0; gamma decays the first moment"):
+        adaptive_edge(1.0)
+
+
+@given(st.floats(0, 0.99))
+def test_formula_adaptive_edge_is_where_the_discrete_step_has_multiplier_minus_1(gamma):
+    for factor, is_stable in ((1 - 1e-6, True), (1 + 1e-6, False)):
+        edge = factor * adaptive_edge(gamma)
+        step = np.array([[gamma, (1 - gamma) * edge], [-gamma, 1 - (1 - gamma) * edge]])
+        multipliers = np.linalg.eigvals(step)
+        assert (abs(multipliers).max() < 1) == is_stable
+        assert abs(multipliers + 1).min() < 1e-3
+
+
+def test_formula_adaptive_edge_of_the_usual_decays():
+    np.testing.assert_allclose(adaptive_edge(np.array([0, 0.5, 0.9, 0.99])), [2, 6, 38, 398], rtol=1e-13)
+    single = jax.jit(jax.vmap(adaptive_edge))(jnp.array([0.5, 0.9], jnp.float32))
+    assert single.dtype == jnp.float32
+    np.testing.assert_allclose(single, [6, 38], rtol=1e-5)
