@@ -1,0 +1,136 @@
+"""The flows of Gould and Tanaka: orders 1 and 2, with their rate or the exact one."""
+
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from adamflow.checks import check_choice
+from adamflow.flows.flow import AbstractFlow, Snapshot
+from adamflow.optimizers import Optimizer
+from adamflow.types import Loss, Params, Scalar
+
+
+class PaperState(eqx.Module):
+    """The state of a `PaperFlow`.
+
+    Attributes:
+        params: θ.
+        velocity: dθ/dn, or `None` at order 1.
+        filters: by stage, a dict from the filter's name to a pytree like the parameters (before bias correction).
+    """
+
+    params: Params
+    velocity: Params | None
+    filters: tuple[dict[str, Params], ...]
+
+
+class PaperFlow(AbstractFlow):
+    """The continuous-time limit of an optimizer made of averages [GT], in units of iterations n = t/η.
+
+    A filter with decay α and input f(x) follows dx̄/dn = a (f(x) − x̄), with the *paper rate* a = (1−α)/α of [GT] or
+    the *exact rate* a = −ln α, whose impulse response equals αⁿ at whole n. With u read from the bias-corrected
+    filters at n, each stage driven by the direction of the one before,
+
+        order 1:  dθ/dn = −η (λθ + u)
+        order 2:  dθ/dn + ½ d²θ/dn² = −η (λθ + u),   dθ/dn = −η (λθ + u) at n = 0
+
+    which is λθ + θ' (+ (η/2) θ'') = −u in the time t = ηn of [GT]. At n = 0 the first gradient has been consumed,
+    x̄(0) = (1−α) f(x(0)), and bias correction divides by 1 − αⁿ⁺¹, so that x̄(n) stands beside x̄ₙ. Both orders follow
+    the iterates to O(η): order 2 models θ'' but not the filters.
+
+    Args:
+        optimizer: a record whose memory consists of averages alone (Adam, AdamW, RMSprop, sign descent, k-Adam).
+        order: 1 or 2.
+        rate: "paper" or "exact".
+
+    Raises:
+        ValueError: if order or rate is none of these.
+        TypeError: if a stage keeps memory that is no average, or asks for differences of its input.
+
+    References:
+        [GT] R. Gould and H. Tanaka, Continuous-Time Analysis of Adaptive Optimization and Normalization,
+        arXiv:2411.05746 (2024). The exact rate is this project's own.
+
+    Example:
+        >>> import adamflow as af
+        >>> flow = af.PaperFlow(af.adam(1e-3), order=2, rate="exact")
+        >>> problem = af.problems.chain(dimension=10)
+        >>> bool(af.solve(flow, problem.loss, problem.params, steps=100).outcome.successful)
+        True
+    """
+
+    optimizer: Optimizer
+    order: Literal[1, 2] = eqx.field(static=True, default=1)
+    rate: Literal["paper", "exact"] = eqx.field(static=True, default="paper")
+
+    def __check_init__(self):
+        if self.order not in (1, 2):
+            raise ValueError(f"order must be 1 or 2 (the flows of [GT]), got {self.order!r}")
+        check_choice("rate", self.rate, ("paper", "exact"))
+        for stage in self.optimizer.stages:
+            if not stage.only_averages:
+                raise TypeError(
+                    f"PaperFlow needs stages made of moving averages, but {type(stage).__name__} keeps other memory or "
+                    "differences of its input, for which [GT] has no flow; run it with af.iterate instead"
+                )
+
+    @property
+    def name(self) -> str:
+        return f"flow of order {self.order}, {self.rate} rate"
+
+    def initial_state(self, loss: Loss, params: Params) -> PaperState:
+        gradient = jax.grad(loss)(params)
+        direction, state = self.optimizer.update(gradient, self.optimizer.initial_state(params), 0)
+        velocity = self._step(params, direction) if self.order == 2 else None
+        return PaperState(params, velocity, state.filters)
+
+    def vector_field(self, time: Scalar, state: PaperState, loss: Loss) -> PaperState:
+        gradient = jax.grad(loss)(state.params)
+        direction, targets = self.optimizer.read(gradient, state.filters, time)
+        step = self._step(state.params, direction)
+        filters = self._relax(time, state.filters, targets)
+        if self.order == 1:
+            return PaperState(step, None, filters)
+        acceleration = jax.tree.map(lambda s, p: 2 * (s - p), step, state.velocity)
+        return PaperState(state.velocity, acceleration, filters)
+
+    def params(self, state: PaperState) -> Params:
+        return state.params
+
+    def nonnegative(self, state: PaperState) -> Any:
+        marks = jax.tree.map(lambda _: False, state)
+        filters = tuple(
+            {
+                filter.name: jax.tree.map(lambda _, mark=filter.nonnegative: mark, values[filter.name])
+                for filter in stage.filters()
+            }
+            for stage, values in zip(self.optimizer.stages, state.filters, strict=True)
+        )
+        return eqx.tree_at(lambda marked: marked.filters, marks, filters)
+
+    def snapshot(self, time: Scalar, state: PaperState, loss: Loss) -> Snapshot:
+        value, gradient = jax.value_and_grad(loss)(state.params)
+        direction, _ = self.optimizer.read(gradient, state.filters, time)
+        return Snapshot(time, state.params, gradient, direction, state.filters, value)
+
+    def _step(self, params: Params, direction: Params) -> Params:
+        """−η (λθ + u), the change of an order-1 flow per iteration."""
+        return jax.tree.map(jnp.subtract, self.optimizer.apply(params, direction), params)
+
+    def _relax(self, time: Scalar, filters: tuple, targets: tuple) -> tuple[dict[str, Params], ...]:
+        """a (f(x) − x̄) for every filter of every stage."""
+        changes = []
+        for stage, values, wanted in zip(self.optimizer.stages, filters, targets, strict=True):
+            change = {}
+            for filter in stage.filters():
+                decay = filter.decay_at(time)
+                rate = (1 - decay) / decay if self.rate == "paper" else -jnp.log(decay)
+                change[filter.name] = jax.tree.map(
+                    lambda target, value, rate=rate: (rate * (target - value)).astype(value.dtype),
+                    wanted[filter.name],
+                    values[filter.name],
+                )
+            changes.append(change)
+        return tuple(changes)

@@ -1,0 +1,24 @@
+"""Optimizers as records: a chain of stages declared once, from which every reading derives."""
+
+from adamflow.optimizers.adam import AdamStage, adam, adamw
+from adamflow.optimizers.kadam import kadam
+from adamflow.optimizers.optimizer import Optimizer, OptimizerState
+from adamflow.optimizers.rmsprop import RMSpropStage, rmsprop
+from adamflow.optimizers.signsgd import SignStage, signsgd
+from adamflow.optimizers.stage import AbstractStage, Filter, Signal
+
+__all__ = [
+    "AbstractStage",
+    "AdamStage",
+    "Filter",
+    "Optimizer",
+    "OptimizerState",
+    "RMSpropStage",
+    "SignStage",
+    "Signal",
+    "adam",
+    "adamw",
+    "kadam",
+    "rmsprop",
+    "signsgd",
+]

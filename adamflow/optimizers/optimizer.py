@@ -1,0 +1,221 @@
+"""The record of an optimizer, and the discrete step that it declares."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+
+from adamflow.checks import check_range
+from adamflow.optimizers.numbers import is_zero, number
+from adamflow.optimizers.stage import AbstractStage, Signal
+from adamflow.types import Leaf, Params, Scalar
+
+#: By stage, then by the name of the filter: a pytree like the parameters.
+Filters = tuple[dict[str, Params], ...]
+
+
+class OptimizerState(eqx.Module):
+    """What an optimizer remembers: for each stage its filters, other memory, and last input.
+
+    Attributes:
+        filters: by stage, a dict from the filter's name to a pytree like the parameters (before bias correction).
+        memory: by stage, a dict of pytrees; empty for optimizers made of averages.
+        previous: by stage, the input of the last iteration, or `None` where the stage does not ask for differences.
+    """
+
+    filters: Filters
+    memory: Filters
+    previous: tuple[Params | None, ...]
+
+
+class OptaxState(NamedTuple):
+    """The state of `Optimizer.to_optax()`: the number of gradients consumed, and the optimizer's state."""
+
+    iteration: Any
+    inner: OptimizerState
+
+
+class Optimizer(eqx.Module):
+    """An optimizer, declared once: θₙ₊₁ = θₙ − η (λ θₙ + uₙ), u the direction of the last of a chain of stages.
+
+    Stage i gets the direction uⁱ⁻¹ₙ of the stage before it, the first one the gradient. The record is a pytree whose
+    leaves are its numbers: they can be traced, batched with `jax.vmap`, and differentiated. Usually made by `adam`,
+    `adamw`, `rmsprop`, `signsgd` or `kadam`.
+
+    Attributes:
+        learning_rate: η > 0.
+        stages: the chain of stages, at least one.
+        weight_decay: λ ≥ 0, decoupled.
+        epsilon: ε ≥ 0, the stabilizer of every ratio: m/(√v + ε). At ε = 0 a ratio with v = 0 is 0.
+        epsilon_inside: whether the ratio is m/√(v + ε) instead.
+        bias_correction: whether filters are divided by the same average of the constant 1.
+        name: what reports and legends call it.
+
+    Raises:
+        ValueError: if a number is out of its range, or there is no stage.
+    """
+
+    learning_rate: jax.Array = eqx.field(converter=number)
+    stages: tuple[AbstractStage, ...]
+    weight_decay: jax.Array = eqx.field(converter=number, default=0.0)
+    epsilon: jax.Array = eqx.field(converter=number, default=0.0)
+    epsilon_inside: bool = eqx.field(static=True, default=False)
+    bias_correction: bool = eqx.field(static=True, default=True)
+    name: str = eqx.field(static=True, default="optimizer")
+
+    def __check_init__(self):
+        if not self.stages:
+            raise ValueError("an optimizer needs at least one stage, got none; for plain sign descent use af.signsgd")
+        hint = "the step is θ − η(λθ + u)"
+        check_range("learning_rate", self.learning_rate, 0, low_open=True, high=float("inf"), high_open=True, hint=hint)
+        check_range("weight_decay", self.weight_decay, 0, float("inf"), high_open=True, hint=hint)
+        check_range("epsilon", self.epsilon, 0, float("inf"), high_open=True)
+
+    def initial_state(self, params: Params) -> OptimizerState:
+        """The state before the first gradient: all filters are zero."""
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return OptimizerState(
+            filters=tuple({filter.name: zeros for filter in stage.filters()} for stage in self.stages),
+            memory=tuple(_over_leaves(stage.initial_memory, (params,)) for stage in self.stages),
+            previous=tuple(zeros if stage.uses_difference else None for stage in self.stages),
+        )
+
+    def update(self, gradient: Params, state: OptimizerState, iteration: Scalar) -> tuple[Params, OptimizerState]:
+        """Feed the gradient gₙ through the stages.
+
+        Args:
+            gradient: gₙ, a pytree like the parameters.
+            state: the state after iteration n − 1.
+            iteration: n = 0, 1, ….
+
+        Returns:
+            the direction uₙ and the state after iteration n.
+        """
+        signal, filters, memories, previous = gradient, [], [], []
+        for index, stage in enumerate(self.stages):
+
+            def respond(value, last, averages, memory, stage=stage):
+                return self._advance(stage, value, last, averages, memory, iteration)
+
+            last = state.previous[index] if stage.uses_difference else signal
+            direction, averages, memory = _over_leaves(
+                respond, (signal, last), (state.filters[index], state.memory[index])
+            )
+            filters.append(averages)
+            memories.append(memory)
+            previous.append(signal if stage.uses_difference else None)
+            signal = direction
+        return signal, OptimizerState(tuple(filters), tuple(memories), tuple(previous))
+
+    def read(self, gradient: Params, filters: Filters, iteration: Scalar) -> tuple[Params, Filters]:
+        """The direction that given filters yield, and what drives each of them: the reading on which flows build.
+
+        Args:
+            gradient: the gradient at this time.
+            filters: the filters as they stand at this time, before bias correction.
+            iteration: the time n = t/η, any real number ≥ 0.
+
+        Returns:
+            the direction u and, by stage and name, the signal f(x) towards which each filter relaxes.
+        """
+        signal, targets = gradient, []
+        for index, stage in enumerate(self.stages):
+
+            def respond(value, averages, stage=stage):
+                inputs = Signal(value)
+                wanted = {filter.name: filter.average(inputs, averages) for filter in stage.filters()}
+                corrected = self._corrected(stage, averages, iteration)
+                return stage.direction(inputs, corrected, {}, iteration, self.ratio), wanted
+
+            signal, wanted = _over_leaves(respond, (signal,), (filters[index],))
+            targets.append(wanted)
+        return signal, tuple(targets)
+
+    def apply(self, params: Params, direction: Params) -> Params:
+        """The parameters after a step: θ − η (λ θ + u)."""
+        return jax.tree.map(
+            lambda leaf, u: (leaf - self.learning_rate * (self.weight_decay * leaf + u)).astype(leaf.dtype),
+            params,
+            direction,
+        )
+
+    def ratio(self, numerator: Leaf, square: Leaf) -> Leaf:
+        """The stabilized ratio m/(√v + ε), or m/√(v + ε); 0 where its denominator is 0, in value and in derivative.
+
+        A negative v gives NaN: it is the sign of an integration that went wrong, and not hidden.
+        """
+        inside, outside = (self.epsilon, 0.0) if self.epsilon_inside else (0.0, self.epsilon)
+        total = square + inside
+        zero = total == 0
+        root = jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, total)))
+        denominator = root + outside
+        nothing = denominator == 0
+        return jnp.where(nothing, 0.0, numerator / jnp.where(nothing, 1.0, denominator))
+
+    def to_optax(self) -> optax.GradientTransformation:
+        """This optimizer as an optax transformation, equal to it step for step.
+
+        Example:
+            >>> import adamflow as af, jax.numpy as jnp, optax
+            >>> transformation = af.adam(0.1).to_optax()
+            >>> state = transformation.init(jnp.ones(2))
+            >>> updates, state = transformation.update(jnp.array([3.0, -2.0]), state, jnp.ones(2))
+            >>> optax.apply_updates(jnp.ones(2), updates).round(3).tolist()
+            [0.9, 1.1]
+        """
+
+        def init(params: Params) -> Any:
+            return OptaxState(jnp.zeros((), jnp.int32), self.initial_state(params))
+
+        def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
+            if params is None:
+                if not is_zero(self.weight_decay):
+                    raise ValueError("weight decay needs the parameters; call update(gradient, state, params)")
+                params = jax.tree.map(jnp.zeros_like, updates)
+            direction, inner = self.update(updates, state.inner, state.iteration)
+            changes = jax.tree.map(
+                lambda leaf, u: (-self.learning_rate * (self.weight_decay * leaf + u)).astype(u.dtype),
+                params,
+                direction,
+            )
+            return changes, OptaxState(optax.safe_increment(state.iteration), inner)
+
+        return optax.GradientTransformation(init, update)
+
+    def _corrected(self, stage: AbstractStage, averages: dict[str, Leaf], iteration: Scalar) -> dict[str, Leaf]:
+        if not self.bias_correction:
+            return averages
+        return {filter.name: averages[filter.name] / filter.mass_at(iteration) for filter in stage.filters()}
+
+    def _advance(self, stage, value, last, averages, memory, iteration):
+        """One iteration of one stage on one leaf: its direction, filters and memory."""
+        difference = jnp.where(iteration == 0, 0.0, value - last) if stage.uses_difference else None
+        signal = Signal(value, difference)
+        averages = dict(averages)
+        for filter in stage.filters():
+            decay = filter.decay_at(iteration)
+            updated = decay * averages[filter.name] + (1 - decay) * filter.average(signal, averages)
+            averages[filter.name] = updated.astype(value.dtype)
+        corrected = self._corrected(stage, averages, iteration)
+        memory = stage.update_memory(signal, corrected, memory, iteration)
+        direction = stage.direction(signal, corrected, memory, iteration, self.ratio)
+        return direction.astype(value.dtype), averages, memory
+
+
+def _over_leaves(
+    function: Callable[..., Any], trees: tuple[Params, ...], groups: tuple[dict[str, Params], ...] = ()
+) -> Any:
+    """Apply a function leaf by leaf and gather what it returns into trees like those given.
+
+    The function gets a leaf of each tree, and for each group, a dict of such trees, a dict of leaves.
+    """
+    treedef = jax.tree.structure(trees[0])
+    columns = [treedef.flatten_up_to(tree) for tree in trees]
+    for group in groups:
+        parts = {name: treedef.flatten_up_to(tree) for name, tree in group.items()}
+        columns.append([{name: part[i] for name, part in parts.items()} for i in range(treedef.num_leaves)])
+    results = [function(*row) for row in zip(*columns, strict=True)]
+    return jax.tree.map(lambda *parts: treedef.unflatten(parts), *results)

@@ -1,0 +1,66 @@
+"""RMSprop with bias correction: Adam whose first moment is the gradient itself."""
+
+import equinox as eqx
+import jax
+
+from adamflow.optimizers.numbers import check_decays, number
+from adamflow.optimizers.optimizer import Optimizer
+from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, Signal
+from adamflow.types import Leaf, Scalar
+
+
+class RMSpropStage(AbstractStage):
+    """One filter v of x² with decay β; direction u = x/(√v̂ + ε)."""
+
+    beta: jax.Array = eqx.field(converter=number)
+
+    def __check_init__(self):
+        check_decays(self.beta)
+
+    def filters(self) -> tuple[Filter, ...]:
+        return (Filter("second_moment", self.beta, lambda signal, _: signal.value**2, nonnegative=True),)
+
+    def direction(
+        self, signal: Signal, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar, ratio: Ratio
+    ) -> Leaf:
+        return ratio(signal.value, averages["second_moment"])
+
+
+def rmsprop(
+    learning_rate: Scalar,
+    beta: Scalar = 0.999,
+    epsilon: Scalar = 0.0,
+    *,
+    weight_decay: Scalar = 0.0,
+    epsilon_inside: bool = False,
+    bias_correction: bool = True,
+) -> Optimizer:
+    """RMSprop (Tieleman and Hinton, 2012), by default with bias correction: Adam with γ = 0.
+
+        vₙ = β vₙ₋₁ + (1−β) gₙ²,   uₙ = gₙ / (√[vₙ/(1−βⁿ⁺¹)] + ε),   θₙ₊₁ = θₙ − η (λ θₙ + uₙ)
+
+    Args:
+        learning_rate: η > 0.
+        beta: decay β of the second moment, in (0, 1): `decay` in optax, `alpha` in PyTorch.
+        epsilon: ε ≥ 0.
+        weight_decay: λ ≥ 0, decoupled.
+        epsilon_inside: whether ε stands under the root, as in optax.rmsprop by default.
+        bias_correction: whether v is divided by 1 − βⁿ⁺¹; PyTorch's RMSprop does not.
+
+    Raises:
+        ValueError: if a number is out of its range.
+
+    Example:
+        >>> import adamflow as af
+        >>> af.rmsprop(1e-3, beta=0.9).name
+        'rmsprop'
+    """
+    return Optimizer(
+        learning_rate=learning_rate,
+        stages=(RMSpropStage(beta),),
+        weight_decay=weight_decay,
+        epsilon=epsilon,
+        epsilon_inside=epsilon_inside,
+        bias_correction=bias_correction,
+        name="rmsprop",
+    )

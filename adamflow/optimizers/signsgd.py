@@ -1,0 +1,37 @@
+"""Sign descent: no memory, only the sign of the gradient."""
+
+import jax.numpy as jnp
+
+from adamflow.optimizers.optimizer import Optimizer
+from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, Signal
+from adamflow.types import Leaf, Scalar
+
+
+class SignStage(AbstractStage):
+    """No filter; direction u = sign(x), with sign(0) = 0."""
+
+    def filters(self) -> tuple[Filter, ...]:
+        return ()
+
+    def direction(
+        self, signal: Signal, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar, ratio: Ratio
+    ) -> Leaf:
+        return jnp.sign(signal.value)
+
+
+def signsgd(learning_rate: Scalar, *, weight_decay: Scalar = 0.0) -> Optimizer:
+    """Sign descent (Bernstein et al., 2018): θₙ₊₁ = θₙ − η (λ θₙ + sign gₙ), Adam's limit β, γ → 0 at ε = 0.
+
+    Args:
+        learning_rate: η > 0.
+        weight_decay: λ ≥ 0, decoupled.
+
+    Raises:
+        ValueError: if a number is out of its range.
+
+    Example:
+        >>> import adamflow as af
+        >>> af.signsgd(1e-3).name
+        'signsgd'
+    """
+    return Optimizer(learning_rate=learning_rate, stages=(SignStage(),), weight_decay=weight_decay, name="signsgd")

@@ -1,0 +1,113 @@
+"""The contract of a stage: which filters it keeps, what each of them averages, and the direction it returns."""
+
+import abc
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+
+from adamflow.types import Leaf, Scalar
+
+#: The stabilized ratio m/(√v + ε) that an optimizer hands to its stages: `ratio(m, v)`, and 0 where both vanish.
+Ratio = Callable[[Leaf, Leaf], Leaf]
+
+
+class Signal(NamedTuple):
+    """What a stage receives for one leaf of the parameters at one iteration.
+
+    Attributes:
+        value: the input xₙ: the gradient for the first stage, the direction of the stage before for the others.
+        difference: xₙ − xₙ₋₁ (zero at n = 0) for a stage that sets `uses_difference`, otherwise `None`.
+    """
+
+    value: Leaf
+    difference: Leaf | None = None
+
+
+class Filter(NamedTuple):
+    """An exponential moving average x̄ₙ = α x̄ₙ₋₁ + (1−α) f(xₙ), x̄₋₁ = 0.
+
+    Attributes:
+        name: the key under which it is found.
+        decay: α, a number in (0, 1), or a function of the iteration n = 0, 1, … that returns one.
+        average: f; gets the signal and the stage's filters declared *before* this one, already updated.
+        nonnegative: whether f ≥ 0; the flows then follow ln x̄, which keeps x̄ positive.
+        mass: the same average of the constant 1, as a function of n, by which bias correction divides; by default
+            1 − αⁿ⁺¹. A decay that is a function must come with its mass.
+    """
+
+    name: str
+    decay: Scalar | Callable[[Scalar], Scalar]
+    average: Callable[[Signal, dict[str, Leaf]], Leaf]
+    nonnegative: bool = False
+    mass: Callable[[Scalar], Scalar] | None = None
+
+    def decay_at(self, iteration: Scalar) -> Scalar:
+        """The decay α at an iteration."""
+        return self.decay(iteration) if callable(self.decay) else self.decay
+
+    def mass_at(self, iteration: Scalar) -> Scalar:
+        """The average of the constant 1 at an iteration: 1 − αⁿ⁺¹ for a constant decay."""
+        if self.mass is not None:
+            return self.mass(iteration)
+        if callable(self.decay):
+            raise TypeError(
+                f"filter {self.name!r} has a decay that depends on the iteration but no mass, so its bias correction "
+                "is unknown; declare Filter(..., mass=function of the iteration)"
+            )
+        return -jnp.expm1((iteration + 1) * jnp.log(self.decay))
+
+
+class AbstractStage(eqx.Module):
+    """One stage of an optimizer: filters driven by a signal, and a direction read from them.
+
+    To add one, subclass it in a file of its own and define
+
+    - `filters()`: the moving averages that it keeps, with their decays and what each averages;
+    - `direction(...)`: what it returns from the bias-corrected averages.
+
+    Only if it needs them, define too
+
+    - `uses_difference = True`: the signal then carries xₙ − xₙ₋₁ (Adan);
+    - `initial_memory` and `update_memory`: memory that is no average (AMSGrad's maximum).
+
+    Decays, clips and bounds that change in time are functions of the iteration. The methods act on one leaf of the
+    parameters at a time, so a norm inside them is a norm over that tensor. From this the discrete step, the optax
+    transformation and, without memory or differences, the flows follow.
+    """
+
+    uses_difference: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def filters(self) -> tuple[Filter, ...]:
+        """The filters of this stage, in the order in which they are updated."""
+
+    @abc.abstractmethod
+    def direction(
+        self, signal: Signal, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar, ratio: Ratio
+    ) -> Leaf:
+        """The direction uₙ.
+
+        Args:
+            signal: the input at this iteration.
+            averages: the filters by name, updated, divided by their mass if the optimizer corrects the bias.
+            memory: the memory, updated; empty unless `initial_memory` says otherwise.
+            iteration: n = 0, 1, …; a real number in a flow.
+            ratio: `ratio(m, v)` = m/(√v + ε), stabilized as the optimizer says.
+        """
+
+    def initial_memory(self, leaf: Leaf) -> dict[str, Leaf]:
+        """The memory before the first gradient, for one leaf of the parameters."""
+        return {}
+
+    def update_memory(
+        self, signal: Signal, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar
+    ) -> dict[str, Leaf]:
+        """The memory at this iteration, from the updated averages and the memory of the last one."""
+        return memory
+
+    @property
+    def only_averages(self) -> bool:
+        """Whether this stage remembers nothing but moving averages, so that it has the flows of [GT]."""
+        return not self.uses_difference and not self.initial_memory(jnp.zeros(()))

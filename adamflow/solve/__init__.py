@@ -1,0 +1,19 @@
+"""Runs: discrete, continuous, and the comparison of both. The only layer that runs diffrax."""
+
+from adamflow.solve.compare import Comparison, Convergence, compare, convergence
+from adamflow.solve.integrate import solve
+from adamflow.solve.iterate import iterate
+from adamflow.solve.trajectory import OUTCOMES, Outcome, Stats, Trajectory
+
+__all__ = [
+    "OUTCOMES",
+    "Comparison",
+    "Convergence",
+    "Outcome",
+    "Stats",
+    "Trajectory",
+    "compare",
+    "convergence",
+    "iterate",
+    "solve",
+]

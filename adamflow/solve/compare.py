@@ -1,0 +1,231 @@
+"""How far two runs are apart, in numbers and in words."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from adamflow.checks import check_choice, check_count, check_range
+from adamflow.flows import AbstractFlow
+from adamflow.solve.integrate import solve
+from adamflow.solve.iterate import iterate
+from adamflow.solve.trajectory import Trajectory
+from adamflow.types import Loss, Params
+
+Norm = Literal["euclidean", "maximum"]
+
+
+class Comparison(eqx.Module):
+    """The distance of a run from a reference, at each saved iteration.
+
+    `relative` errors are divided by the distance that the reference has moved from its start so far (the largest up
+    to that iteration), and 0 before it has moved.
+
+    Attributes:
+        iterations: n, shape (saved,).
+        absolute: ‖θ − θ_ref‖ over all parameters, shape (saved,).
+        relative: the same, divided by the distance moved.
+        absolute_by_leaf, relative_by_leaf: the same for each leaf alone: pytrees like the parameters.
+        names: of the reference and of the run.
+        norm: "euclidean" or "maximum".
+    """
+
+    iterations: Float[Array, " saved"]
+    absolute: Float[Array, " saved"]
+    relative: Float[Array, " saved"]
+    absolute_by_leaf: Any
+    relative_by_leaf: Any
+    names: tuple[str, str] = eqx.field(static=True)
+    norm: str = eqx.field(static=True)
+
+    @property
+    def maximum(self) -> float:
+        """The largest relative error over all parameters."""
+        return float(self.relative.max())
+
+    @property
+    def worst_iteration(self) -> float:
+        """The iteration of the largest relative error."""
+        return float(self.iterations[int(self.relative.argmax())])
+
+    def __str__(self) -> str:
+        rows = [("all parameters", self.absolute, self.relative)]
+        pairs = zip(
+            jax.tree_util.tree_leaves_with_path(self.absolute_by_leaf),
+            jax.tree.leaves(self.relative_by_leaf),
+            strict=True,
+        )
+        if len(jax.tree.leaves(self.absolute_by_leaf)) > 1:
+            rows += [(jax.tree_util.keystr(path), absolute, relative) for (path, absolute), relative in pairs]
+        width = max(len(name) for name, _, _ in rows)
+        lines = [
+            f"{self.names[1]} against {self.names[0]}, {len(self.iterations)} iterations up to "
+            f"{float(self.iterations[-1]):g}, {self.norm} norm",
+            f"{'':{width}}  max. absolute  max. relative  at iteration   at the end",
+        ]
+        for name, absolute, relative in rows:
+            worst = float(self.iterations[int(relative.argmax())])
+            lines.append(
+                f"{name:{width}}  {float(absolute.max()):13.3e}  {float(relative.max()):13.3e}  {worst:12g}"
+                f"  {float(relative[-1]):11.3e}"
+            )
+        return "\n".join(lines)
+
+
+def compare(reference: Trajectory, run: Trajectory, *, norm: Norm = "euclidean") -> Comparison:
+    """Compare two runs saved at the same iterations, for example a discrete and a continuous one.
+
+    Args:
+        reference: the run from which distances are measured, and whose way gives the unit of relative errors.
+        run: the other one.
+        norm: over parameters, "euclidean" or "maximum".
+
+    Returns:
+        absolute and relative errors over time, for each leaf and over all parameters. `print` shows them as a table.
+
+    Raises:
+        ValueError: if the runs were saved at other iterations (one of them may have failed: its `outcome` says so),
+            hold other parameters, or hold none.
+
+    Example:
+        >>> import adamflow as af
+        >>> problem, optimizer = af.problems.chain(dimension=4), af.adam(1e-3)
+        >>> discrete = af.iterate(optimizer, problem.loss, problem.params, 100)
+        >>> continuous = af.solve(af.PaperFlow(optimizer, order=1), problem.loss, problem.params, 100)
+        >>> float(af.compare(discrete, continuous).relative[-1]) < 0.02
+        True
+    """
+    check_choice("norm", norm, ("euclidean", "maximum"))
+    _check_comparable(reference, run)
+    moved = jax.tree.map(lambda leaf: leaf - leaf[:1], reference.params)
+    error = jax.tree.map(jnp.subtract, run.params, reference.params)
+
+    def size(*leaves: jax.Array) -> jax.Array:
+        rows = jnp.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
+        return jnp.linalg.norm(rows, axis=1) if norm == "euclidean" else jnp.max(jnp.abs(rows), axis=1)
+
+    def relative(absolute: jax.Array, way: jax.Array) -> jax.Array:
+        so_far = jax.lax.cummax(way)
+        return jnp.where(absolute == 0, 0.0, absolute / so_far)
+
+    by_leaf, ways = jax.tree.map(size, error), jax.tree.map(size, moved)
+    absolute = size(*jax.tree.leaves(error))
+    return Comparison(
+        iterations=reference.iterations,
+        absolute=absolute,
+        relative=relative(absolute, size(*jax.tree.leaves(moved))),
+        absolute_by_leaf=by_leaf,
+        relative_by_leaf=jax.tree.map(relative, by_leaf, ways),
+        names=(reference.name, run.name),
+        norm=norm,
+    )
+
+
+def _check_comparable(reference: Trajectory, run: Trajectory) -> None:
+    for trajectory in (reference, run):
+        if trajectory.params is None:
+            raise ValueError(
+                f"the run {trajectory.name!r} holds no parameters, since it had an observe= function; run it without "
+                "one, or return snapshot.params from it"
+            )
+    if reference.iterations.shape != run.iterations.shape or not np.array_equal(reference.iterations, run.iterations):
+        endings = "; ".join(f"{t.name}: {len(t)} saved, {t.outcome.message}" for t in (reference, run))
+        raise ValueError(f"the runs were saved at different iterations ({endings}); give both the same save_at=")
+    shapes = [jax.tree.map(jnp.shape, trajectory.params) for trajectory in (reference, run)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"the runs hold different parameters: {shapes[0]} and {shapes[1]}; start both from the same")
+
+
+class Convergence(eqx.Module):
+    """Errors of a flow against the iterates of its optimizer, over learning rates at the same time ηN.
+
+    Attributes:
+        learning_rates: η, shape (rates,).
+        errors: the largest distance of θ from θₙ over the iterations compared, in the norm chosen, shape (rates,).
+        name: of the flow.
+    """
+
+    learning_rates: Float[np.ndarray, " rates"]
+    errors: Float[np.ndarray, " rates"]
+    name: str = eqx.field(static=True)
+
+    @property
+    def order(self) -> float:
+        """The slope of ln error against ln η, fitted by least squares."""
+        return float(np.polyfit(np.log(self.learning_rates), np.log(self.errors), 1)[0])
+
+    @property
+    def local_orders(self) -> Float[np.ndarray, " steps"]:
+        """The same slope between each pair of neighbours."""
+        return np.diff(np.log(self.errors)) / np.diff(np.log(self.learning_rates))
+
+    def __str__(self) -> str:
+        rows = [f"  {rate:13.4g}  {error:.3e}" for rate, error in zip(self.learning_rates, self.errors, strict=True)]
+        return "\n".join([self.name, "  learning rate  error", *rows, f"  fitted order {self.order:.2f}"])
+
+
+def convergence(
+    make_flow: Callable[[float], AbstractFlow],
+    loss: Loss,
+    params: Params,
+    learning_rates: Sequence[float],
+    *,
+    time: float,
+    points: int = 64,
+    norm: Norm = "maximum",
+    rtol: float = 1e-9,
+    **options: Any,
+) -> Convergence:
+    """Measure the order of a flow: its errors against the iterates for several η at fixed t = ηN.
+
+    Args:
+        make_flow: from a learning rate to a flow with an optimizer of that rate.
+        loss: `loss(params)`.
+        params: where all runs start.
+        learning_rates: at least two, each dividing `time` into whole iterations.
+        time: t = ηN > 0.
+        points: the number of iterations, evenly spaced up to N, at which the runs are compared; fewer if N is less.
+        norm: over parameters; the error is its maximum over these iterations.
+        rtol: of `solve`, which must be small beside the errors measured.
+        options: for `solve`.
+
+    Returns:
+        learning rates, errors and fitted order. `print` shows them as a table.
+
+    Raises:
+        ValueError: if a rate does not divide the time, or a run does not complete.
+
+    Example:
+        >>> import adamflow as af
+        >>> problem = af.problems.chain(dimension=2)
+        >>> flow = lambda eta: af.PaperFlow(af.adam(eta), order=1)
+        >>> 0.8 < af.convergence(flow, problem.loss, problem.params, [4e-3, 2e-3, 1e-3], time=0.2).order < 1.2
+        True
+    """
+    check_range("learning_rates", learning_rates, 0, low_open=True)
+    check_count("the number of learning rates", len(learning_rates), 2)
+    counts = [_whole_iterations(time, rate) for rate in learning_rates]
+    points = min(check_count("points", points), *counts)
+    errors, name = [], ""
+    for rate, steps in zip(learning_rates, counts, strict=True):
+        flow = make_flow(rate)
+        save_at = np.round(np.linspace(0, steps, points + 1))
+        discrete = iterate(flow.optimizer, loss, params, steps, save_at=save_at)
+        continuous = solve(flow, loss, params, steps, save_at=save_at, rtol=rtol, **options)
+        for run in (discrete, continuous):
+            if not run.outcome.successful:
+                raise ValueError(f"the run {run.name!r} at learning rate {rate:g} {run.outcome.message}")
+        errors.append(float(compare(discrete, continuous, norm=norm).absolute.max()))
+        name = continuous.name
+    return Convergence(np.asarray(learning_rates, float), np.asarray(errors), name)
+
+
+def _whole_iterations(time: float, rate: float) -> int:
+    steps = round(time / rate)
+    if steps < 1 or abs(steps * rate - time) > 1e-6 * time:
+        raise ValueError(f"time={time:g} is no whole number of iterations at learning rate {rate:g}; choose another")
+    return steps

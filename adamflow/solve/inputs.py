@@ -1,0 +1,80 @@
+"""Checks of what a run is given, before anything is computed."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adamflow.checks import check_count, is_concrete
+from adamflow.types import Loss, Params
+
+
+def check_run(loss: Loss, params: Params, steps: Any, save_at: Any, *batch: Any) -> tuple[Params, int, np.ndarray]:
+    """The parameters as arrays, the number of steps, and the iterations to save, or a `ValueError` that says why not.
+
+    Args:
+        loss: `loss(params, *batch)`.
+        params: any pytree of floating-point arrays.
+        steps: at least 1.
+        save_at: increasing iterations in [0, steps], or `None` for every one.
+        batch: an example of what the loss gets beside the parameters, if anything.
+    """
+    params = check_params(params)
+    steps = check_count("steps", steps)
+    shape = jax.eval_shape(loss, params, *batch)
+    if (
+        not isinstance(shape, jax.ShapeDtypeStruct)
+        or shape.shape != ()
+        or not jnp.issubdtype(shape.dtype, jnp.floating)
+    ):
+        raise ValueError(f"the loss must return a real scalar, got {shape}; reduce it, for example with jnp.mean")
+    return params, steps, check_save_at(save_at, steps)
+
+
+def check_params(params: Params) -> Params:
+    """The parameters as jax arrays; raise `ValueError` unless all leaves are float32 or float64."""
+    paths = jax.tree_util.tree_leaves_with_path(params)
+    if not paths:
+        raise ValueError("params has no leaves; give a pytree with at least one floating-point array")
+    for path, leaf in paths:
+        where = f"params{jax.tree_util.keystr(path)}"
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, float | int):
+            raise ValueError(f"{where} must be an array, got {type(leaf).__name__}; filter modules with eqx.is_array")
+        dtype = jnp.asarray(leaf).dtype
+        if dtype not in (jnp.float32, jnp.float64):
+            raise ValueError(
+                f"{where} must be float32 or float64, got {dtype}; convert it, or close over it in the loss "
+                "if it is not trained"
+            )
+    return jax.tree.map(jnp.asarray, params)
+
+
+def check_save_at(save_at: Any, steps: int) -> np.ndarray:
+    """The iterations to save as increasing floats in [0, steps]; raise `ValueError` if they are not."""
+    if save_at is None:
+        return np.arange(steps + 1, dtype=float)
+    if not is_concrete(save_at):
+        raise ValueError("save_at must be known before the run is compiled, got a traced value; pass it as a constant")
+    iterations = np.atleast_1d(np.asarray(save_at, dtype=float))
+    if iterations.ndim != 1 or iterations.size == 0:
+        raise ValueError(f"save_at must be a sequence of at least one iteration, got shape {iterations.shape}")
+    outside = iterations[~((iterations >= 0) & (iterations <= steps))]
+    if outside.size:
+        raise ValueError(f"save_at must lie in [0, steps={steps}], got {outside[0]:g}")
+    if np.any(np.diff(iterations) <= 0):
+        raise ValueError("save_at must increase strictly; sort it and drop what stands twice")
+    return iterations
+
+
+def check_tolerance(rtol: Any, params: Params) -> None:
+    """Raise `ValueError` if the arithmetic of the parameters cannot reach the tolerance."""
+    if not is_concrete(rtol):
+        return
+    epsilon = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(params))
+    if not 8 * epsilon <= float(rtol) < 1:
+        hint = "enable float64 with jax.config.update('jax_enable_x64', True)" if epsilon > 1e-10 else "loosen it"
+        raise ValueError(
+            f"rtol must lie in [{8 * epsilon:.1e}, 1), which the arithmetic of the parameters can resolve, "
+            f"got {float(rtol):g}; {hint}"
+        )

@@ -1,0 +1,63 @@
+"""Which diffrax solver integrates a flow, and how it steps."""
+
+from typing import Any, NamedTuple
+
+import diffrax
+import jax.numpy as jnp
+import optimistix
+
+#: The largest number of parameters for which "auto" takes an implicit solver with dense Jacobians.
+DENSE_LIMIT = 200
+
+
+class Method(NamedTuple):
+    """How a flow is integrated.
+
+    Attributes:
+        solver: the diffrax solver.
+        implicit: whether its steps solve equations; these follow logarithms of nonnegative filters.
+        gradients: gradients of the loss in an attempted step, or `None` where that is not fixed.
+        jacobians: dense Jacobians of the vector field in an attempted step.
+    """
+
+    solver: diffrax.AbstractSolver
+    implicit: bool
+    gradients: int | None
+    jacobians: int
+
+
+def choose_method(solver: Any, dimension: int, step_size: Any) -> Method:
+    """The method for "auto" or for a solver that the user chose; raise `ValueError` for anything else.
+
+    "auto" is Kvaerno5 up to `DENSE_LIMIT` parameters: the flows of adaptive optimizers are stiff, since filters forget
+    within some iterations and the preconditioned curvature goes up to tens per iteration. Its chord iteration with the
+    tolerances of the step size control takes a tenth of the steps that diffrax's default root finder takes here.
+    Beyond the limit dense Jacobians cost more than what stiffness costs an explicit method: Tsit5.
+    """
+    if isinstance(solver, str) and solver == "auto":
+        root_finder = diffrax.with_stepsize_controller_tols(optimistix.Chord)()
+        adaptive = dimension <= DENSE_LIMIT and step_size is None
+        solver = diffrax.Kvaerno5(root_finder=root_finder) if adaptive else diffrax.Tsit5()
+    if not isinstance(solver, diffrax.AbstractSolver):
+        raise ValueError(f'solver must be "auto" or a diffrax solver such as diffrax.Tsit5(), got {solver!r}')
+    if step_size is None and not isinstance(solver, diffrax.AbstractAdaptiveSolver):
+        raise ValueError(
+            f"{type(solver).__name__} estimates no error, so it needs a constant step_size=, in iterations"
+        )
+    if isinstance(solver, diffrax.AbstractImplicitSolver):
+        every_stage = getattr(solver, "calculate_jacobian", None) == diffrax.CalculateJacobian.every_stage
+        return Method(solver, True, None, solver.tableau.num_stages if every_stage else 1)  # pyright: ignore
+    if isinstance(solver, diffrax.AbstractERK) and isinstance(solver.tableau, diffrax.ButcherTableau):
+        return Method(solver, False, solver.tableau.num_stages - int(solver.tableau.fsal), 0)
+    return Method(solver, False, None, 0)
+
+
+def step_controller(steps: Any, rtol: Any, atol: Any, step_size: Any) -> tuple[diffrax.AbstractStepSizeController, Any]:
+    """How steps are chosen, and the first of them, in iterations.
+
+    Steps below ten units in the last place of the time end the run: it cannot go on.
+    """
+    if step_size is not None:
+        return diffrax.ConstantStepSize(), step_size
+    smallest = 10 * jnp.finfo(rtol.dtype).eps * steps
+    return diffrax.PIDController(rtol=rtol, atol=atol, dtmin=smallest, force_dtmin=False), jnp.ones((), rtol.dtype)

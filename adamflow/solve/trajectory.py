@@ -1,0 +1,166 @@
+"""What a run returns, whether discrete or continuous: the same record."""
+
+import dataclasses
+import time
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from adamflow.checks import is_concrete
+from adamflow.types import Params
+
+#: How runs end; a code is a place in this tuple.
+OUTCOMES = ("completed", "diverged", "not_finite", "step_limit", "stalled")
+
+_SENTENCES = {
+    "completed": "completed: reached iteration {iteration:g}.",
+    "diverged": (
+        "diverged: after iteration {iteration:g} a parameter exceeded {limit:.0e} times its initial scale. What came "
+        "before is kept. Try a smaller learning rate, or (beta, gamma) with beta > gamma**2."
+    ),
+    "not_finite": (
+        "not finite: after iteration {iteration:g} the loss, a parameter, filter or gradient was NaN or infinite. What "
+        "came before is kept. Check the loss there, try a smaller learning rate, or epsilon > 0."
+    ),
+    "step_limit": (
+        "step limit: max_steps was used up at iteration {iteration:g}. What came before is kept. Raise max_steps, "
+        "loosen rtol, or take an implicit solver: the flow is stiff where curvature or filters are fast."
+    ),
+    "stalled": (
+        "stalled: at iteration {iteration:g} no step, however small, met the tolerance. What came before is kept. The "
+        "flow is not smooth there, or rtol asks for more digits than the arithmetic has; loosen rtol, or use float64."
+    ),
+}
+
+#: A run has diverged when a parameter exceeds this many times max(1, its largest initial magnitude).
+DIVERGENCE_LIMIT = 1e8
+
+
+class Outcome(eqx.Module):
+    """How a run ended, one entry for each lane of a batch.
+
+    Attributes:
+        code: place in `OUTCOMES`.
+        iteration: the last iteration up to which the run is good.
+    """
+
+    code: Int[Array, "..."]
+    iteration: Float[Array, "..."]
+
+    @property
+    def successful(self) -> Any:
+        """Whether the run reached its last iteration: a bool, or an array of them for a batch."""
+        return self.code == 0
+
+    @property
+    def name(self) -> Any:
+        """One of `OUTCOMES`, or an array of them for a batch."""
+        names = np.asarray(OUTCOMES)[np.asarray(self.code)]
+        return str(names) if names.ndim == 0 else names
+
+    @property
+    def message(self) -> Any:
+        """A sentence that says what happened, at which iteration, and what to try; a list of them for a batch."""
+
+        def sentence(code: int, iteration: float) -> str:
+            return _SENTENCES[OUTCOMES[code]].format(iteration=iteration, limit=DIVERGENCE_LIMIT)
+
+        codes, iterations = np.asarray(self.code), np.asarray(self.iteration)
+        if codes.ndim == 0:
+            return sentence(int(codes), float(iterations))
+        return [sentence(int(code), float(n)) for code, n in zip(codes.flat, iterations.flat, strict=True)]
+
+
+class Stats(eqx.Module):
+    """What a run cost.
+
+    Attributes:
+        gradient_evaluations: of the loss; `None` where it cannot be counted (an implicit solver under jit or vmap).
+        accepted_steps: steps taken; a discrete run accepts every iteration.
+        rejected_steps: steps computed and thrown away.
+        jacobian_evaluations: dense Jacobians of the vector field (implicit solvers), not counted among the gradients.
+        seconds: wall time of the call, compilation included if this was the first; `None` under jit or vmap.
+    """
+
+    gradient_evaluations: Any
+    accepted_steps: Any
+    rejected_steps: Any
+    jacobian_evaluations: Any
+    seconds: float | None
+
+
+class Trajectory(eqx.Module):
+    """A run of an optimizer or a flow.
+
+    Attributes:
+        iterations: the saved iterations n = t/η, shape (saved,).
+        params: θ at these, a pytree with a leading axis of time; `None` if the run had an `observe=` function.
+        observed: what `observe=` returned at each, with a leading axis of time; `None` without one.
+        final: the state at the last good iteration: (params, OptimizerState) or the state of the flow.
+        outcome: how it ended. A run that failed keeps the rows before its end and no others. Under jit and vmap,
+            where shapes are fixed, the rows after it are NaN (zero for integers), and `outcome` tells which.
+        stats: what it cost.
+        name: what reports and legends call it.
+    """
+
+    iterations: Float[Array, "*lanes saved"]
+    params: Params | None
+    observed: Any
+    final: Any
+    outcome: Outcome
+    stats: Stats
+    name: str = eqx.field(static=True, default="")
+
+    def __len__(self) -> int:
+        return self.iterations.shape[-1]
+
+
+def divergence_limit(params: Params) -> jax.Array:
+    """The magnitude beyond which a parameter has diverged, for a run that starts at `params`."""
+    return DIVERGENCE_LIMIT * jnp.maximum(1.0, largest(params))
+
+
+def largest(params: Params) -> jax.Array:
+    """The largest magnitude in a pytree; NaN if any entry is."""
+    return jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree.leaves(params)]).max()
+
+
+def within(params: Params, limit: jax.Array) -> jax.Array:
+    """Whether every parameter is finite and at most `limit` in magnitude."""
+    return jnp.stack([jnp.all(jnp.abs(leaf) <= limit) for leaf in jax.tree.leaves(params)]).all()
+
+
+def conclude(trajectory: Trajectory, started: float) -> Trajectory:
+    """Keep the good rows: alone those where the run is single and concrete, otherwise with blanks for the others.
+
+    Args:
+        trajectory: with a row for each iteration that was asked for.
+        started: `time.perf_counter()` at the start of the call.
+    """
+    outcome = trajectory.outcome
+    good = trajectory.iterations <= outcome.iteration
+    rows = (trajectory.iterations, trajectory.params, trajectory.observed)
+    if not is_concrete(trajectory):
+        params, observed = blank_rows(rows[1:], good)
+        return dataclasses.replace(trajectory, params=params, observed=observed)
+    jax.block_until_ready(trajectory)
+    if not bool(outcome.successful):
+        iterations, params, observed = jax.tree.map(lambda leaf: leaf[: int(good.sum())], rows)
+        trajectory = dataclasses.replace(trajectory, iterations=iterations, params=params, observed=observed)
+    counts = jax.tree.map(int, trajectory.stats) if outcome.code.ndim == 0 else trajectory.stats
+    stats = dataclasses.replace(counts, seconds=time.perf_counter() - started)
+    return dataclasses.replace(trajectory, stats=stats)
+
+
+def blank_rows(rows: Any, good: Any) -> Any:
+    """Set rows that are not good to NaN, or to zero where the type has none."""
+
+    def blank(leaf: jax.Array) -> jax.Array:
+        fill = jnp.asarray(jnp.nan if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0, leaf.dtype)
+        return jnp.where(good.reshape((-1,) + (1,) * (leaf.ndim - 1)), leaf, fill)
+
+    return jax.tree.map(blank, rows)

@@ -1,0 +1,177 @@
+"""The discrete run: against a plain loop, what is saved, how it ends, and bad input."""
+
+import re
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adamflow as af
+
+CHAIN = af.problems.chain(6)
+ADAM = af.adamw(1e-2, 0.99, 0.8, weight_decay=0.1)
+
+
+def numpy_adamw(gradient, params, steps, eta=1e-2, beta=0.99, gamma=0.8, decay=0.1):
+    m = v = np.zeros_like(params)
+    path, directions = [params], []
+    for n in range(steps + 1):
+        g = gradient(params)
+        m, v = gamma * m + (1 - gamma) * g, beta * v + (1 - beta) * g**2
+        u = m / (1 - gamma ** (n + 1)) / np.sqrt(v / (1 - beta ** (n + 1)))
+        directions.append(u)
+        params = params - eta * (decay * params + u)
+        path.append(params)
+    return np.array(path[: steps + 1]), np.array(directions)
+
+
+def test_formula_equals_a_plain_loop_at_every_iteration():
+    gradient = jax.jit(jax.grad(CHAIN.loss))
+    path, directions = numpy_adamw(lambda p: np.asarray(gradient(p)), np.asarray(CHAIN.params), 40)
+    run = af.iterate(ADAM, CHAIN.loss, CHAIN.params, 40)
+    np.testing.assert_array_equal(run.iterations, np.arange(41))
+    np.testing.assert_allclose(run.params, path, rtol=1e-11)
+    seen = af.iterate(ADAM, CHAIN.loss, CHAIN.params, 40, observe=lambda s: (s.iteration, s.params, s.direction))
+    assert seen.params is None
+    np.testing.assert_array_equal(seen.observed[0], np.arange(41))
+    np.testing.assert_allclose(seen.observed[1], path, rtol=1e-11)
+    np.testing.assert_allclose(seen.observed[2], directions, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("save_at", [[0, 20, 40], [40], [0, 1, 7, 40], [3, 5], [0]])
+def test_identity_what_is_saved_does_not_change_the_run(save_at):
+    everything = af.iterate(ADAM, CHAIN.loss, CHAIN.params, 40).params
+    run = af.iterate(ADAM, CHAIN.loss, CHAIN.params, 40, save_at=save_at)
+    np.testing.assert_allclose(run.params, everything[np.array(save_at)], rtol=1e-12)
+    seen = af.iterate(ADAM, CHAIN.loss, CHAIN.params, 40, save_at=save_at, observe=lambda s: s.params[0])
+    np.testing.assert_allclose(seen.observed, everything[np.array(save_at), 0], rtol=1e-12)
+    np.testing.assert_allclose(run.final[0], everything[-1], rtol=1e-12)
+
+
+def test_identity_stats_count_what_was_done():
+    run = af.iterate(ADAM, CHAIN.loss, CHAIN.params, 40)
+    assert (run.stats.gradient_evaluations, run.stats.accepted_steps, run.stats.rejected_steps) == (40, 40, 0)
+    assert run.stats.seconds is not None
+    assert run.stats.seconds > 0
+    observed = af.iterate(ADAM, CHAIN.loss, CHAIN.params, 40, observe=lambda s: s.loss)
+    assert observed.stats.gradient_evaluations == 41
+
+
+def test_identity_observed_filters_are_named_trees_like_the_parameters():
+    params = {"a": jnp.ones(2), "b": (jnp.ones(()),)}
+
+    def loss(p):
+        return jnp.sum(p["a"] ** 2) + p["b"][0] ** 2
+
+    run = af.iterate(af.kadam(2, 0.1), loss, params, 5, observe=lambda s: s.filters)
+    assert len(run.observed) == 2
+    assert jax.tree.map(jnp.shape, run.observed[1]["second_moment"]) == {"a": (6, 2), "b": ((6,),)}
+
+
+def test_identity_batches_are_those_of_the_iteration():
+    data = jnp.arange(7.0)
+
+    def batches(n):
+        return data[n % 7]
+
+    run = af.iterate(
+        af.signsgd(0.1), lambda p, b: p * b, jnp.zeros(()), 10, batches=batches, observe=lambda s: (s.gradient, s.loss)
+    )
+    np.testing.assert_allclose(run.observed[0], [n % 7 for n in range(11)])
+
+
+def test_identity_under_vmap_each_lane_is_its_own_run():
+    betas = jnp.array([0.9, 0.99, 0.999])
+    lanes = eqx.filter_vmap(lambda b: af.iterate(af.adam(1e-2, b), CHAIN.loss, CHAIN.params, 30))(betas)
+    assert lanes.params.shape == (3, 31, 6)
+    assert lanes.outcome.name.tolist() == ["completed"] * 3
+    for lane, beta in enumerate(betas):
+        alone = af.iterate(af.adam(1e-2, beta), CHAIN.loss, CHAIN.params, 30)
+        np.testing.assert_allclose(lanes.params[lane], alone.params, rtol=1e-12)
+
+
+@pytest.mark.parametrize("transform", [jax.grad, jax.jacfwd])
+def test_formula_derivative_of_the_final_loss_by_beta(transform):
+    def final_loss(beta):
+        run = af.iterate(af.adam(1e-2, beta), CHAIN.loss, CHAIN.params, 50, save_at=[0, 50])
+        return CHAIN.loss(run.params[-1])
+
+    step = 1e-6
+    difference = (final_loss(0.99 + step) - final_loss(0.99 - step)) / (2 * step)
+    assert float(transform(final_loss)(0.99)) == pytest.approx(float(difference), rel=1e-5)
+
+
+def test_identity_a_program_is_compiled_once_for_all_numbers():
+    traces = []
+
+    def loss(params):
+        traces.append(1)
+        return jnp.sum(params**2)
+
+    for rate in (0.1, 0.2, 0.3):
+        af.iterate(af.adamw(rate, 0.9 + rate / 10, weight_decay=rate), loss, jnp.ones(2), 5)
+    once = len(traces)
+    af.iterate(af.adamw(0.4, 0.99, weight_decay=0.7), loss, jnp.ones(2), 5)
+    assert len(traces) == once
+
+
+def test_identity_progress_bar_changes_nothing(capsys):
+    run = af.iterate(ADAM, CHAIN.loss, CHAIN.params, 40, progress=True)
+    np.testing.assert_array_equal(run.params, af.iterate(ADAM, CHAIN.loss, CHAIN.params, 40).params)
+    assert "100.00%" in capsys.readouterr().err
+
+
+def test_failure_explosion_keeps_what_came_before():
+    run = af.iterate(af.signsgd(3e6), jnp.sum, jnp.ones(1), 400, save_at=np.arange(0, 401, 10))
+    assert run.outcome.name == "diverged"
+    assert not bool(run.outcome.successful)
+    assert float(run.outcome.iteration) == 33
+    np.testing.assert_array_equal(run.iterations, [0, 10, 20, 30])
+    assert np.isfinite(run.params).all()
+    assert re.match(r"diverged: after iteration \d+ a parameter exceeded 1e\+08 times", run.outcome.message)
+
+
+def test_failure_loss_that_stops_being_finite_ends_the_run():
+    def loss(p):
+        return jnp.sum(jnp.log(p))
+
+    full = af.iterate(af.signsgd(0.1), loss, jnp.full(2, 1.05), 30)
+    assert full.outcome.name == "not_finite"
+    assert float(full.outcome.iteration) == 11
+    np.testing.assert_allclose(full.params[:, 0], 1.05 - 0.1 * np.arange(12), atol=1e-12)
+    lanes = eqx.filter_vmap(lambda eta: af.iterate(af.signsgd(eta), loss, jnp.full(2, 1.05), 30))(
+        jnp.array([0.1, 0.01])
+    )
+    assert lanes.outcome.name.tolist() == ["not_finite", "completed"]
+    assert np.isnan(lanes.params[0, 12:]).all()
+    assert np.isfinite(lanes.params[1]).all()
+    assert lanes.outcome.message[0].startswith("not finite: after iteration 11 ")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
+        ({"steps": 2.5}, "steps must be a whole number of at least 1, got 2.5"),
+        ({"save_at": [0, 11]}, "save_at must lie in [0, steps=10], got 11"),
+        ({"save_at": [-1, 3]}, "save_at must lie in [0, steps=10], got -1"),
+        ({"save_at": [3, 3]}, "save_at must increase strictly"),
+        ({"save_at": []}, "save_at must be a sequence of at least one iteration"),
+        ({"save_at": [0.5]}, "save_at must hold whole iterations in a discrete run, got 0.5"),
+        ({"params": jnp.arange(3)}, "params must be float32 or float64, got int64"),
+        ({"params": {"w": jnp.ones(2), "n": jnp.arange(2)}}, "params['n'] must be float32 or float64, got int64"),
+        ({"params": jnp.ones(2, jnp.float16)}, "params must be float32 or float64, got float16"),
+        ({"params": {"w": "text"}}, "params['w'] must be an array, got str"),
+        ({"params": {}}, "params has no leaves"),
+        ({"loss": lambda p: p}, "the loss must return a real scalar"),
+        ({"loss": lambda p: jnp.sum(p).astype(int)}, "the loss must return a real scalar"),
+        ({"loss": lambda p: jnp.sum(p) * jnp.nan}, "the loss or its gradient is not finite at the start"),
+        ({"loss": lambda p: jnp.sum(jnp.sqrt(p - 1.0))}, "the loss or its gradient is not finite at the start"),
+    ],
+)
+def test_failure_says_what_is_wrong(change, words, unchecked):
+    given = {"loss": lambda p: jnp.sum(p**2), "params": jnp.ones(3), "steps": 10} | change
+    with pytest.raises(ValueError, match=re.escape(words)):
+        af.iterate(af.adam(0.1), **given)

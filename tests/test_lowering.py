@@ -1,0 +1,69 @@
+"""Every reading lowers for CUDA, which needs no GPU.
+
+diffrax checks times by a callback to the host, which does not lower for another platform; equinox's documented switch
+for such checks is read when it is imported, hence a process of its own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import json, jax, diffrax, jax.numpy as jnp, adamflow as af
+
+chain = af.problems.chain(6)
+look = lambda s: (s.loss, s.direction)
+
+def iterate(beta):
+    return af.iterate(af.kadam(2, 1e-3, beta), chain.loss, chain.params, 20).params
+
+def observed(beta):
+    return af.iterate(af.adam(1e-3, beta), chain.loss, chain.params, 20, observe=look).observed
+
+def flow(order, solver):
+    def run(beta):
+        record = af.adamw(1e-3, beta, weight_decay=0.1)
+        return af.solve(af.PaperFlow(record, order), chain.loss, chain.params, 20, solver=solver).params
+    return run
+
+def optax(beta):
+    transformation = af.adam(1e-3, beta).to_optax()
+    return transformation.update(jnp.ones(3), transformation.init(jnp.ones(3)), jnp.ones(3))[0]
+
+def sharpness(scale):
+    return af.analysis.preconditioned_sharpness(chain.loss, chain.params, jnp.full(6, scale)).value
+
+readings = {
+    "iterate": iterate,
+    "observe": observed,
+    "implicit flow": flow(2, "auto"),
+    "explicit flow": flow(1, diffrax.Tsit5()),
+    "optax": optax,
+    "sharpness": sharpness,
+}
+sizes = {}
+for name, reading in readings.items():
+    exported = jax.export.export(jax.jit(reading), platforms=["cuda"])(jnp.asarray(0.99))
+    sizes[name] = [list(exported.platforms), len(exported.mlir_module_serialized)]
+print(json.dumps(sizes))
+"""
+
+
+@pytest.fixture(scope="module")
+def lowered():
+    environment = os.environ | {"EQX_ON_ERROR": "off", "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("reading", ["iterate", "observe", "implicit flow", "explicit flow", "optax", "sharpness"])
+def test_identity_lowers_for_cuda(lowered, reading):
+    platforms, size = lowered[reading]
+    assert platforms == ["cuda"]
+    assert size > 0

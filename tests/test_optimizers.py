@@ -1,0 +1,245 @@
+"""Records of optimizers: their discrete step against optax, limits, the contract of a stage, and bad input."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import adamflow as af
+from conftest import SEED
+from tests.stages import AdaBeliefStage, AdaBoundStage, AdaFomStage, AdanStage, AMSGradStage
+
+STEPS = 200
+
+
+def tree():
+    """A pytree of mixed shapes."""
+    generator = np.random.default_rng(SEED)
+
+    def normal(*shape):
+        return jnp.asarray(generator.normal(size=shape))
+
+    return {"matrix": normal(3, 4), "vector": normal(5), "deep": (normal(2, 1, 3), normal())}
+
+
+def gradients(params):
+    generator = np.random.default_rng(SEED + 1)
+    return [jax.tree.map(lambda p: jnp.asarray(generator.normal(size=p.shape)), params) for _ in range(STEPS)]
+
+
+def run(transformation):
+    """All parameters along a run of an optax transformation on a fixed sequence of gradients."""
+    params = tree()
+    update = jax.jit(transformation.update)
+    state, path = transformation.init(params), []
+    for gradient in gradients(params):
+        updates, state = update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        path.append(jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(params)]))
+    return jnp.stack(path)
+
+
+def single(stage, **options):
+    return af.Optimizer(learning_rate=0.01, stages=(stage,), **options)
+
+
+#: A new optimizer is one more row here: what optax calls it, its record, and optax's.
+TABLE = [
+    ("adam", af.adam(0.01, 0.99, 0.8, 1e-8), optax.adam(0.01, b1=0.8, b2=0.99)),
+    ("adam, no epsilon", af.adam(0.01, 0.99, 0.8), optax.adam(0.01, b1=0.8, b2=0.99, eps=0.0)),
+    (
+        "adam, epsilon inside",
+        af.adam(0.01, 0.99, 0.8, 1e-3, epsilon_inside=True),
+        optax.adam(0.01, b1=0.8, b2=0.99, eps=0.0, eps_root=1e-3),
+    ),
+    (
+        "adamw",
+        af.adamw(0.01, 0.99, 0.8, 1e-3, weight_decay=0.1),
+        optax.adamw(0.01, b1=0.8, b2=0.99, eps=1e-3, weight_decay=0.1),
+    ),
+    (
+        "rmsprop, corrected",
+        af.rmsprop(0.01, 0.99, 1e-8, epsilon_inside=True),
+        optax.rmsprop(0.01, decay=0.99, eps=1e-8, bias_correction=True),
+    ),
+    (
+        "rmsprop, epsilon outside",
+        af.rmsprop(0.01, 0.99, 1e-3),
+        optax.rmsprop(0.01, decay=0.99, eps=1e-3, eps_in_sqrt=False, bias_correction=True),
+    ),
+    (
+        "rmsprop, not corrected",
+        af.rmsprop(0.01, 0.99, 1e-3, bias_correction=False),
+        optax.rmsprop(0.01, decay=0.99, eps=1e-3, eps_in_sqrt=False),
+    ),
+    ("signsgd", af.signsgd(0.01), optax.sign_sgd(0.01)),
+    ("amsgrad", single(AMSGradStage(0.99, 0.8), epsilon=1e-8), optax.amsgrad(0.01, b1=0.8, b2=0.99)),
+    (
+        "adan",
+        single(AdanStage(0.9, 0.8, 0.95), epsilon=1e-3),
+        optax.adan(0.01, b1=0.9, b2=0.8, b3=0.95, eps=1e-3, eps_root=0.0),
+    ),
+    (
+        "adabelief",
+        single(AdaBeliefStage(0.99, 0.8), epsilon=1e-3),
+        optax.adabelief(0.01, b1=0.8, b2=0.99, eps=1e-3, eps_root=0.0),
+    ),
+]
+
+
+@pytest.mark.parametrize(("record", "peer"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
+def test_formula_equals_optax(record, peer):
+    np.testing.assert_allclose(run(record.to_optax()), run(peer), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("beta", [0.9, 0.999])
+def test_formula_adam_without_bias_correction(beta):
+    params, m, v = 1.0, 0.0, 0.0
+    record = af.adam(0.1, beta, 0.5, bias_correction=False)
+    state = record.initial_state(jnp.asarray(params))
+    for n, gradient in enumerate([0.3, -2.0, 1.0, 0.5]):
+        m, v = 0.5 * m + 0.5 * gradient, beta * v + (1 - beta) * gradient**2
+        direction, state = record.update(jnp.asarray(gradient), state, n)
+        assert float(direction) == pytest.approx(m / np.sqrt(v), rel=1e-12)
+        assert float(state.filters[0]["second_moment"]) == pytest.approx(v, rel=1e-12)
+
+
+def test_formula_decay_that_depends_on_the_iteration():
+    record, state = single(AdaFomStage(0.5)), None
+    seen, m = [], 0.0
+    state = record.initial_state(jnp.zeros(()))
+    for n, gradient in enumerate([1.0, 3.0, -2.0, 0.5]):
+        seen.append(gradient**2)
+        m = 0.5 * m + 0.5 * gradient
+        direction, state = record.update(jnp.asarray(gradient), state, n)
+        assert float(direction) == pytest.approx(m / (1 - 0.5 ** (n + 1)) / np.sqrt(np.mean(seen)), rel=1e-12)
+
+
+def test_formula_bounds_that_depend_on_the_iteration():
+    record = single(AdaBoundStage(0.9, 0.5))
+    state = record.initial_state(jnp.zeros(()))
+    m = v = 0.0
+    for n in range(30):
+        gradient = 1e-3 * (n + 1)
+        m, v = 0.5 * m + 0.5 * gradient, 0.9 * v + 0.1 * gradient**2
+        low, high = 1 - 1 / (0.1 * (n + 1) + 1), 1 + 1 / (0.1 * (n + 1))
+        rate = np.clip(np.sqrt((1 - 0.9 ** (n + 1)) / v), low, high)
+        direction, state = record.update(jnp.asarray(gradient), state, n)
+        assert float(direction) == pytest.approx(m / (1 - 0.5 ** (n + 1)) * rate, rel=1e-12)
+
+
+@pytest.mark.parametrize("strategy", ["naive", "uniform", "exponential", "inverse_exponential"])
+def test_identity_one_stage_of_kadam_is_adamw(strategy):
+    one = af.kadam(1, 0.01, 0.99, 0.8, 1e-8, weight_decay=0.1, strategy=strategy)
+    adamw = af.adamw(0.01, 0.99, 0.8, 1e-8, weight_decay=0.1)
+    np.testing.assert_allclose(run(one.to_optax()), run(adamw.to_optax()), rtol=1e-12)
+
+
+def test_identity_two_adam_is_adam_fed_with_directions_of_adam():
+    pair = af.kadam(2, 0.01, 0.99, 0.8, strategy="naive")
+    first, second = af.adam(0.01, 0.99, 0.8), af.adam(0.01, 0.99, 0.8)
+    params = tree()
+    states = [record.initial_state(params) for record in (pair, first, second)]
+    for n, gradient in enumerate(gradients(params)[:20]):
+        direction, states[0] = pair.update(gradient, states[0], n)
+        inner, states[1] = first.update(gradient, states[1], n)
+        outer, states[2] = second.update(inner, states[2], n)
+        for a, b in zip(jax.tree.leaves(direction), jax.tree.leaves(outer), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+@given(
+    k=st.integers(1, 10),
+    beta=st.floats(0.5, 0.9999),
+    strategy=st.sampled_from(["uniform", "exponential", "inverse_exponential"]),
+)
+def test_identity_strategies_share_the_decay(k, beta, strategy):
+    stages = af.kadam(k, 1e-3, beta, beta, strategy=strategy).stages
+    assert np.prod([1 - float(stage.beta) for stage in stages]) == pytest.approx(1 - beta, rel=1e-9)
+    shares = np.array([np.log1p(-float(stage.gamma)) for stage in stages]) / np.log1p(-beta)
+    ratios = {"uniform": 1.0, "exponential": 2.0, "inverse_exponential": 0.5}
+    np.testing.assert_allclose(shares[1:] / shares[:-1], ratios[strategy], rtol=1e-6)
+
+
+def test_identity_adam_without_momentum_is_rmsprop():
+    adam, rmsprop = af.adam(0.01, 0.99, gamma=0.0), af.rmsprop(0.01, 0.99)
+    np.testing.assert_array_equal(run(adam.to_optax()), run(rmsprop.to_optax()))
+    traced = jax.jit(lambda gamma: run_params(af.adam(0.01, 0.99, gamma)))(0.0)
+    np.testing.assert_allclose(traced, run_params(rmsprop), rtol=1e-12)
+
+
+def run_params(record):
+    problem = af.problems.chain(4)
+    return af.iterate(record, problem.loss, problem.params, 50).params
+
+
+def test_identity_sign_descent_is_the_limit_of_adam():
+    tiny = af.adam(0.01, 1e-14, 1e-14)
+    np.testing.assert_allclose(run(tiny.to_optax()), run(af.signsgd(0.01).to_optax()), atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "record", [af.adam(0.1), af.rmsprop(0.1), af.kadam(3, 0.1), af.signsgd(0.1)], ids=lambda r: r.name
+)
+def test_identity_a_gradient_that_is_zero_moves_nothing_and_has_a_derivative(record):
+    def moved(gradient):
+        direction, state = record.update(gradient, record.initial_state(gradient), 0)
+        return record.update(gradient, state, 1)[0].sum() + direction.sum()
+
+    value, slope = jax.value_and_grad(moved)(jnp.zeros(3))
+    assert float(value) == 0.0
+    np.testing.assert_array_equal(slope, jnp.zeros(3))
+
+
+def test_identity_precision_of_the_parameters_is_kept():
+    record = af.adamw(np.float64(0.01), np.float64(0.99), np.float64(0.8), weight_decay=jnp.float64(0.1))
+    params = {"single": jnp.ones(3, jnp.float32), "double": jnp.ones(2, jnp.float64)}
+    direction, state = record.update(params, record.initial_state(params), 0)
+    dtypes = jax.tree.map(lambda leaf: leaf.dtype, params)
+    assert jax.tree.map(lambda leaf: leaf.dtype, direction) == dtypes
+    assert jax.tree.map(lambda leaf: leaf.dtype, state.filters[0]["first_moment"]) == dtypes
+    assert jax.tree.map(lambda leaf: leaf.dtype, record.apply(params, direction)) == dtypes
+
+
+def test_identity_names_of_parameters_and_filters_may_coincide():
+    params = {"first_moment": jnp.ones(2), "second_moment": jnp.ones(3)}
+    record = af.adam(0.1)
+    direction, _ = record.update(params, record.initial_state(params), 0)
+    assert jax.tree.structure(direction) == jax.tree.structure(params)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: af.adam(1e-3, gamma=1.0), "gamma must lie in [0, 1), got 1.0; for a pure sign update use af.signsgd"),
+        (lambda: af.adam(1e-3, gamma=-0.1), "gamma must lie in [0, 1), got -0.1"),
+        (lambda: af.adam(1e-3, beta=0.0), "beta must lie in (0, 1), got 0.0; for a pure sign update use af.signsgd"),
+        (lambda: af.rmsprop(1e-3, beta=1.0), "beta must lie in (0, 1), got 1.0"),
+        (lambda: af.adam(0.0), "learning_rate must lie in (0, inf), got 0.0"),
+        (lambda: af.adam(float("nan")), "learning_rate must lie in (0, inf), got nan"),
+        (lambda: af.adamw(1e-3, weight_decay=-1.0), "weight_decay must lie in [0, inf), got -1.0"),
+        (lambda: af.adam(1e-3, epsilon=-1e-8), "epsilon must lie in [0, inf), got -1e-08"),
+        (lambda: af.kadam(0, 1e-3), "k must be a whole number of at least 1, got 0"),
+        (lambda: af.kadam(2, 1e-3, beta=1.5), "beta must lie in (0, 1), got 1.5"),
+        (lambda: af.kadam(2, 1e-3, strategy="best"), "strategy must be one of 'naive', 'uniform'"),
+        (lambda: af.Optimizer(1e-3, ()), "an optimizer needs at least one stage"),
+        (
+            lambda: af.adamw(1e-3, weight_decay=0.1).to_optax().update(jnp.ones(2), None),
+            "weight decay needs the parameters",
+        ),
+    ],
+)
+def test_failure_says_what_is_wrong(make, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        make()
+
+
+def test_failure_decay_of_the_iteration_without_mass():
+    unfinished = af.Filter("second", lambda n: 1 - 1 / (n + 1), lambda signal, _: signal.value**2)
+    with pytest.raises(TypeError, match="filter 'second' has a decay that depends on the iteration but no mass"):
+        unfinished.mass_at(3)

@@ -1,0 +1,339 @@
+"""The continuous run: against closed forms and tight references, how it ends, and bad input."""
+
+import re
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.linalg
+
+import adamflow as af
+from tests.stages import AdanStage, AMSGradStage
+
+CHAIN = af.problems.chain(10)
+PAIRS = [(0.999, 0.9), (0.95, 0.9), (0.95, 0.5), (0.9999, 0.5)]
+
+
+def rate_of(decay, rate):
+    return (1 - decay) / decay if rate == "paper" else -np.log(decay)
+
+
+@pytest.mark.parametrize("rate", ["paper", "exact"])
+@pytest.mark.parametrize("order", [1, 2])
+def test_formula_against_scipy_on_the_written_out_equations(order, rate):
+    """θ' = −η(λθ+u) or p' = −2(p + η(λθ+u)); m' = a(g−m); v' = b(g²−v), written again in plain numpy."""
+    eta, beta, gamma, decay, epsilon = 1e-2, 0.98, 0.8, 0.1, 1e-3
+    curvatures, start = np.array([0.5, 2.0]), np.array([1.0, -0.7])
+    a, b = rate_of(gamma, rate), rate_of(beta, rate)
+
+    def field(n, y):
+        theta, p, m, v = y.reshape(4, 2)
+        g = curvatures * theta + theta**3
+        u = (m / (1 - gamma ** (n + 1))) / (np.sqrt(v / (1 - beta ** (n + 1))) + epsilon)
+        push = -eta * (decay * theta + u)
+        motion = [push, 0 * p] if order == 1 else [p, 2 * (push - p)]
+        return np.concatenate([*motion, a * (g - m), b * (g**2 - v)])
+
+    g0 = curvatures * start + start**3
+    p0 = -eta * (decay * start + g0 / (np.abs(g0) + epsilon))
+    y0 = np.concatenate([start, p0, (1 - gamma) * g0, (1 - beta) * g0**2])
+    times = np.linspace(0, 120, 7)
+    peer = scipy.integrate.solve_ivp(field, (0, 120), y0, "DOP853", times, rtol=1e-11, atol=1e-13)
+    record = af.adamw(eta, beta, gamma, epsilon, weight_decay=decay)
+
+    def loss(theta):
+        return jnp.sum(jnp.asarray(curvatures) * theta**2 / 2 + theta**4 / 4)
+
+    solver = diffrax.Dopri8() if rate == "paper" else "auto"
+    flow = af.PaperFlow(record, order, rate)
+    run = af.solve(flow, loss, jnp.asarray(start), 120, save_at=times, rtol=1e-9, solver=solver)
+    np.testing.assert_allclose(run.params, peer.y[:2].T, atol=1e-8)
+
+
+def test_formula_linear_flow_without_second_moment_equals_the_matrix_exponential():
+    """A stage that returns its first moment alone makes the flow of momentum linear."""
+
+    class MomentumStage(af.AbstractStage):
+        gamma: float
+
+        def filters(self):
+            return (af.Filter("first", self.gamma, lambda signal, _: signal.value),)
+
+        def direction(self, signal, averages, memory, iteration, ratio):
+            return averages["first"]
+
+    record = af.Optimizer(0.1, (MomentumStage(0.9),), bias_correction=False)
+    run = af.solve(af.PaperFlow(record), lambda p: 1.5 * p**2, jnp.asarray(2.0), 50, save_at=[10, 50], rtol=1e-9)
+    a = rate_of(0.9, "paper")
+    matrix = np.array([[0.0, -0.1], [3 * a, -a]])
+    expected = [scipy.linalg.expm(matrix * n) @ [2.0, 0.1 * 6.0] for n in (10, 50)]
+    np.testing.assert_allclose(run.params, np.array(expected)[:, 0], atol=1e-6)
+
+
+def _look(snapshot):
+    return snapshot.params, snapshot.filters[0]["second_moment"].min()
+
+
+@pytest.mark.parametrize(("beta", "gamma"), PAIRS)
+def test_formula_chain_completes_within_a_thousandth_of_a_tight_reference(beta, gamma):
+    flow = af.PaperFlow(af.adam(1e-3, beta, gamma))
+
+    reference, run = (
+        af.solve(flow, CHAIN.loss, CHAIN.params, 2000, save_at=np.arange(0, 2001, 10), rtol=rtol, observe=_look)
+        for rtol in (1e-10, 1e-4)
+    )
+    assert run.outcome.name == reference.outcome.name == "completed"
+    assert float(run.observed[1].min()) > 0
+    truth = reference.observed[0]
+    moved = np.linalg.norm(truth - truth[0], axis=1)
+    error = np.linalg.norm(run.observed[0] - truth, axis=1)
+    assert np.all(error <= 1e-3 * np.maximum.accumulate(moved))
+
+
+def test_identity_explicit_and_implicit_solvers_agree():
+    flow = af.PaperFlow(af.adam(1e-3), order=2, rate="exact")
+    runs = [
+        af.solve(flow, CHAIN.loss, CHAIN.params, 500, save_at=[100, 500], rtol=1e-8, solver=solver)
+        for solver in ("auto", diffrax.Dopri8())
+    ]
+    for run in runs[1:]:
+        np.testing.assert_allclose(run.params, runs[0].params, atol=1e-6)
+
+
+def test_identity_term_of_a_flow_is_solved_by_diffrax_alone():
+    flow = af.PaperFlow(af.adam(1e-3))
+    solution = diffrax.diffeqsolve(
+        flow.term(CHAIN.loss),
+        diffrax.Tsit5(),
+        0.0,
+        200.0,
+        1.0,
+        flow.initial_state(CHAIN.loss, CHAIN.params),
+        stepsize_controller=diffrax.PIDController(rtol=1e-8, atol=1e-10),
+    )
+    run = af.solve(flow, CHAIN.loss, CHAIN.params, 200, save_at=[200], rtol=1e-8, solver=diffrax.Dopri8())
+    np.testing.assert_allclose(flow.params(solution.ys)[-1], run.params[-1], atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("record", "order"),
+    [
+        (af.rmsprop(1.0, 0.99, weight_decay=0.1), 2),
+        (af.kadam(2, 1.0, 0.99, weight_decay=0.1), 1),
+        (af.kadam(3, 1.0, 0.99), 2),
+        (af.adam(1.0, 0.99, bias_correction=False), 1),
+    ],
+    ids=["rmsprop", "2-adam", "3-adam", "adam without bias correction"],
+)
+def test_order_of_the_flows_is_one_for_every_record(record, order):
+    def flow(eta):
+        return af.PaperFlow(eqx.tree_at(lambda r: r.learning_rate, record, jnp.asarray(eta)), order, "exact")
+
+    problem, rates = af.problems.chain(4), [8e-3, 4e-3, 2e-3]
+    result = af.convergence(flow, problem.loss, problem.params, rates, time=0.4, rtol=1e-8, solver=diffrax.Tsit5())
+    assert 0.8 < result.order < 1.2, str(result)
+
+
+def test_identity_flow_of_adam_with_tiny_gamma_is_that_of_rmsprop():
+    runs = [
+        af.solve(af.PaperFlow(af.adam(1e-3, 0.99, gamma)), CHAIN.loss, CHAIN.params, 200, save_at=[50, 200], rtol=1e-7)
+        for gamma in (1e-7, 0.0)
+    ]
+    np.testing.assert_allclose(runs[0].params, runs[1].params, atol=1e-6)
+
+
+def test_identity_snapshot_stands_beside_the_discrete_one():
+    record = af.adamw(1e-4, 0.99, 0.8, weight_decay=0.1)
+
+    def look(s):
+        return (s.direction, s.filters, s.gradient, s.loss)
+
+    discrete = af.iterate(record, CHAIN.loss, CHAIN.params, 50, observe=look, save_at=[0, 50])
+    continuous = af.solve(
+        af.PaperFlow(record), CHAIN.loss, CHAIN.params, 50, observe=look, save_at=[0, 50], solver=diffrax.Tsit5()
+    )
+    for a, b in zip(jax.tree.leaves(discrete.observed), jax.tree.leaves(continuous.observed), strict=True):
+        np.testing.assert_allclose(a[0], b[0], rtol=1e-12)
+        np.testing.assert_allclose(a[1], b[1], rtol=0.02, atol=1e-3)
+    flow = af.PaperFlow(record)
+    state = flow.initial_state(CHAIN.loss, CHAIN.params)
+    np.testing.assert_allclose(flow.direction(0, state, CHAIN.loss), jnp.sign(jax.grad(CHAIN.loss)(CHAIN.params)))
+
+
+def test_identity_coordinates_without_gradient_stay():
+    def loss(p):
+        return jnp.sum(p[:2] ** 2)
+
+    for solver in ("auto", diffrax.Tsit5()):
+        run = af.solve(af.PaperFlow(af.adam(1e-2, 0.9)), loss, jnp.array([1.0, -1.0, 0.5]), 400, solver=solver)
+        assert run.outcome.name == "completed"
+        np.testing.assert_array_equal(run.params[:, 2], 0.5)
+
+
+def test_identity_pytrees_and_single_precision():
+    params = {"w": jnp.ones((2, 2), jnp.float32), "b": (jnp.float32(0.3),)}
+
+    def loss(p):
+        return jnp.sum(p["w"] ** 2) + jnp.cosh(p["b"][0])
+
+    record = af.adamw(1e-2, weight_decay=0.1)
+    flow = af.PaperFlow(record, order=2)
+    continuous = af.solve(flow, loss, params, 60, solver=diffrax.Tsit5())
+    discrete = af.iterate(record, loss, params, 60)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((continuous.params, discrete.params)))
+    assert af.compare(discrete, continuous).maximum < 0.05
+
+
+def root_loss(params):
+    """Not finite, nor is its gradient, once a parameter is negative."""
+    return jnp.sum(jnp.sqrt(params))
+
+
+START = jnp.full(2, 1.05)
+
+
+def test_identity_vmap_over_numbers_and_a_lane_that_fails():
+    def run(eta):
+        return af.solve(af.PaperFlow(af.signsgd(eta)), root_loss, START, 30, max_steps=500, solver=diffrax.Tsit5())
+
+    lanes = eqx.filter_vmap(run)(jnp.array([0.1, 0.01]))
+    assert lanes.outcome.name.tolist() == ["stalled", "completed"]
+    assert np.isnan(lanes.params[0, 12:]).all()
+    np.testing.assert_allclose(lanes.params[1, :, 0], 1.05 - 0.01 * np.arange(31), atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", ["auto", diffrax.Tsit5()], ids=["implicit", "explicit"])
+def test_formula_derivative_of_the_final_loss_by_beta(solver):
+    def final_loss(beta):
+        flow = af.PaperFlow(af.adam(1e-2, beta))
+        run = af.solve(flow, CHAIN.loss, CHAIN.params, 50, save_at=[50], solver=solver, rtol=1e-9, max_steps=4096)
+        return CHAIN.loss(run.params[-1])
+
+    step = 1e-4
+    difference = (final_loss(0.99 + step) - final_loss(0.99 - step)) / (2 * step)
+    assert float(jax.grad(final_loss)(0.99)) == pytest.approx(float(difference), rel=1e-3)
+
+
+def test_identity_stats_count_every_gradient():
+    """The count of an explicit solver is a formula: it must equal the count of calls."""
+    calls = []
+
+    @jax.custom_jvp
+    def counted(x):
+        return x
+
+    @counted.defjvp
+    def _(primals, tangents):
+        jax.debug.callback(lambda: calls.append(1))
+        return primals[0], tangents[0]
+
+    def loss(p):
+        return jnp.sum(counted(p) ** 2)
+
+    flow = af.PaperFlow(af.adam(1e-2))
+    run = af.solve(flow, loss, jnp.ones(3), 50, save_at=[50], solver=diffrax.Tsit5())
+    jax.effects_barrier()
+    assert len(calls) == run.stats.gradient_evaluations
+    implicit = af.solve(flow, CHAIN.loss, CHAIN.params, 50)
+    assert implicit.stats.gradient_evaluations > 7 * implicit.stats.accepted_steps
+    assert implicit.stats.jacobian_evaluations == implicit.stats.accepted_steps + implicit.stats.rejected_steps
+
+
+def test_identity_a_program_is_compiled_once_for_all_numbers():
+    traces = []
+
+    def loss(params):
+        traces.append(1)
+        return jnp.sum(params**2)
+
+    def run(rate, rtol):
+        flow = af.PaperFlow(af.adam(rate))
+        af.solve(flow, loss, jnp.ones(2), 20, rtol=rtol, save_at=[20], solver=diffrax.Tsit5())
+
+    run(0.1, 1e-4)
+    once = len(traces)
+    run(0.2, 1e-5)
+    assert len(traces) == once
+
+
+def test_identity_constant_steps_of_euler_are_the_discrete_sign_descent():
+    record = af.signsgd(0.01, weight_decay=0.5)
+    flow = af.PaperFlow(record)
+    euler = af.solve(flow, CHAIN.loss, CHAIN.params, 30, solver=diffrax.Euler(), step_size=1.0)
+    np.testing.assert_allclose(euler.params, af.iterate(record, CHAIN.loss, CHAIN.params, 30).params, atol=1e-12)
+
+
+def test_failure_explosion_keeps_what_came_before():
+    class UphillStage(af.AbstractStage):
+        def filters(self):
+            return ()
+
+        def direction(self, signal, averages, memory, iteration, ratio):
+            return -signal.value
+
+    flow = af.PaperFlow(af.Optimizer(0.1, (UphillStage(),)))
+    run = af.solve(flow, lambda p: jnp.sum(p**2) / 2, jnp.ones(2), 400, solver=diffrax.Tsit5())
+    assert run.outcome.name == "diverged"
+    assert float(run.outcome.iteration) == pytest.approx(10 * np.log(1e8), rel=0.1)
+    assert 0 < len(run) < 401
+    np.testing.assert_allclose(run.params[:, 0], np.exp(0.1 * run.iterations), rtol=1e-2)
+
+
+@pytest.mark.parametrize("step_size", [None, 1.0], ids=["adaptive", "constant"])
+def test_failure_loss_that_stops_being_finite_ends_the_run(step_size):
+    flow = af.PaperFlow(af.signsgd(0.1))
+    run = af.solve(flow, root_loss, START, 30, step_size=step_size, solver=diffrax.Tsit5())
+    assert run.outcome.name == "not_finite"
+    assert float(run.outcome.iteration) == pytest.approx(10.5, abs=0.6)
+    assert len(run) == 11
+    assert np.isfinite(run.params).all()
+
+
+def test_failure_step_limit_keeps_what_came_before():
+    run = af.solve(af.PaperFlow(af.adam(1e-3, 0.95)), CHAIN.loss, CHAIN.params, 2000, max_steps=10)
+    assert run.outcome.name == "step_limit"
+    assert 0 < len(run) < 2001
+    assert np.isfinite(run.params).all()
+    assert "max_steps was used up at iteration" in run.outcome.message
+
+
+def test_failure_flow_of_a_stage_that_is_no_average():
+    for stage in (AMSGradStage(0.99, 0.9), AdanStage(0.9, 0.9, 0.9)):
+        with pytest.raises(
+            TypeError, match=f"PaperFlow needs stages made of moving averages, but {type(stage).__name__}"
+        ):
+            af.PaperFlow(af.Optimizer(0.1, (stage,)))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
+        ({"save_at": [0, 10.5]}, "save_at must lie in [0, steps=10], got 10.5"),
+        ({"rtol": 1e-15}, "rtol must lie in [1.8e-15, 1)"),
+        ({"rtol": 1e-8, "params": jnp.ones(3, jnp.float32)}, "enable float64"),
+        ({"atol": -1.0}, "atol must lie in [0, 1), got -1.0"),
+        ({"max_steps": 0}, "max_steps must be a whole number of at least 1, got 0"),
+        ({"step_size": 0.0}, "step_size must lie in (0, 10], got 0.0"),
+        ({"solver": "fast"}, "solver must be \"auto\" or a diffrax solver such as diffrax.Tsit5(), got 'fast'"),
+        ({"solver": diffrax.Euler()}, "Euler estimates no error, so it needs a constant step_size="),
+        ({"params": jnp.arange(3)}, "params must be float32 or float64, got int64"),
+        ({"loss": lambda p: p}, "the loss must return a real scalar"),
+        ({"loss": lambda p: jnp.sum(p) * jnp.nan}, "the loss or its gradient is not finite at the start"),
+    ],
+)
+def test_failure_says_what_is_wrong(change, words, unchecked):
+    given = {"loss": lambda p: jnp.sum(p**2), "params": jnp.ones(3), "steps": 10} | change
+    with pytest.raises(ValueError, match=re.escape(words)):
+        af.solve(af.PaperFlow(af.adam(0.1)), **given)
+
+
+def test_failure_orders_and_rates_that_do_not_exist(unchecked):
+    with pytest.raises(ValueError, match="order must be 1 or 2"):
+        af.PaperFlow(af.adam(0.1), order=3)  # pyright: ignore
+    with pytest.raises(ValueError, match="rate must be one of 'paper', 'exact', got 'fast'"):
+        af.PaperFlow(af.adam(0.1), rate="fast")  # pyright: ignore
