@@ -4,11 +4,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help figures figures-quick figures-full test test-slow test-all check clean
+.PHONY: help figures figures-quick figures-full test test-slow test-all check bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -39,6 +39,10 @@ check: $(VENV)/.installed-dev  ## lint, format and types
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m pyright
+
+bench: $(VENV)/.installed-test  ## times as ratios to peers, as a table and as build/bench.json
+	@mkdir -p build
+	$(BIN)/python bench/run.py --out build/bench.json
 
 clean:  ## delete caches and build outputs; .venv and figures/ stay
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis

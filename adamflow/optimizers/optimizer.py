@@ -188,7 +188,7 @@ class Optimizer(eqx.Module):
     def _corrected(self, stage: AbstractStage, averages: dict[str, Leaf], iteration: Scalar) -> dict[str, Leaf]:
         if not self.bias_correction:
             return averages
-        return {filter.name: averages[filter.name] / filter.mass_at(iteration) for filter in stage.filters()}
+        return {filter.name: averages[filter.name] * (1 / filter.mass_at(iteration)) for filter in stage.filters()}
 
     def _advance(self, stage, value, last, averages, memory, iteration):
         """One iteration of one stage on one leaf: its direction, filters and memory."""

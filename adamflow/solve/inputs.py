@@ -10,26 +10,27 @@ from adamflow.checks import check_count, is_concrete
 from adamflow.types import Loss, Params
 
 
-def check_run(loss: Loss, params: Params, steps: Any, save_at: Any, *batch: Any) -> tuple[Params, int, np.ndarray]:
+def check_run(params: Params, steps: Any, save_at: Any) -> tuple[Params, int, np.ndarray]:
     """The parameters as arrays, the number of steps, and the iterations to save, or a `ValueError` that says why not.
 
     Args:
-        loss: `loss(params, *batch)`.
         params: any pytree of floating-point arrays.
         steps: at least 1.
         save_at: increasing iterations in [0, steps], or `None` for every one.
-        batch: an example of what the loss gets beside the parameters, if anything.
     """
-    params = check_params(params)
     steps = check_count("steps", steps)
-    shape = jax.eval_shape(loss, params, *batch)
-    if (
-        not isinstance(shape, jax.ShapeDtypeStruct)
-        or shape.shape != ()
-        or not jnp.issubdtype(shape.dtype, jnp.floating)
-    ):
-        raise ValueError(f"the loss must return a real scalar, got {shape}; reduce it, for example with jnp.mean")
-    return params, steps, check_save_at(save_at, steps)
+    return check_params(params), steps, check_save_at(save_at, steps)
+
+
+def scalar_loss(loss: Loss, params: Params, *batch: Any) -> jax.Array:
+    """The loss, or a `ValueError` if it is no real scalar; called inside programs, where the check costs nothing."""
+    value = loss(params, *batch)
+    shape, dtype = jnp.shape(value), jnp.result_type(value)
+    if shape != () or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"the loss must return a real scalar, got shape {shape} of {dtype}; reduce it, for example with jnp.mean"
+        )
+    return value
 
 
 def check_params(params: Params) -> Params:

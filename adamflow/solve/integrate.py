@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from adamflow.checks import check_count, check_range, is_concrete
 from adamflow.flows import AbstractFlow, Snapshot
 from adamflow.solve.coordinates import LogCoordinates
-from adamflow.solve.inputs import check_run, check_tolerance
+from adamflow.solve.inputs import check_run, check_tolerance, scalar_loss
 from adamflow.solve.methods import Method, choose_method, step_controller
 from adamflow.solve.trajectory import OUTCOMES, Outcome, Stats, Trajectory, conclude, divergence_limit, largest, within
 from adamflow.types import Loss, Params, Scalar
@@ -68,7 +68,7 @@ def solve(
         >>> af.solve(flow, problem.loss, problem.params, 50, save_at=[0, 12.5, 50]).params.shape
         (3, 10)
     """
-    params, steps, rows = check_run(loss, params, steps, save_at)
+    params, steps, rows = check_run(params, steps, save_at)
     check_tolerance(rtol, params)
     atol = rtol / 100 if atol is None else atol
     check_range("atol", atol, 0, 1, high_open=True)
@@ -145,8 +145,8 @@ class _Run(NamedTuple):
 @eqx.filter_jit
 def _start(flow: AbstractFlow, loss: Loss, params: Params) -> tuple[Any, jax.Array]:
     """The initial state, and whether it and the loss there are finite."""
-    state = flow.initial_state(loss, params)
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((state, loss(params)))]
+    value, state = scalar_loss(loss, params), flow.initial_state(loss, params)
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((state, value))]
     return state, jnp.stack(finite).all()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from adamflow.checks import is_concrete
 from adamflow.flows import Snapshot
 from adamflow.optimizers import Optimizer, OptimizerState
-from adamflow.solve.inputs import check_run
+from adamflow.solve.inputs import check_run, scalar_loss
 from adamflow.solve.trajectory import OUTCOMES, Outcome, Stats, Trajectory, conclude, divergence_limit, largest, within
 from adamflow.types import Batch, Loss, Params
 
@@ -60,8 +60,7 @@ def iterate(
         >>> run.observed.shape
         (51,)
     """
-    example = () if batches is None else (jax.eval_shape(batches, jnp.zeros((), jnp.int32)),)
-    params, steps, rows = check_run(loss, params, steps, save_at, *example)
+    params, steps, rows = check_run(params, steps, save_at)
     if np.any(rows != np.round(rows)):
         raise ValueError(
             f"save_at must hold whole iterations in a discrete run, got {rows[rows != np.round(rows)][0]:g}"
@@ -125,7 +124,7 @@ class _Driver(NamedTuple):
 
     def start(self, params: Params) -> _Carry:
         zero = jnp.zeros((), int)
-        finite = jnp.isfinite(self.loss(params, *self.batch(zero)))
+        finite = jnp.isfinite(scalar_loss(self.loss, params, *self.batch(zero)))
         return _Carry(params, self.optimizer.initial_state(params), finite, zero)
 
     def evaluate(self, carry: _Carry, n: jax.Array) -> tuple[Snapshot, OptimizerState]:

@@ -1,0 +1,141 @@
+"""Ratios of adamflow's times to those of a peer or a baseline, in turn in one run: medians, as a table and json.
+
+Run it with `make bench`, or `python bench/run.py --out bench.json`. A ratio below 1 means that adamflow is faster. Both
+sides are warm; the time of the first call, compilation included, stands in the last columns.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import optax
+
+import adamflow as af
+
+jax.config.update("jax_enable_x64", True)
+
+
+class Row(NamedTuple):
+    """One comparison: what is timed, adamflow's side, the peer's, and how often."""
+
+    name: str
+    ours: Callable[[], Any]
+    peer: Callable[[], Any]
+    repeats: int
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - start
+
+
+def measure(row: Row) -> dict[str, Any]:
+    """Time both sides in turn, so that a change of the machine's speed hits both."""
+    first_ours, first_peer = seconds(row.ours), seconds(row.peer)
+    pairs = [(seconds(row.ours), seconds(row.peer)) for _ in range(row.repeats)]
+    ours, peer = (statistics.median(side) for side in zip(*pairs, strict=True))
+    ratio = statistics.median(a / b for a, b in pairs)
+    times = {"ours": ours, "peer": peer, "ratio": ratio, "first_ours": first_ours, "first_peer": first_peer}
+    return {"name": row.name} | times
+
+
+def discrete(dimension: int, steps: int, repeats: int) -> Row:
+    """`iterate` with checks, rows and outcome, against a bare scan over optax.adam that keeps the last parameters."""
+    problem, optimizer, peer = af.problems.chain(dimension), af.adam(1e-3), optax.adam(1e-3, b1=0.9, b2=0.999, eps=0.0)
+
+    @jax.jit
+    def scan() -> jax.Array:
+        def step(carry: tuple, _: None) -> tuple[tuple, None]:
+            params, state = carry
+            updates, state = peer.update(jax.grad(problem.loss)(params), state)
+            return (optax.apply_updates(params, updates), state), None
+
+        start = (problem.params, peer.init(problem.params))
+        return jax.lax.scan(step, start, length=steps)[0][0]
+
+    def ours() -> jax.Array:
+        return af.iterate(optimizer, problem.loss, problem.params, steps, save_at=[0, steps]).params
+
+    return Row(f"iterate, chain({dimension}), {steps} iterations / scan over optax", ours, scan, repeats)
+
+
+def transformation(dimension: int, repeats: int) -> Row:
+    """One step of `adamw(...).to_optax()` against one of optax.adamw."""
+    params = jnp.linspace(-1.0, 1.0, dimension)
+
+    def stepper(method: optax.GradientTransformation) -> Callable[[], Any]:
+        state = method.init(params)
+        step = jax.jit(method.update)
+        return lambda: step(params, state, params)
+
+    ours = stepper(af.adamw(1e-3, weight_decay=0.1).to_optax())
+    peer = stepper(optax.adamw(1e-3, b1=0.9, b2=0.999, eps=0.0, weight_decay=0.1))
+    return Row(f"to_optax, {dimension} parameters, one step / optax.adamw", ours, peer, repeats)
+
+
+def continuous(beta: float, gamma: float, repeats: int) -> Row:
+    """`solve` by itself against diffrax with its default implicit solver, on the same flow and tolerance."""
+    problem, flow = af.problems.chain(10), af.PaperFlow(af.adam(1e-3, beta, gamma))
+
+    @jax.jit
+    def diffrax_alone() -> Any:
+        return diffrax.diffeqsolve(
+            flow.term(problem.loss),
+            diffrax.Kvaerno5(),
+            0.0,
+            2000.0,
+            1.0,
+            flow.initial_state(problem.loss, problem.params),
+            stepsize_controller=diffrax.PIDController(rtol=1e-4, atol=1e-6),
+            max_steps=100_000,
+        ).ys
+
+    def ours() -> jax.Array:
+        return af.solve(flow, problem.loss, problem.params, 2000, save_at=[0, 2000], rtol=1e-4).params
+
+    return Row(f"solve, chain(10), beta {beta}, gamma {gamma} / diffrax's Kvaerno5", ours, diffrax_alone, repeats)
+
+
+def rows() -> list[Row]:
+    pairs = [(0.999, 0.9), (0.95, 0.9), (0.95, 0.5), (0.9999, 0.5)]
+    return [
+        discrete(10, 2000, 20),
+        discrete(1000, 2000, 20),
+        discrete(100_000, 200, 5),
+        transformation(1_000_000, 20),
+        *(continuous(beta, gamma, 5) for beta, gamma in pairs),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=None, help="write the results there as json")
+    out = parser.parse_args().out
+    results = []
+    print(f"{'':68} {'ratio':>7} {'ours':>10} {'peer':>10} {'first call':>11} {'peer':>7}")
+    for row in rows():
+        r = measure(row)
+        results.append(r)
+        print(
+            f"{r['name']:68} {r['ratio']:7.2f} {1e3 * r['ours']:7.2f} ms {1e3 * r['peer']:7.2f} ms "
+            f"{r['first_ours']:9.2f} s {r['first_peer']:5.2f} s",
+            flush=True,
+        )
+    if out is not None:
+        report = {"machine": platform.platform(), "jax": jax.__version__, "adamflow": af.__version__, "rows": results}
+        partial = out.with_suffix(".partial")
+        partial.write_text(json.dumps(report, indent=1))
+        partial.replace(out)
+
+
+if __name__ == "__main__":
+    main()
