@@ -19,3 +19,5 @@ Params: TypeAlias = PyTree[Inexact[Array, "..."]]
 Batch: TypeAlias = PyTree
 #: `loss(params)`, or `loss(params, batch)` for minibatch runs; returns a real scalar.
 Loss: TypeAlias = Callable[..., Any]
+#: By stage, then by the name of the filter: a pytree like the parameters.
+Filters: TypeAlias = tuple[dict[str, Params], ...]

@@ -62,7 +62,7 @@ def discrete(dimension: int, steps: int, repeats: int) -> Row:
         start = (problem.params, peer.init(problem.params))
         return jax.lax.scan(step, start, length=steps)[0][0]
 
-    def ours() -> jax.Array:
+    def ours() -> Any:
         return af.iterate(optimizer, problem.loss, problem.params, steps, save_at=[0, steps]).params
 
     return Row(f"iterate, chain({dimension}), {steps} iterations / scan over optax", ours, scan, repeats)
@@ -99,7 +99,7 @@ def continuous(beta: float, gamma: float, repeats: int) -> Row:
             max_steps=100_000,
         ).ys
 
-    def ours() -> jax.Array:
+    def ours() -> Any:
         return af.solve(flow, problem.loss, problem.params, 2000, save_at=[0, 2000], rtol=1e-4).params
 
     return Row(f"solve, chain(10), beta {beta}, gamma {gamma} / diffrax's Kvaerno5", ours, diffrax_alone, repeats)
@@ -117,7 +117,7 @@ def rows() -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=None, help="write the results there as json")
     out = parser.parse_args().out
     results = []

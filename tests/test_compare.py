@@ -3,6 +3,8 @@
 import re
 
 import diffrax
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,7 +20,8 @@ def run(values, iterations=None, name="run"):
     iterations = np.arange(len(values)) if iterations is None else np.asarray(iterations)
     shell = af.iterate(ADAM, PROBLEM.loss, PROBLEM.params, 1)
     rows = jnp.asarray(iterations, float)
-    return af.Trajectory(rows, values, None, None, shell.outcome, shell.stats, name)
+    start = jax.tree.map(lambda leaf: leaf[0], values)
+    return af.Trajectory(rows, values, None, start, None, shell.outcome, shell.stats, name)
 
 
 def test_formula_errors_of_made_up_runs():
@@ -51,6 +54,14 @@ def test_identity_a_run_is_at_no_distance_from_itself():
     assert af.compare(discrete, discrete).maximum == 0.0
 
 
+def test_identity_distance_moved_counts_from_the_start_of_the_run():
+    discrete = af.iterate(ADAM, PROBLEM.loss, PROBLEM.params, 20, save_at=[10, 20])
+    other = af.iterate(af.adam(1.1e-3), PROBLEM.loss, PROBLEM.params, 20, save_at=[10, 20])
+    distance = np.linalg.norm(discrete.params[0] - PROBLEM.params)
+    expected = np.linalg.norm(other.params[0] - discrete.params[0]) / distance
+    np.testing.assert_allclose(af.compare(discrete, other).relative[0], expected)
+
+
 @pytest.mark.parametrize("order", [1, 2])
 def test_order_of_the_papers_flows_is_one(order):
     result = af.convergence(
@@ -80,6 +91,10 @@ def test_failure_runs_that_do_not_fit(unchecked):
     blind = af.iterate(ADAM, PROBLEM.loss, PROBLEM.params, 20, observe=lambda s: s.loss)
     with pytest.raises(ValueError, match="holds no parameters, since it had an observe= function"):
         af.compare(discrete, blind)
+    rates = jnp.array([1e-3, 2e-3])
+    batch = eqx.filter_vmap(lambda eta: af.iterate(af.adam(eta), PROBLEM.loss, PROBLEM.params, 20))(rates)
+    with pytest.raises(ValueError, match="is a batch of runs; compare lane by lane"):
+        af.compare(batch, batch)
     with pytest.raises(ValueError, match="norm must be one of 'euclidean', 'maximum', got 'l3'"):
         af.compare(discrete, discrete, norm="l3")  # pyright: ignore
 

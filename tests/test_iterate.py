@@ -92,6 +92,30 @@ def test_identity_under_vmap_each_lane_is_its_own_run():
         np.testing.assert_allclose(lanes.params[lane], alone.params, rtol=1e-12)
 
 
+def test_identity_under_vmap_only_saved_iterations_are_observed():
+    looked = []
+
+    def look(snapshot):
+        jax.debug.callback(lambda n: looked.append(int(n)), snapshot.iteration)
+        return snapshot.loss
+
+    def run(eta):
+        return af.iterate(af.adam(eta), CHAIN.loss, CHAIN.params, 20, save_at=[0, 5, 7], observe=look).observed
+
+    eqx.filter_vmap(run)(jnp.array([0.1, 0.2]))
+    jax.effects_barrier()
+    assert sorted(looked) == [0, 5, 7]
+
+
+def test_formula_derivative_at_gamma_zero():
+    def final_loss(gamma):
+        return CHAIN.loss(af.iterate(af.adam(1e-2, 0.99, gamma), CHAIN.loss, CHAIN.params, 20).params[-1])
+
+    step = 1e-6
+    difference = (final_loss(2 * step) - final_loss(step)) / step
+    assert float(jax.grad(final_loss)(0.0)) == pytest.approx(float(difference), rel=1e-3)
+
+
 @pytest.mark.parametrize("transform", [jax.grad, jax.jacfwd])
 def test_formula_derivative_of_the_final_loss_by_beta(transform):
     def final_loss(beta):
@@ -133,21 +157,38 @@ def test_failure_explosion_keeps_what_came_before():
     assert re.match(r"diverged: after iteration \d+ a parameter exceeded 1e\+08 times", run.outcome.message)
 
 
-def test_failure_loss_that_stops_being_finite_ends_the_run():
-    def loss(p):
-        return jnp.sum(jnp.log(p))
+def log_loss(params):
+    """NaN once a parameter is negative, where its gradient is still finite."""
+    return jnp.sum(jnp.log(params))
 
-    full = af.iterate(af.signsgd(0.1), loss, jnp.full(2, 1.05), 30)
-    assert full.outcome.name == "not_finite"
-    assert float(full.outcome.iteration) == 11
-    np.testing.assert_allclose(full.params[:, 0], 1.05 - 0.1 * np.arange(12), atol=1e-12)
-    lanes = eqx.filter_vmap(lambda eta: af.iterate(af.signsgd(eta), loss, jnp.full(2, 1.05), 30))(
-        jnp.array([0.1, 0.01])
-    )
+
+@pytest.mark.parametrize("steps", [30, 11], ids=["on the way", "at the end"])
+def test_failure_loss_that_stops_being_finite_ends_the_run(steps):
+    start = jnp.full(2, 1.05)
+    run = af.iterate(af.signsgd(0.1), log_loss, start, steps)
+    assert run.outcome.name == "not_finite"
+    assert float(run.outcome.iteration) == 10
+    np.testing.assert_allclose(run.params[:, 0], 1.05 - 0.1 * np.arange(11), atol=1e-12)
+    assert np.isfinite(jax.tree.leaves(run.final)[0]).all()
+    seen = af.iterate(af.signsgd(0.1), log_loss, start, steps, observe=lambda s: s.loss)
+    assert seen.outcome.name == "not_finite"
+    np.testing.assert_allclose(seen.observed, 2 * np.log(1.05 - 0.1 * np.arange(11)), atol=1e-12)
+
+
+def test_failure_of_one_lane_leaves_the_others():
+    def run(eta):
+        return af.iterate(af.signsgd(eta), log_loss, jnp.full(2, 1.05), 30)
+
+    lanes = eqx.filter_vmap(run)(jnp.array([0.1, 0.01]))
     assert lanes.outcome.name.tolist() == ["not_finite", "completed"]
-    assert np.isnan(lanes.params[0, 12:]).all()
+    assert np.isnan(lanes.params[0, 11:]).all()
     assert np.isfinite(lanes.params[1]).all()
-    assert lanes.outcome.message[0].startswith("not finite: after iteration 11 ")
+    assert lanes.outcome.message[0].startswith("not finite: after iteration 10 ")
+
+
+def test_failure_square_of_the_gradient_beyond_the_arithmetic():
+    with pytest.raises(ValueError, match="the loss or its gradient is not finite at the start"):
+        af.iterate(af.adam(0.1), lambda p: 1e20 * jnp.sum(p**2), jnp.ones(2, jnp.float32), 20)
 
 
 @pytest.mark.parametrize(

@@ -213,6 +213,22 @@ def test_identity_names_of_parameters_and_filters_may_coincide():
     assert jax.tree.structure(direction) == jax.tree.structure(params)
 
 
+def test_formula_preconditioner():
+    filters = ({"first_moment": jnp.ones(2), "second_moment": jnp.array([4.0, 0.0])},)
+    outside, inside = af.adam(0.1, 0.75, 0.5, 0.5), af.adam(0.1, 0.75, 0.5, 0.25, epsilon_inside=True)
+    np.testing.assert_allclose(outside.preconditioner(filters, 0), [4.5, 0.5])
+    np.testing.assert_allclose(inside.preconditioner(filters, 0), np.sqrt([16.25, 0.25]))
+    np.testing.assert_allclose(outside.corrected(filters, 1)[0]["first_moment"], [4 / 3, 4 / 3])
+    with pytest.raises(ValueError, match="'2-adam' has no single preconditioner"):
+        af.kadam(2, 0.1).preconditioner(filters, 0)
+
+
+def test_identity_transformation_of_no_parameters():
+    transformation = af.adam(0.1).to_optax()
+    updates, _ = transformation.update({}, transformation.init({}), {})
+    assert updates == {}
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [

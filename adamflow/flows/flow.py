@@ -1,14 +1,14 @@
 """The contract of a flow: a vector field whose solution stands beside the iterates of an optimizer."""
 
 import abc
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
-import jax
 
 from adamflow.optimizers import Optimizer
-from adamflow.types import Leaf, Loss, Params, Scalar
+from adamflow.types import Filters, Leaf, Loss, Params, Scalar
 
 
 class Snapshot(eqx.Module):
@@ -27,15 +27,23 @@ class Snapshot(eqx.Module):
     params: Params
     gradient: Params
     direction: Params
-    filters: tuple[dict[str, Params], ...]
+    filters: Filters
     loss: Leaf
+
+
+class Coordinates(NamedTuple):
+    """A change of variables: `encode` takes a state to its coordinates, `decode` takes it back."""
+
+    encode: Callable[[Any], Any]
+    decode: Callable[[Any], Any]
 
 
 class AbstractFlow(eqx.Module):
     """Continuous time for an optimizer, in units of iterations, n = t/η.
 
-    To add one, subclass it in a file of its own and define the five members below. `af.solve` integrates it, and
-    `term` hands it to diffrax for everything else.
+    To add one, subclass it in a file of its own and define `optimizer`, `initial_state`, `vector_field`, `params` and
+    `snapshot`; `coordinates` too if the state has some in which implicit solvers do better. `af.solve`
+    integrates it, and `term` hands it to diffrax for everything else.
     """
 
     optimizer: eqx.AbstractVar[Optimizer]
@@ -57,12 +65,9 @@ class AbstractFlow(eqx.Module):
         """What reports and legends call this flow."""
         return type(self).__name__
 
-    def nonnegative(self, state: Any) -> Any:
-        """Marks, as a pytree of bools like the state, the parts that stay nonnegative in exact arithmetic.
-
-        Implicit solvers follow their logarithm, which keeps them positive between the steps. None by default.
-        """
-        return jax.tree.map(lambda _: False, state)
+    def coordinates(self, state: Any) -> Coordinates:
+        """The coordinates that implicit solvers follow in a run from this state; by default the state's own."""
+        return Coordinates(lambda state: state, lambda encoded: encoded)
 
     @abc.abstractmethod
     def snapshot(self, time: Scalar, state: Any, loss: Loss) -> Snapshot:

@@ -1,15 +1,20 @@
 """The flows of Gould and Tanaka: orders 1 and 2, with their rate or the exact one."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from adamflow.checks import check_choice
-from adamflow.flows.flow import AbstractFlow, Snapshot
+from adamflow.checks import check_choice, is_concrete
+from adamflow.flows.flow import AbstractFlow, Coordinates, Snapshot
 from adamflow.optimizers import Optimizer
-from adamflow.types import Loss, Params, Scalar
+from adamflow.types import Filters, Loss, Params, Scalar
+
+#: Where ln v starts for a v of 0: far below what an iteration adds to it, (ηH)² of the largest.
+_SHARE_OF_LARGEST = 1e-12
 
 
 class PaperState(eqx.Module):
@@ -23,7 +28,7 @@ class PaperState(eqx.Module):
 
     params: Params
     velocity: Params | None
-    filters: tuple[dict[str, Params], ...]
+    filters: Filters
 
 
 class PaperFlow(AbstractFlow):
@@ -70,6 +75,11 @@ class PaperFlow(AbstractFlow):
             raise ValueError(f"order must be 1 or 2 (the flows of [GT]), got {self.order!r}")
         check_choice("rate", self.rate, ("paper", "exact"))
         for stage in self.optimizer.stages:
+            if any(_is_zero(filter.decay) for filter in stage.filters()):
+                raise ValueError(
+                    f"a filter of {type(stage).__name__} has decay 0, so it forgets at once and has no rate; give the "
+                    "constructor the plain number 0 (gamma=0.0), which leaves that filter out"
+                )
             if not stage.only_averages:
                 raise TypeError(
                     f"PaperFlow needs stages made of moving averages, but {type(stage).__name__} keeps other memory or "
@@ -88,7 +98,7 @@ class PaperFlow(AbstractFlow):
 
     def vector_field(self, time: Scalar, state: PaperState, loss: Loss) -> PaperState:
         gradient = jax.grad(loss)(state.params)
-        direction, targets = self.optimizer.read(gradient, state.filters, time)
+        direction, targets = self.optimizer.read(gradient, self._clipped(state.filters), time)
         step = self._step(state.params, direction)
         filters = self._relax(time, state.filters, targets)
         if self.order == 1:
@@ -99,16 +109,31 @@ class PaperFlow(AbstractFlow):
     def params(self, state: PaperState) -> Params:
         return state.params
 
-    def nonnegative(self, state: PaperState) -> Any:
-        marks = jax.tree.map(lambda _: False, state)
-        filters = tuple(
-            {
-                filter.name: jax.tree.map(lambda _, mark=filter.nonnegative: mark, values[filter.name])
-                for filter in stage.filters()
-            }
-            for stage, values in zip(self.optimizer.stages, state.filters, strict=True)
-        )
-        return eqx.tree_at(lambda marked: marked.filters, marks, filters)
+    def coordinates(self, state: PaperState) -> Coordinates:
+        """ln v for a nonnegative filter v, and others divided by their largest entry at the start.
+
+        So v stays positive between the steps, and a factor in front of the loss changes nothing. A v of exactly 0, in
+        coordinates whose first gradient vanishes, starts at a share of the largest one.
+        """
+        scales = self._map_filters(lambda values, nonnegative: _largest(values), state.filters)
+
+        def encode(values: Params, nonnegative: bool, scale: jax.Array) -> Params:
+            start = scale * _SHARE_OF_LARGEST
+            if nonnegative:
+                return jax.tree.map(lambda v: jnp.log(jnp.where(v > 0, v, start)).astype(v.dtype), values)
+            return jax.tree.map(lambda m: (m / scale).astype(m.dtype), values)
+
+        def decode(values: Params, nonnegative: bool, scale: jax.Array) -> Params:
+            if nonnegative:
+                return jax.tree.map(lambda log: jnp.exp(jnp.maximum(log, jnp.log(jnp.finfo(log.dtype).tiny))), values)
+            return jax.tree.map(lambda m: (m * scale).astype(m.dtype), values)
+
+        def convert(function: Callable) -> Callable[[PaperState], PaperState]:
+            return lambda state: PaperState(
+                state.params, state.velocity, self._map_filters(function, state.filters, scales)
+            )
+
+        return Coordinates(convert(encode), convert(decode))
 
     def snapshot(self, time: Scalar, state: PaperState, loss: Loss) -> Snapshot:
         value, gradient = jax.value_and_grad(loss)(state.params)
@@ -119,13 +144,13 @@ class PaperFlow(AbstractFlow):
         """−η (λθ + u), the change of an order-1 flow per iteration."""
         return jax.tree.map(jnp.subtract, self.optimizer.apply(params, direction), params)
 
-    def _relax(self, time: Scalar, filters: tuple, targets: tuple) -> tuple[dict[str, Params], ...]:
+    def _relax(self, time: Scalar, filters: Filters, targets: Filters) -> Filters:
         """a (f(x) − x̄) for every filter of every stage."""
         changes = []
         for stage, values, wanted in zip(self.optimizer.stages, filters, targets, strict=True):
             change = {}
             for filter in stage.filters():
-                decay = filter.decay_at(time)
+                decay = filter.decay_at(time + 1)
                 rate = (1 - decay) / decay if self.rate == "paper" else -jnp.log(decay)
                 change[filter.name] = jax.tree.map(
                     lambda target, value, rate=rate: (rate * (target - value)).astype(value.dtype),
@@ -134,3 +159,31 @@ class PaperFlow(AbstractFlow):
                 )
             changes.append(change)
         return tuple(changes)
+
+    def _clipped(self, filters: Filters) -> Filters:
+        """The filters without the negative values of nonnegative ones that the stages of an explicit step may have."""
+
+        def clip(values: Params, nonnegative: bool) -> Params:
+            return jax.tree.map(lambda v: jnp.maximum(v, 0.0), values) if nonnegative else values
+
+        return self._map_filters(clip, filters)
+
+    def _map_filters(self, function: Callable[..., Any], *filters: Any) -> Any:
+        """Apply `function(values, nonnegative, ...)` to every filter of every stage."""
+        return tuple(
+            {
+                filter.name: function(parts[0][filter.name], filter.nonnegative, *(p[filter.name] for p in parts[1:]))
+                for filter in stage.filters()
+            }
+            for stage, *parts in zip(self.optimizer.stages, *filters, strict=True)
+        )
+
+
+def _largest(values: Params) -> jax.Array:
+    """The largest magnitude, or 1 if all are 0."""
+    largest = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree.leaves(values)]).max()
+    return jnp.where(largest > 0, largest, 1.0)
+
+
+def _is_zero(decay: Any) -> bool:
+    return not callable(decay) and is_concrete(decay) and bool(np.any(np.asarray(decay) == 0))

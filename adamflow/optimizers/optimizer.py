@@ -11,10 +11,7 @@ import optax
 from adamflow.checks import check_range
 from adamflow.optimizers.numbers import is_zero, number
 from adamflow.optimizers.stage import AbstractStage, Signal
-from adamflow.types import Leaf, Params, Scalar
-
-#: By stage, then by the name of the filter: a pytree like the parameters.
-Filters = tuple[dict[str, Params], ...]
+from adamflow.types import Filters, Leaf, Params, Scalar
 
 
 class OptimizerState(eqx.Module):
@@ -134,6 +131,27 @@ class Optimizer(eqx.Module):
             targets.append(wanted)
         return signal, tuple(targets)
 
+    def corrected(self, filters: Filters, iteration: Scalar) -> Filters:
+        """The filters at an iteration after bias correction: x̂ₙ = x̄ₙ/(1 − αⁿ⁺¹), or x̄ₙ where it is off."""
+        return tuple(
+            _over_leaves(lambda averages, stage=stage: self._corrected(stage, averages, iteration), (), (values,))
+            for stage, values in zip(self.stages, filters, strict=True)
+        )
+
+    def preconditioner(self, filters: Filters, iteration: Scalar) -> Params:
+        """P = √v̂ + ε (or √(v̂ + ε)), by which the direction divides: a pytree like the parameters.
+
+        Raises:
+            ValueError: unless there is one stage, with a filter named "second_moment".
+        """
+        if len(self.stages) != 1 or "second_moment" not in filters[0]:
+            raise ValueError(
+                f"{self.name!r} has no single preconditioner: that needs one stage with a filter named 'second_moment'"
+            )
+        second = self.corrected(filters, iteration)[0]["second_moment"]
+        inside, outside = self._epsilons()
+        return jax.tree.map(lambda square: (_root(square + inside) + outside).astype(square.dtype), second)
+
     def apply(self, params: Params, direction: Params) -> Params:
         """The parameters after a step: θ − η (λ θ + u)."""
         return jax.tree.map(
@@ -147,11 +165,8 @@ class Optimizer(eqx.Module):
 
         A negative v gives NaN: it is the sign of an integration that went wrong, and not hidden.
         """
-        inside, outside = (self.epsilon, 0.0) if self.epsilon_inside else (0.0, self.epsilon)
-        total = square + inside
-        zero = total == 0
-        root = jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, total)))
-        denominator = root + outside
+        inside, outside = self._epsilons()
+        denominator = _root(square + inside) + outside
         nothing = denominator == 0
         return jnp.where(nothing, 0.0, numerator / jnp.where(nothing, 1.0, denominator))
 
@@ -185,6 +200,9 @@ class Optimizer(eqx.Module):
 
         return optax.GradientTransformation(init, update)
 
+    def _epsilons(self) -> tuple[Any, Any]:
+        return (self.epsilon, 0.0) if self.epsilon_inside else (0.0, self.epsilon)
+
     def _corrected(self, stage: AbstractStage, averages: dict[str, Leaf], iteration: Scalar) -> dict[str, Leaf]:
         if not self.bias_correction:
             return averages
@@ -205,6 +223,12 @@ class Optimizer(eqx.Module):
         return direction.astype(value.dtype), averages, memory
 
 
+def _root(total: Leaf) -> Leaf:
+    """√total, with derivative 0 at 0."""
+    zero = total == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, total)))
+
+
 def _over_leaves(
     function: Callable[..., Any], trees: tuple[Params, ...], groups: tuple[dict[str, Params], ...] = ()
 ) -> Any:
@@ -212,10 +236,17 @@ def _over_leaves(
 
     The function gets a leaf of each tree, and for each group, a dict of such trees, a dict of leaves.
     """
-    treedef = jax.tree.structure(trees[0])
+    every = (*trees, *(tree for group in groups for tree in group.values()))
+    if not every:
+        return function(*groups)
+    treedef = jax.tree.structure(every[0])
     columns = [treedef.flatten_up_to(tree) for tree in trees]
     for group in groups:
         parts = {name: treedef.flatten_up_to(tree) for name, tree in group.items()}
         columns.append([{name: part[i] for name, part in parts.items()} for i in range(treedef.num_leaves)])
+    if treedef.num_leaves == 0:
+        nothing = jnp.zeros(())
+        row = [nothing for _ in trees] + [dict.fromkeys(group, nothing) for group in groups]
+        return jax.tree.map(lambda _: treedef.unflatten(()), function(*row))
     results = [function(*row) for row in zip(*columns, strict=True)]
     return jax.tree.map(lambda *parts: treedef.unflatten(parts), *results)

@@ -32,7 +32,7 @@ class Filter(NamedTuple):
         name: the key under which it is found.
         decay: α, a number in (0, 1), or a function of the iteration n = 0, 1, … that returns one.
         average: f; gets the signal and the stage's filters declared *before* this one, already updated.
-        nonnegative: whether f ≥ 0; the flows then follow ln x̄, which keeps x̄ positive.
+        nonnegative: whether f ≥ 0. Implicit solvers of the flows then follow ln x̄, which keeps x̄ positive.
         mass: the same average of the constant 1, as a function of n, by which bias correction divides; by default
             1 − αⁿ⁺¹. A decay that is a function must come with its mass.
     """
@@ -56,7 +56,9 @@ class Filter(NamedTuple):
                 f"filter {self.name!r} has a decay that depends on the iteration but no mass, so its bias correction "
                 "is unknown; declare Filter(..., mass=function of the iteration)"
             )
-        return -jnp.expm1((iteration + 1) * jnp.log(self.decay))
+        power = iteration + 1
+        precise = -jnp.expm1(power * jnp.log(jnp.where(self.decay > 0, self.decay, 1.0)))
+        return jnp.where(self.decay > 0, precise, 1 - self.decay**power)
 
 
 class AbstractStage(eqx.Module):

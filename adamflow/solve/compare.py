@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from adamflow.checks import check_choice, check_count, check_range
+from adamflow.checks import check_choice, check_count, check_range, is_concrete
 from adamflow.flows import AbstractFlow
 from adamflow.solve.integrate import solve
 from adamflow.solve.iterate import iterate
@@ -22,8 +22,8 @@ Norm = Literal["euclidean", "maximum"]
 class Comparison(eqx.Module):
     """The distance of a run from a reference, at each saved iteration.
 
-    `relative` errors are divided by the distance that the reference has moved from its start so far (the largest up
-    to that iteration), and 0 before it has moved.
+    `relative` errors are divided by the distance that the reference has moved from its start so far: the largest at the
+    iterations saved up to there. An error of 0 is 0 relatively, too.
 
     Attributes:
         iterations: n, shape (saved,).
@@ -101,7 +101,7 @@ def compare(reference: Trajectory, run: Trajectory, *, norm: Norm = "euclidean")
     """
     check_choice("norm", norm, ("euclidean", "maximum"))
     _check_comparable(reference, run)
-    moved = jax.tree.map(lambda leaf: leaf - leaf[:1], reference.params)
+    moved = jax.tree.map(lambda leaf, start: leaf - start, reference.params, reference.start)
     error = jax.tree.map(jnp.subtract, run.params, reference.params)
 
     def size(*leaves: jax.Array) -> jax.Array:
@@ -132,7 +132,15 @@ def _check_comparable(reference: Trajectory, run: Trajectory) -> None:
                 f"the run {trajectory.name!r} holds no parameters, since it had an observe= function; run it without "
                 "one, or return snapshot.params from it"
             )
-    if reference.iterations.shape != run.iterations.shape or not np.array_equal(reference.iterations, run.iterations):
+        if trajectory.iterations.ndim != 1:
+            raise ValueError(
+                f"the run {trajectory.name!r} is a batch of runs; compare lane by lane, for example under jax.vmap, or "
+                "pick one with jax.tree.map(lambda leaf: leaf[lane], trajectory)"
+            )
+    same = reference.iterations.shape == run.iterations.shape
+    if same and is_concrete(reference, run):
+        same = np.array_equal(reference.iterations, run.iterations)
+    if not same:
         endings = "; ".join(f"{t.name}: {len(t)} saved, {t.outcome.message}" for t in (reference, run))
         raise ValueError(f"the runs were saved at different iterations ({endings}); give both the same save_at=")
     shapes = [jax.tree.map(jnp.shape, trajectory.params) for trajectory in (reference, run)]
@@ -177,7 +185,7 @@ def convergence(
     time: float,
     points: int = 64,
     norm: Norm = "maximum",
-    rtol: float = 1e-9,
+    rtol: float | None = None,
     **options: Any,
 ) -> Convergence:
     """Measure the order of a flow: its errors against the iterates for several η at fixed t = ηN.
@@ -190,7 +198,7 @@ def convergence(
         time: t = ηN > 0.
         points: the number of iterations, evenly spaced up to N, at which the runs are compared; fewer if N is less.
         norm: over parameters; the error is its maximum over these iterations.
-        rtol: of `solve`, which must be small beside the errors measured.
+        rtol: of `solve`, which must be small beside the errors measured; by default 1e-9, or 1e-6 for float32.
         options: for `solve`.
 
     Returns:
@@ -208,6 +216,8 @@ def convergence(
     """
     check_range("learning_rates", learning_rates, 0, low_open=True)
     check_count("the number of learning rates", len(learning_rates), 2)
+    if rtol is None:
+        rtol = max(1e-9, 10 * max(float(jnp.finfo(jnp.result_type(leaf)).eps) for leaf in jax.tree.leaves(params)))
     counts = [_whole_iterations(time, rate) for rate in learning_rates]
     points = min(check_count("points", points), *counts)
     errors, name = [], ""

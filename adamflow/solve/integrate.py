@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import diffrax
 import equinox as eqx
@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from adamflow.checks import check_count, check_range, is_concrete
 from adamflow.flows import AbstractFlow, Snapshot
-from adamflow.solve.coordinates import LogCoordinates
 from adamflow.solve.inputs import check_run, check_tolerance, scalar_loss
 from adamflow.solve.methods import Method, choose_method, step_controller
 from adamflow.solve.trajectory import OUTCOMES, Outcome, Stats, Trajectory, conclude, divergence_limit, largest, within
@@ -88,24 +87,14 @@ def solve(
         lambda value: jnp.asarray(value, dtype), (rows, _Numbers(steps, rtol, atol, step_size))
     )
     run = _run(flow, loss, state, times, numbers, method, observe, max_steps, progress, counter)
-    attempted = run.accepted + run.rejected
-    gradients = None
-    if method.gradients is not None:
-        gradients = 2 + method.gradients * attempted + (0 if observe is None else times.size)
-    elif counter is not None:
-        jax.block_until_ready(run)
-        jax.effects_barrier()
-        gradients = jnp.asarray(1 + counter.count - counted)
-    code = run.code
-    if eager and int(code) == _STALLED and not bool(_finite_ahead(flow, loss, run.final, run.reached)):
-        code = jnp.full_like(code, _NOT_FINITE)
     trajectory = Trajectory(
-        iterations=times,
+        iterations=jnp.asarray(rows),
         params=run.rows if observe is None else None,
         observed=None if observe is None else run.rows,
+        start=params,
         final=run.final,
-        outcome=Outcome(code, run.reached),
-        stats=Stats(gradients, run.accepted, run.rejected, method.jacobians * attempted, None),
+        outcome=Outcome(run.code, run.reached.astype(float)),
+        stats=_stats(run, method, counter, counted, 0 if observe is None else len(rows)),
         name=f"{flow.optimizer.name}, {flow.name}",
     )
     return conclude(trajectory, started)
@@ -124,6 +113,20 @@ class _Counter:
 
 
 _COUNTER = _Counter()
+
+
+def _stats(run: "_Run", method: Method, counter: _Counter | None, before: int, looks: int) -> Stats:
+    """What a run cost: one gradient for the initial state, those of the steps, and one for each look."""
+    attempted = run.accepted + run.rejected
+    if counter is not None:
+        jax.block_until_ready(run)
+        jax.effects_barrier()
+        gradients = jnp.asarray(1 + counter.count - before + looks)
+    elif method.gradients is not None:
+        gradients = 1 + method.first_gradients + method.gradients * attempted + looks
+    else:
+        gradients = None
+    return Stats(gradients, run.accepted, run.rejected, method.jacobians * attempted, None)
 
 
 class _Numbers(NamedTuple):
@@ -150,37 +153,39 @@ def _start(flow: AbstractFlow, loss: Loss, params: Params) -> tuple[Any, jax.Arr
     return state, jnp.stack(finite).all()
 
 
-@eqx.filter_jit
 def _finite_ahead(flow: AbstractFlow, loss: Loss, state: Any, time: jax.Array) -> jax.Array:
-    """Whether loss and vector field are finite here, and where an Euler step of one iteration leads."""
-    ahead = jax.tree.map(jnp.add, state, flow.vector_field(time, state, loss))
-    losses = [loss(flow.params(place)) for place in (state, ahead)]
-    values = (losses, ahead, flow.vector_field(time + 1, ahead, loss))
-    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(values)]).all()
+    """Whether loss and vector field are finite in a state, and where an Euler step of one iteration leads from it."""
+
+    def visit(state: Any, time: jax.Array) -> tuple[Any, jax.Array]:
+        change = flow.vector_field(time, state, loss)
+        values = jax.tree.leaves((loss(flow.params(state)), change))
+        return jax.tree.map(jnp.add, state, change), jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in values]).all()
+
+    return jax.lax.scan(visit, state, jnp.stack([time, time + 1]))[1].all()
 
 
 @eqx.filter_jit
 def _run(flow, loss, state, times, numbers: _Numbers, method: Method, observe, max_steps, progress, counter) -> _Run:
     """Hand the flow to diffrax, in the coordinates of the method."""
-    marks = flow.nonnegative(state) if method.implicit else jax.tree.map(lambda _: False, state)
-    coordinates = LogCoordinates.of(marks)
     limit = divergence_limit(flow.params(state))
+    # An explicit method has no use for ln v: where v starts near 0 it makes the flow stiffer.
+    encode, decode = flow.coordinates(state) if method.implicit else (lambda state: state,) * 2
 
     def field(time: Any, encoded: Any, args: Any) -> Any:
         if counter is not None:
             jax.debug.callback(counter.tick)
-        state = coordinates.decode(encoded)
-        return coordinates.rate(flow.vector_field(time, state, loss), state)
+        state = decode(encoded)
+        return jax.jvp(encode, (state,), (flow.vector_field(time, state, loss),))[1]
 
     def row(time: Any, encoded: Any, args: Any) -> Any:
-        state = coordinates.decode(encoded)
-        if observe is None:
-            return flow.params(state)
-        return jax.tree.map(jnp.asarray, observe(flow.snapshot(time, state, loss)))
+        state = decode(encoded)
+        seen = flow.params(state) if observe is None else observe(flow.snapshot(time, state, loss))
+        return jax.tree.map(jnp.asarray, seen)
 
     def exploded(t: Any, y: Any, args: Any, **_: Any) -> jax.Array:
-        return ~within(flow.params(y), limit)
+        return ~within(flow.params(decode(y)), limit)
 
+    start = encode(state)
     controller, first = step_controller(numbers.steps, numbers.rtol, numbers.atol, numbers.step_size)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(field),
@@ -188,7 +193,7 @@ def _run(flow, loss, state, times, numbers: _Numbers, method: Method, observe, m
         t0=jnp.zeros_like(numbers.steps),
         t1=numbers.steps,
         dt0=first,
-        y0=coordinates.encode(state),
+        y0=start,
         saveat=diffrax.SaveAt(subs=(diffrax.SubSaveAt(ts=times, fn=row), diffrax.SubSaveAt(t1=True))),
         stepsize_controller=controller,
         event=diffrax.Event(exploded),
@@ -196,16 +201,24 @@ def _run(flow, loss, state, times, numbers: _Numbers, method: Method, observe, m
         throw=False,
         progress_meter=diffrax.TqdmProgressMeter() if progress else diffrax.NoProgressMeter(),
     )
-    assert solution.ts is not None
-    assert solution.ys is not None
-    rows, last = solution.ys
-    final = coordinates.decode(jax.tree.map(lambda leaf: leaf[-1], last))
-    code = _meaning(solution.result, jnp.isfinite(largest(flow.params(final))))
-    end = solution.ts[1][-1]
-    # Only with constant steps a step that left the finite numbers is taken.
-    reached = jnp.where(code == _NOT_FINITE, end - first, end)
+    rows, last = cast(Any, solution.ys)
+    final = decode(jax.tree.map(lambda leaf: leaf[-1], last))
     accepted, rejected = solution.stats["num_accepted_steps"], solution.stats["num_rejected_steps"]
-    return _Run(rows, final, code, reached, accepted, rejected)
+    # Without an accepted step not even the row at n = 0 is written.
+    nothing = (times[0] == 0) & (accepted == 0)
+    rows = jax.lax.cond(nothing, lambda: jax.tree.map(_with_first, rows, row(times[0], start, None)), lambda: rows)
+    end = cast(Any, solution.ts)[1][-1]
+    code = _meaning(solution.result, jnp.isfinite(largest(flow.params(final))))
+    smooth = jax.lax.cond(code == _STALLED, lambda: _finite_ahead(flow, loss, final, end), lambda: jnp.array(True))
+    code = jnp.where(smooth, code, _NOT_FINITE)
+    if numbers.step_size is not None:
+        # Nothing rejects the step that left the finite numbers.
+        end = jnp.where(code == _NOT_FINITE, end - first, end)
+    return _Run(rows, final, code, end, accepted, rejected)
+
+
+def _with_first(rows: jax.Array, first: jax.Array) -> jax.Array:
+    return rows.at[0].set(first)
 
 
 def _meaning(result: diffrax.RESULTS, finite: jax.Array) -> jax.Array:

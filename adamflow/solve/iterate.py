@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
+import equinox.internal
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +43,7 @@ def iterate(
         steps: number of iterations, at least 1.
         save_at: increasing whole iterations in [0, steps]; by default each of 0 … steps.
         observe: a jax-traceable function of a `Snapshot`, called at the saved iterations; what it returns is kept in
-            `observed` *instead of* the parameters. The last one costs a gradient of its own.
+            `observed` *instead of* the parameters. That of the last iteration costs a gradient of its own.
         batches: a jax-traceable function from the iteration to the batch that the loss gets.
         progress: whether to show a bar.
 
@@ -69,15 +70,19 @@ def iterate(
     meter = diffrax.TqdmProgressMeter() if progress else diffrax.NoProgressMeter()
     plan, slots = _plan(steps, rows)
     saved, final, code, last = _run(optimizer, loss, params, plan, slots, observe, batches, meter)
-    if is_concrete(code, last) and np.any((np.asarray(code) == _NOT_FINITE) & (np.asarray(last) == 0)):
+    if is_concrete(code, last) and np.any(np.asarray(last) < 0):
         raise ValueError("the loss or its gradient is not finite at the start; check the loss at `params`")
+    done = jnp.minimum(last + 1, steps)
+    none = jnp.zeros_like(done)
+    gradients = done + (last == steps) if observe is not None and plan.saves_end else done
     trajectory = Trajectory(
         iterations=jnp.asarray(rows, float),
         params=saved if observe is None else None,
         observed=None if observe is None else saved,
+        start=params,
         final=final,
         outcome=Outcome(code, last.astype(float)),
-        stats=Stats(last + (observe is not None), last, jnp.zeros_like(last), jnp.zeros_like(last), None),
+        stats=Stats(gradients, jnp.minimum(last, steps), none, none, None),
         name=f"{optimizer.name}, discrete",
     )
     return conclude(trajectory, started)
@@ -89,29 +94,30 @@ class _Plan(NamedTuple):
     stride: int
     blocks: int
     rows: int
+    saves_end: bool
 
 
 def _plan(steps: int, rows: np.ndarray) -> tuple[_Plan, np.ndarray]:
-    """The blocks of a run, and for the start of each (and the end) the row to be saved there, or one past the rows."""
+    """The blocks of a run, and for the start of each the row to be saved there, or one past the rows."""
     saved = rows.astype(int)
     stride = math.gcd(steps, *saved.tolist())
-    plan = _Plan(stride, steps // stride, len(saved))
+    plan = _Plan(stride, steps // stride, len(saved), bool(saved[-1] == steps))
     slots = np.full(plan.blocks + 1, plan.rows)
     slots[saved // stride] = np.arange(plan.rows)
-    return plan, slots
+    return plan, slots[:-1]
 
 
 class _Carry(NamedTuple):
-    """The run at iteration `reached`; `alive` until a step leaves the finite numbers or explodes."""
+    """The run at its last good iteration: θ and all that was computed from it are finite. `code` once it has failed."""
 
     params: Params
     state: OptimizerState
-    alive: jax.Array
     reached: jax.Array
+    code: jax.Array
 
 
 class _Driver(NamedTuple):
-    """The parts of a run: `start`, `evaluate`, `advance`, `step`, and what is looked at."""
+    """The parts of a run: `start`, `evaluate`, `step`, and `look`."""
 
     optimizer: Optimizer
     loss: Loss
@@ -119,43 +125,43 @@ class _Driver(NamedTuple):
     batches: Callable[[Any], Batch] | None
     limit: jax.Array
 
-    def batch(self, n: jax.Array) -> tuple[Batch, ...]:
-        return () if self.batches is None else (self.batches(n),)
-
     def start(self, params: Params) -> _Carry:
-        zero = jnp.zeros((), int)
-        finite = jnp.isfinite(scalar_loss(self.loss, params, *self.batch(zero)))
-        return _Carry(params, self.optimizer.initial_state(params), finite, zero)
+        return _Carry(params, self.optimizer.initial_state(params), jnp.full((), -1), jnp.zeros((), int))
 
-    def evaluate(self, carry: _Carry, n: jax.Array) -> tuple[Snapshot, OptimizerState]:
-        value, gradient = jax.value_and_grad(self.loss)(carry.params, *self.batch(n))
-        direction, state = self.optimizer.update(gradient, carry.state, n)
-        return Snapshot(n, carry.params, gradient, direction, state.filters, value), state
+    def value(self, params: Params, n: jax.Array) -> jax.Array:
+        return scalar_loss(self.loss, params, *(() if self.batches is None else (self.batches(n),)))
+
+    def evaluate(self, params: Params, state: OptimizerState, n: jax.Array) -> tuple[Snapshot, OptimizerState]:
+        value, gradient = jax.value_and_grad(self.value)(params, n)
+        direction, state = self.optimizer.update(gradient, state, n)
+        return Snapshot(n, params, gradient, direction, state.filters, value), state
+
+    def first_look(self, start: _Carry) -> Any:
+        return self.look(self.evaluate(start.params, start.state, jnp.zeros((), int))[0])
 
     def look(self, snapshot: Snapshot) -> Any:
-        assert self.observe is not None
-        return jax.tree.map(jnp.asarray, self.observe(snapshot))
+        return None if self.observe is None else jax.tree.map(jnp.asarray, self.observe(snapshot))
 
-    def row_shape(self, carry: _Carry) -> Any:
-        if self.observe is None:
-            return carry.params
-        return jax.eval_shape(lambda: self.look(self.evaluate(carry, carry.reached)[0]))
+    def step(self, loop: tuple[_Carry, Any], place: tuple[jax.Array, jax.Array]) -> tuple[tuple[_Carry, Any], None]:
+        """Iteration n, if the run has not failed: look at it if that is wanted, then move on to n + 1."""
+        n, wanted = place
 
-    def advance(self, carry: _Carry, snapshot: Snapshot, state: OptimizerState) -> _Carry:
-        params = self.optimizer.apply(carry.params, snapshot.direction)
-        alive = within(params, self.limit) & jnp.isfinite(snapshot.loss)
-        return _Carry(params, state, alive, carry.reached + alive)
+        def work(carry: _Carry, row: Any) -> tuple[_Carry, Any]:
+            snapshot, state = self.evaluate(carry.params, carry.state, n)
+            if self.observe is not None:
+                row = jax.lax.cond(wanted, self.look, lambda _: row, snapshot)
+            params = self.optimizer.apply(carry.params, snapshot.direction)
+            finite, alive = _is_finite(snapshot), carry.code == 0
+            exploded = finite & jnp.isfinite(largest(params))
+            failure = jnp.where(exploded, _DIVERGED, _NOT_FINITE)
+            code = jnp.where(finite & within(params, self.limit), carry.code, jnp.where(alive, failure, carry.code))
+            reached = jnp.where(alive & finite, n, carry.reached)
+            moved = _Carry(params, state, reached, code)
+            return jax.lax.cond(code == 0, lambda: moved, lambda: carry._replace(reached=reached, code=code)), row
 
-    def step(self, carry: _Carry, n: jax.Array) -> tuple[_Carry, None]:
-        return jax.lax.cond(carry.alive, lambda: self.advance(carry, *self.evaluate(carry, n)), lambda: carry), None
-
-    def observed_step(self, carry: _Carry, n: jax.Array, saved: jax.Array, blank: Any) -> tuple[_Carry, Any]:
-        def work() -> tuple[_Carry, Any]:
-            snapshot, state = self.evaluate(carry, n)
-            row = jax.lax.cond(saved, self.look, lambda _: blank, snapshot)
-            return self.advance(carry, snapshot, state), row
-
-        return jax.lax.cond(carry.alive, work, lambda: (carry, blank))
+        # Of a batch all lanes work while one is alive, so that `wanted` stays one for all.
+        alive = eqx.internal.unvmap_any(loop[0].code == 0)
+        return jax.lax.cond(alive, work, lambda *unchanged: unchanged, *loop), None
 
 
 @eqx.filter_jit
@@ -163,36 +169,46 @@ def _run(optimizer, loss, params, plan: _Plan, slots, observe, batches, meter):
     """Blocks of iterations in a scan; the row at the start of each block is written where its slot says."""
     driver = _Driver(optimizer, loss, observe, batches, divergence_limit(params))
     start = driver.start(params)
-    shape = driver.row_shape(start)
+
+    def last_row(carry: _Carry) -> tuple[Any, jax.Array]:
+        if observe is None or not plan.saves_end:
+            return carry.params, jnp.isfinite(driver.value(carry.params, end))
+        snapshot, _ = driver.evaluate(carry.params, carry.state, end)
+        return driver.look(snapshot), _is_finite(snapshot)
+
+    end = jnp.asarray(plan.blocks * plan.stride)
+    shape = params if observe is None else jax.eval_shape(driver.first_look, start)
     blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
     buffer = jax.tree.map(lambda leaf: jnp.zeros((plan.rows + 1, *leaf.shape), leaf.dtype), shape)
 
     def block(loop: tuple, place: tuple[jax.Array, jax.Array]) -> tuple[tuple, None]:
         carry, buffer, ticks = loop
         index, slot = place
-        slot = jnp.where(carry.alive, slot, plan.rows)
-        iterations = index * plan.stride + jnp.arange(plan.stride)
-        if observe is None:
-            row = carry.params
+        wanted = (slot < plan.rows) & (jnp.arange(plan.stride) == 0)
+        places = (index * plan.stride + jnp.arange(plan.stride), wanted)
+        # Without `observe` the row is what the block starts from; with it, what its first step looks at.
+        row = carry.params if observe is None else blank
+        if plan.stride == 1:
+            (carry, row), _ = driver.step((carry, row), (places[0][0], wanted[0]))
         else:
-            carry, row = driver.observed_step(carry, iterations[0], slot < plan.rows, blank)
-            iterations = iterations[1:]
-        if iterations.size == 1:
-            carry, _ = driver.step(carry, iterations[0])
-        elif iterations.size > 1:
-            carry, _ = jax.lax.scan(driver.step, carry, iterations)
-        return (carry, _write(buffer, slot, row), meter.step(ticks, (index + 1) / plan.blocks)), None
+            (carry, row), _ = jax.lax.scan(driver.step, (carry, row), places)
+        buffer = _write(buffer, slot, row)
+        return (carry, buffer, meter.step(ticks, (index + 1) / plan.blocks)), None
 
-    places = (jnp.arange(plan.blocks), slots[:-1])
-    (carry, buffer, ticks), _ = jax.lax.scan(block, (start, buffer, meter.init()), places)
+    (carry, buffer, ticks), _ = jax.lax.scan(block, (start, buffer, meter.init()), (jnp.arange(plan.blocks), slots))
     meter.close(ticks)
-    end = jnp.asarray(plan.blocks * plan.stride)
-    row = carry.params if observe is None else driver.look(driver.evaluate(carry, end)[0])
-    buffer = _write(buffer, jnp.where(carry.alive, slots[-1], plan.rows), row)
-    size = largest(carry.params)
-    failure = jnp.where(jnp.isfinite(size) & (size > driver.limit), _DIVERGED, _NOT_FINITE)
-    code = jnp.where(carry.alive, 0, failure)
-    return jax.tree.map(lambda leaf: leaf[:-1], buffer), (carry.params, carry.state), code, carry.reached
+    row, finite = last_row(carry)
+    code = jnp.where((carry.code == 0) & ~finite, _NOT_FINITE, carry.code)
+    reached = jnp.where(code == 0, end, carry.reached)
+    if plan.saves_end:
+        buffer = _write(buffer, jnp.asarray(plan.rows - 1), row)
+    return jax.tree.map(lambda leaf: leaf[:-1], buffer), (carry.params, carry.state), code, reached
+
+
+def _is_finite(snapshot: Snapshot) -> jax.Array:
+    """Whether the loss, the gradient and its square, which the filters keep, are finite."""
+    finite = [jnp.all(jnp.isfinite(leaf * leaf)) for leaf in jax.tree.leaves(snapshot.gradient)]
+    return jnp.stack([jnp.isfinite(snapshot.loss), *finite]).all()
 
 
 def _write(buffer: Any, slot: jax.Array, row: Any) -> Any:

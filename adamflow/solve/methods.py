@@ -16,13 +16,15 @@ class Method(NamedTuple):
     Attributes:
         solver: the diffrax solver.
         implicit: whether its steps solve equations; these follow logarithms of nonnegative filters.
-        gradients: gradients of the loss in an attempted step, or `None` where that is not fixed.
+        gradients: gradients of the loss in an attempted step, or `None` where that is not known beforehand.
+        first_gradients: gradients of the loss before the first step.
         jacobians: dense Jacobians of the vector field in an attempted step.
     """
 
     solver: diffrax.AbstractSolver
     implicit: bool
     gradients: int | None
+    first_gradients: int
     jacobians: int
 
 
@@ -46,10 +48,11 @@ def choose_method(solver: Any, dimension: int, step_size: Any) -> Method:
         )
     if isinstance(solver, diffrax.AbstractImplicitSolver):
         every_stage = getattr(solver, "calculate_jacobian", None) == diffrax.CalculateJacobian.every_stage
-        return Method(solver, True, None, solver.tableau.num_stages if every_stage else 1)  # pyright: ignore
+        return Method(solver, True, None, 0, solver.tableau.num_stages if every_stage else 1)  # pyright: ignore
     if isinstance(solver, diffrax.AbstractERK) and isinstance(solver.tableau, diffrax.ButcherTableau):
-        return Method(solver, False, solver.tableau.num_stages - int(solver.tableau.fsal), 0)
-    return Method(solver, False, None, 0)
+        fsal = int(solver.tableau.fsal)
+        return Method(solver, False, solver.tableau.num_stages - fsal, fsal, 0)
+    return Method(solver, False, None, 0, 0)
 
 
 def step_controller(steps: Any, rtol: Any, atol: Any, step_size: Any) -> tuple[diffrax.AbstractStepSizeController, Any]:

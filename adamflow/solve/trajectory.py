@@ -100,7 +100,9 @@ class Trajectory(eqx.Module):
         iterations: the saved iterations n = t/η, shape (saved,).
         params: θ at these, a pytree with a leading axis of time; `None` if the run had an `observe=` function.
         observed: what `observe=` returned at each, with a leading axis of time; `None` without one.
-        final: the state at the last good iteration: (params, OptimizerState) or the state of the flow.
+        start: θ at n = 0.
+        final: the state at the end: (params, OptimizerState) or the state of the flow. Of a discrete run that failed,
+            that at the last good iteration; of a flow, that at which it was given up.
         outcome: how it ended. A run that failed keeps the rows before its end and no others. Under jit and vmap,
             where shapes are fixed, the rows after it are NaN (zero for integers), and `outcome` tells which.
         stats: what it cost.
@@ -110,6 +112,7 @@ class Trajectory(eqx.Module):
     iterations: Float[Array, "*lanes saved"]
     params: Params | None
     observed: Any
+    start: Params
     final: Any
     outcome: Outcome
     stats: Stats
