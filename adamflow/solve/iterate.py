@@ -152,12 +152,15 @@ class _Driver(NamedTuple):
                 row = jax.lax.cond(wanted, self.look, lambda _: row, snapshot)
             params = self.optimizer.apply(carry.params, snapshot.direction)
             finite, alive = _is_finite(snapshot), carry.code == 0
-            exploded = finite & jnp.isfinite(largest(params))
-            failure = jnp.where(exploded, _DIVERGED, _NOT_FINITE)
-            code = jnp.where(finite & within(params, self.limit), carry.code, jnp.where(alive, failure, carry.code))
             reached = jnp.where(alive & finite, n, carry.reached)
-            moved = _Carry(params, state, reached, code)
-            return jax.lax.cond(code == 0, lambda: moved, lambda: carry._replace(reached=reached, code=code)), row
+
+            def fail() -> _Carry:
+                exploded = finite & jnp.isfinite(largest(params))
+                code = jnp.where(alive, jnp.where(exploded, _DIVERGED, _NOT_FINITE), carry.code)
+                return carry._replace(reached=reached, code=code)
+
+            good = alive & finite & within(params, self.limit)
+            return jax.lax.cond(good, lambda: _Carry(params, state, reached, carry.code), fail), row
 
         # Of a batch all lanes work while one is alive, so that `wanted` stays one for all.
         alive = eqx.internal.unvmap_any(loop[0].code == 0)
@@ -187,12 +190,13 @@ def _run(optimizer, loss, params, plan: _Plan, slots, observe, batches, meter):
         wanted = (slot < plan.rows) & (jnp.arange(plan.stride) == 0)
         places = (index * plan.stride + jnp.arange(plan.stride), wanted)
         # Without `observe` the row is what the block starts from; with it, what its first step looks at.
-        row = carry.params if observe is None else blank
+        buffer = buffer if observe is not None else _write(buffer, slot, carry.params)
+        row = None if observe is None else blank
         if plan.stride == 1:
             (carry, row), _ = driver.step((carry, row), (places[0][0], wanted[0]))
         else:
             (carry, row), _ = jax.lax.scan(driver.step, (carry, row), places)
-        buffer = _write(buffer, slot, row)
+        buffer = buffer if observe is None else _write(buffer, slot, row)
         return (carry, buffer, meter.step(ticks, (index + 1) / plan.blocks)), None
 
     (carry, buffer, ticks), _ = jax.lax.scan(block, (start, buffer, meter.init()), (jnp.arange(plan.blocks), slots))

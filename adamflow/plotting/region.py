@@ -1,0 +1,134 @@
+"""Pictures of the region of bounded updates: maps over (β, γ), growth rates along a curve, and single runs.
+
+Colours are those of Okabe and Ito and the map viridis, told apart by colour-blind readers.
+"""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import matplotlib.patheffects as effects
+import numpy as np
+from jaxtyping import Bool, Float
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+Points: TypeAlias = Float[np.ndarray, "points"]
+
+_BLUE, _VERMILLION, _GREEN, _ORANGE, _BLACK = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#000000"
+#: Where the axes of a map have ticks: the decays crowd at 1, so the axes are ln x/(1−x).
+_DECAYS = (0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
+
+
+def largest_updates(
+    ax: Axes,
+    beta_edges: Float[np.ndarray, "columns+1"],
+    gamma_edges: Float[np.ndarray, "rows+1"],
+    largest: Float[np.ndarray, "columns rows"],
+    diverged: Bool[np.ndarray, "columns rows"],
+) -> Axes:
+    """A map of the largest update of each run of a (β, γ) grid, on logit axes.
+
+    Args:
+        ax: where to draw; a colour bar is placed beside it.
+        beta_edges, gamma_edges: the borders of the cells, rising, inside (0, 1).
+        largest: the largest update of each cell's run, positive; coloured on a log scale.
+        diverged: which runs ended early; their cells get a cross.
+    """
+    ax.set_xscale("logit")
+    ax.set_yscale("logit")
+    mesh = ax.pcolormesh(beta_edges, gamma_edges, largest.T, norm=LogNorm(), rasterized=True)
+    columns, rows = np.nonzero(diverged)
+    beta, gamma = (_logit_middles(edges) for edges in (beta_edges, gamma_edges))
+    ax.plot(beta[columns], gamma[rows], "x", color=_BLACK, markersize=3.5, markeredgewidth=0.7, label="diverged")
+    for axis, edges in ((ax.xaxis, beta_edges), (ax.yaxis, gamma_edges)):
+        shown = [decay for decay in _DECAYS if edges[0] <= decay <= edges[-1]]
+        axis.set_major_locator(FixedLocator(shown))
+        axis.set_major_formatter(FixedFormatter([f"{decay:g}" for decay in shown]))
+        axis.set_minor_locator(NullLocator())
+    ax.set_xlim(beta_edges[0], beta_edges[-1])
+    ax.set_ylim(gamma_edges[0], gamma_edges[-1])
+    ax.set_xlabel("β (second moment, b2)")
+    ax.set_ylabel("γ (first moment, b1)")
+    ax.grid(False)
+    ax.figure.colorbar(mesh, ax=ax, label="max over n of ‖uₙ‖∞", pad=0.02)
+    return ax
+
+
+def borders(ax: Axes, gamma: Points, paper_beta: Points, discrete_beta: Points) -> Axes:
+    """The borders of the regions of bounded updates, [GT]'s C = 0 and the discrete γ² = β, on a `largest_updates`.
+
+    Args:
+        ax: where to draw.
+        gamma: γ along both borders.
+        paper_beta: β on the border C(β, γ) = 0.
+        discrete_beta: β on the border γ² = β.
+    """
+    outline = [effects.Stroke(linewidth=3.5, foreground="black"), effects.Normal()]
+    ax.plot(paper_beta, gamma, color="white", linewidth=2, path_effects=outline, label="C = 0 [GT]")
+    outline = [effects.Stroke(linewidth=3.5, foreground="white"), effects.Normal()]
+    ax.plot(discrete_beta, gamma, "--", color=_VERMILLION, linewidth=2, path_effects=outline, label="γ² = β (discrete)")
+    return ax
+
+
+def slopes(ax: Axes, position: Points, measured: Points, paper: Points, discrete: Points, bound: Points) -> Axes:
+    """Measured slopes of ln‖uₙ‖∞ against what theory predicts, one circle for each run.
+
+    Args:
+        ax: where to draw; its halves, B₋ (left of 0) and B₊, are shaded and named.
+        position: where each run stands on the horizontal axis: C/2, rising or falling.
+        measured: its slope per iteration, from each seed.
+        paper: the rate of [GT], max(0, −C/2).
+        discrete: the rate of the discrete bound, max(0, ln γ − ½ ln β).
+        bound: the slope of the discrete bound itself at the same iterations, bias correction included.
+    """
+    low, high = position.min(), position.max()
+    margin = 0.04 * (high - low)
+    ax.axvspan(low - margin, 0, color=_ORANGE, alpha=0.15, linewidth=0)
+    ax.axvspan(0, high + margin, color=_BLUE, alpha=0.08, linewidth=0)
+    ax.plot(position, paper, color=_BLUE, label="max(0, −C/2) [GT]")
+    ax.plot(position, discrete, "--", color=_VERMILLION, label="max(0, ln γ − ½ ln β), discrete")
+    ax.plot(position, bound, ":", color=_GREEN, linewidth=2, label="slope of the attained bound ln Bₙ")
+    places = np.broadcast_to(position, measured.shape)
+    ax.plot(places.ravel(), measured.ravel(), "o", color=_BLACK, markersize=4, markerfacecolor="none", label="measured")
+    for x, align, name in ((low, "left", "B₋"), (high, "right", "B₊")):
+        ax.text(x, 0.55, name, transform=ax.get_xaxis_transform(), ha=align, va="center", fontsize=12)
+    ax.set_xlim(low - margin, high + margin)
+    ax.set_xlabel("C/2")
+    ax.set_ylabel("slope of ln‖uₙ‖∞ per iteration")
+    ax.legend(loc="upper right")
+    return ax
+
+
+def histories(
+    ax: Axes,
+    iterations: Float[np.ndarray, "times"],
+    log_updates: Float[np.ndarray, "runs times"],
+    log_bounds: Float[np.ndarray, "runs times"],
+    labels: Sequence[str],
+) -> Axes:
+    """The largest entry of the update over the iterations, each run with its bound dashed in the same colour.
+
+    Args:
+        ax: where to draw.
+        iterations: n.
+        log_updates: ln‖uₙ‖∞ by run; NaN where there is none.
+        log_bounds: ln Bₙ by run.
+        labels: one for each run.
+    """
+    ax.set_yscale("log")
+    colours = (_BLUE, _GREEN, _ORANGE, _VERMILLION, _BLACK)
+    for index, (update, bound, label) in enumerate(zip(log_updates, log_bounds, labels, strict=True)):
+        colour = colours[index % len(colours)]
+        ax.plot(iterations, np.exp(update), color=colour, label=label)
+        ax.plot(iterations, np.exp(bound), "--", color=colour, linewidth=1)
+    ax.set_xlabel("iteration n")
+    ax.set_ylabel("‖uₙ‖∞ (dashed: bound Bₙ)")
+    ax.legend(loc="upper left")
+    return ax
+
+
+def _logit_middles(edges: np.ndarray) -> np.ndarray:
+    """The middles of cells as a logit axis shows them."""
+    odds = edges / (1 - edges)
+    return 1 / (1 + 1 / np.sqrt(odds[:-1] * odds[1:]))

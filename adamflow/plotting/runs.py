@@ -1,0 +1,208 @@
+"""Pictures of runs: parameters, errors and sharpness over the iterations."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from jax import Array
+from jaxtyping import Int, Real
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from adamflow.checks import check_count
+from adamflow.solve import Comparison, Trajectory
+
+#: A number for each saved iteration.
+Values: TypeAlias = Sequence[float | int] | Real[np.ndarray | Array, "saved"]
+
+#: On each curve at most so many circles stand for the rows of a discrete run; the line of a flow shows between them.
+_MARKERS = 25
+_CIRCLES: Any = dict(linestyle="none", marker="o", markerfacecolor="white", markersize=3.5, markeredgewidth=0.8)
+_LINE: Any = dict(linestyle="-", linewidth=1.1)
+_DASHES = ("--", ":", "-.")
+
+
+def trajectories(
+    discrete: Trajectory,
+    continuous: Trajectory,
+    *,
+    parameters: int | Sequence[int] | Int[np.ndarray, " chosen"] = 16,
+    seed: int = 0,
+    ax: Axes | None = None,
+) -> Axes:
+    """Single parameters along two runs: circles for the discrete one, lines for the continuous one.
+
+    Each parameter has a colour, and the two kinds of curve an entry in the legend, which names the runs. The runs need
+    not have been saved at the same iterations. Of a long run not every row gets its circle.
+
+    Args:
+        discrete: the run drawn as circles.
+        continuous: the run drawn as lines.
+        parameters: how many to draw at random, without replacement (all of them if the runs hold no more), or which:
+            places in the parameters laid out in one row, leaf after leaf as `jax.tree.leaves` lists them.
+        seed: determines the choice. Runs of equally many parameters get the same one.
+        ax: where to draw; by default axes of a new figure.
+
+    Returns:
+        the axes.
+
+    Raises:
+        ValueError: if a run holds no parameters, or a batch of runs, or the two hold different numbers of them, or
+            `parameters` asks for one that is not there.
+
+    Example:
+        >>> import adamflow as af
+        >>> problem, optimizer = af.problems.chain(dimension=10), af.adam(1e-3)
+        >>> discrete = af.iterate(optimizer, problem.loss, problem.params, 100)
+        >>> continuous = af.solve(af.PaperFlow(optimizer), problem.loss, problem.params, 100)
+        >>> ax = af.plotting.trajectories(discrete, continuous, parameters=4)
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['adam, discrete', 'adam, flow of order 1, paper rate']
+    """
+    tables = [_table(run) for run in (discrete, continuous)]
+    size, other = (table.shape[1] for table in tables)
+    if size != other:
+        raise ValueError(f"the runs hold {size} and {other} parameters; give two runs of the same problem")
+    chosen = _choose(parameters, size, seed)
+    ax = _axes(ax)
+    colours = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(chosen)))
+    for place, colour in zip(chosen, colours, strict=True):
+        circles, line = (table[:, place] for table in tables)
+        spacing = max(1, len(circles) // _MARKERS)
+        ax.plot(discrete.iterations, circles, color=colour, markevery=spacing, **_CIRCLES)
+        ax.plot(continuous.iterations, line, color=colour, **_LINE)
+    handles = [
+        Line2D([], [], color="0.3", label=discrete.name, **_CIRCLES),
+        Line2D([], [], color="0.3", label=continuous.name, **_LINE),
+    ]
+    ax.legend(handles=handles)
+    ax.set_xlabel("iteration n")
+    ax.set_ylabel("parameters θ")
+    return ax
+
+
+def errors(*comparisons: Comparison, relative: bool = True, ax: Axes | None = None) -> Axes:
+    """Errors over all parameters along the iterations, on a logarithmic axis, one line for each comparison.
+
+    Args:
+        comparisons: what `af.compare` returned, at least one; each line is labelled by the name of its run.
+        relative: whether errors are divided by the distance that the reference has moved so far.
+        ax: where to draw; by default axes of a new figure.
+
+    Returns:
+        the axes.
+
+    Raises:
+        ValueError: if there is no comparison, or they measure in different norms.
+
+    Example:
+        >>> import adamflow as af
+        >>> problem, optimizer = af.problems.chain(dimension=10), af.adam(1e-3)
+        >>> discrete = af.iterate(optimizer, problem.loss, problem.params, 100)
+        >>> continuous = af.solve(af.PaperFlow(optimizer), problem.loss, problem.params, 100)
+        >>> af.plotting.errors(af.compare(discrete, continuous)).get_ylabel()
+        'error / distance moved'
+    """
+    if not comparisons:
+        raise ValueError("errors needs at least one comparison, got none; make one with af.compare(discrete, run)")
+    norms = sorted({comparison.norm for comparison in comparisons})
+    if len(norms) > 1:
+        raise ValueError(f"the comparisons measure in different norms, {norms}; one axis shows one norm")
+    ax = _axes(ax)
+    ax.set_yscale("log", nonpositive="mask")
+    several = len({comparison.names[0] for comparison in comparisons}) > 1
+    for comparison in comparisons:
+        reference, name = comparison.names
+        values = comparison.relative if relative else comparison.absolute
+        ax.plot(comparison.iterations, values, label=f"{name} against {reference}" if several else name)
+    ax.set_xlabel("iteration n")
+    way = "error" if norms == ["euclidean"] else "largest error"
+    ax.set_ylabel(f"{way} / distance moved" if relative else f"{way} of θ")
+    ax.legend()
+    return ax
+
+
+def sharpness(
+    iterations: Values,
+    values: Values,
+    edge: float | Mapping[str, float],
+    *,
+    label: str = "along the run",
+    ax: Axes | None = None,
+) -> Axes:
+    """The preconditioned sharpness along a run, beside the edge of stability, on a logarithmic axis.
+
+    Args:
+        iterations: n at each value.
+        values: the learning rate times the sharpness, η s, which has no unit; positive ones show.
+        edge: the η s at which a step or a flow turns unstable, or several by name.
+        label: what the legend calls the values.
+        ax: where to draw; by default axes of a new figure.
+
+    Returns:
+        the axes.
+
+    Raises:
+        ValueError: if there is not one value for each iteration, or an edge is not positive.
+
+    Example:
+        >>> import adamflow as af
+        >>> ax = af.plotting.sharpness([0, 10, 20], [3.0, 30.0, 37.0], af.analysis.adaptive_edge(0.9))
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['along the run', 'edge of stability, 38']
+    """
+    if np.shape(iterations) != np.shape(values):
+        raise ValueError(
+            f"values must hold one number for each iteration, got {np.shape(values)} for {np.shape(iterations)}"
+        )
+    edges = dict(edge) if isinstance(edge, Mapping) else {"edge of stability": edge}
+    for name, height in edges.items():
+        if not height > 0:
+            raise ValueError(f"{name} must be positive, got {height!r}; it is a learning rate times a sharpness")
+    ax = _axes(ax)
+    ax.set_yscale("log", nonpositive="mask")
+    ax.plot(iterations, values, label=label)
+    for index, (name, height) in enumerate(edges.items()):
+        style = _DASHES[index % len(_DASHES)]
+        ax.axhline(height, linestyle=style, color="black", linewidth=1, label=f"{name}, {height:.3g}")
+    ax.set_xlabel("iteration n")
+    ax.set_ylabel("preconditioned sharpness, η s")
+    ax.legend()
+    return ax
+
+
+def _axes(ax: Axes | None) -> Axes:
+    return plt.subplots(layout="constrained")[1] if ax is None else ax
+
+
+def _table(run: Trajectory) -> np.ndarray:
+    """The parameters of a run, one row for each saved iteration."""
+    if run.params is None:
+        raise ValueError(
+            f"the run {run.name!r} holds no parameters, since it had an observe= function; run it without one, or "
+            "return snapshot.params from it"
+        )
+    if run.iterations.ndim != 1:
+        raise ValueError(
+            f"the run {run.name!r} is a batch of shape {run.iterations.shape[:-1]}; take one lane of it, for example "
+            "jax.tree.map(lambda leaf: leaf[0], run)"
+        )
+    leaves = [np.asarray(leaf).reshape(len(run), -1) for leaf in jax.tree.leaves(run.params)]
+    return np.concatenate(leaves, axis=1)
+
+
+def _choose(parameters: Any, size: int, seed: int) -> np.ndarray:
+    """Places of the parameters to draw, of `size` in all."""
+    if np.ndim(parameters) == 0:
+        count = min(check_count("parameters", parameters), size)
+        return np.sort(np.random.default_rng(seed).choice(size, count, replace=False))
+    places = np.asarray(parameters)
+    if places.ndim != 1 or places.size == 0 or not np.issubdtype(places.dtype, np.integer):
+        raise ValueError(f"parameters must be a count or a sequence of whole numbers, got {parameters!r}")
+    outside = places[(places < 0) | (places >= size)]
+    if outside.size:
+        raise ValueError(f"parameters must lie in [0, {size}), the places of the runs' parameters, got {outside[0]}")
+    return places

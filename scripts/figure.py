@@ -1,0 +1,294 @@
+"""What the scripts of all figures share: flags, files, the manifest, the check of the claims, bars and style.
+
+A script defines three settings and three functions, and hands them to `main`:
+
+    if __name__ == "__main__":
+        sys.exit(figure.main(__doc__, "fig01_agreement", CONFIGS, compute, check, draw))
+
+Each run writes NAME.png, NAME.pdf, NAME.npz (the data) and NAME.json (the manifest), and exits with status 1 if a claim
+does not hold on the data that it just computed.
+"""
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import jax
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+from cycler import cycler
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+import adamflow
+
+ROOT = Path(__file__).resolve().parents[1]
+MODES = ("quick", "default", "full")
+#: Where each mode writes: only the default one replaces the figures of the repository.
+FOLDERS = {
+    "quick": ROOT / "build" / "figures-quick",
+    "default": ROOT / "figures",
+    "full": ROOT / "build" / "figures-full",
+}
+PACKAGES = ("jax", "jaxlib", "diffrax", "equinox", "optax", "numpy", "matplotlib")
+
+#: Okabe and Ito's colours, told apart by colour-blind readers. Yellow is too light for lines on white.
+COLOURS = {
+    "blue": "#0072B2",
+    "vermillion": "#D55E00",
+    "green": "#009E73",
+    "purple": "#CC79A7",
+    "orange": "#E69F00",
+    "sky": "#56B4E9",
+    "black": "#000000",
+    "yellow": "#F0E442",
+}
+STYLE: Any = {
+    "axes.prop_cycle": cycler(color=[colour for name, colour in COLOURS.items() if name != "yellow"]),
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 100,
+    "figure.titlesize": 12,
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "image.cmap": "viridis",
+    "legend.fontsize": 8,
+    "legend.framealpha": 0.9,
+    "lines.linewidth": 1.5,
+    "pdf.fonttype": 42,
+    "savefig.dpi": 200,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+}
+
+#: The settings of a figure: a frozen dataclass of the script's own.
+Config = TypeVar("Config")
+Data = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A statement about the data of a figure.
+
+    Attributes:
+        sentence: in words, with the threshold that decides.
+        holds: whether it holds on the data.
+        numbers: what was measured, by name, thresholds included.
+    """
+
+    sentence: str
+    holds: bool
+    numbers: dict[str, float]
+
+    def __str__(self) -> str:
+        numbers = ", ".join(f"{name} = {float(value):.6g}" for name, value in self.numbers.items())
+        text = f"{'holds' if self.holds else 'DOES NOT HOLD'}: {self.sentence}"
+        return textwrap.fill(f"{text} ({numbers})" if numbers else text, 118, subsequent_indent="    ")
+
+
+def main(
+    script_doc: str | None,
+    name: str,
+    configs: Mapping[str, Config],
+    compute: Callable[[Config], Mapping[str, Any]],
+    check: Callable[[Data], Sequence[Claim]],
+    draw: Callable[[Data], Figure],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Compute, check, draw and write one figure.
+
+    Args:
+        script_doc: the script's docstring, shown by --help.
+        name: of the files, without ending.
+        configs: settings for "quick", "default" and "full"; every field is recorded in the manifest.
+        compute: from the settings to arrays by name. It gets nothing else, so the settings determine the data.
+        check: from these arrays to the claims of the figure, at least one.
+        draw: from these arrays to a matplotlib figure, made under `STYLE`.
+        argv: the flags, by default those of the process.
+
+    Returns:
+        the exit status: 0, or 1 if a claim does not hold. Everything is written in either case.
+
+    Raises:
+        ValueError: if a mode lacks its settings, the data are no plain arrays, or there is no claim.
+    """
+    if set(configs) != set(MODES):
+        raise ValueError(f"configs must have the keys {MODES}, got {tuple(configs)}")
+    parser = argparse.ArgumentParser(description=script_doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_flags(parser)
+    mode, folder = read_flags(parser.parse_args(argv))
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = _manifest(name, mode, configs[mode])
+    print(f"{name}, {mode} settings: {_words(manifest['settings'])}", flush=True)
+
+    started = time.perf_counter()
+    data = _plain(compute(configs[mode]))
+    manifest["seconds"]["compute"] = round(time.perf_counter() - started, 2)
+    write(folder / f"{name}.npz", lambda file: np.savez_compressed(file, allow_pickle=False, **data))
+    claims = check(data)
+    if not claims:
+        raise ValueError(f"{name} checks no claim; a figure states at least one")
+    manifest["claims"] = [_record(claim) for claim in claims]
+    _write_json(folder / f"{name}.json", manifest)
+
+    started = time.perf_counter()
+    _draw(draw, data, folder / name)
+    manifest["seconds"]["draw"] = round(time.perf_counter() - started, 2)
+    _write_json(folder / f"{name}.json", manifest)
+    return _conclude(manifest, claims, folder / name)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that every figure, and the script that makes all of them, understands."""
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="small settings: a check that the figure can be made")
+    size.add_argument("--full", action="store_true", help="the largest settings: much longer")
+    folders = ", ".join(f"{folder.relative_to(ROOT)}/ ({mode})" for mode, folder in FOLDERS.items())
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"where files go; in the repository, {folders}")
+
+
+def read_flags(flags: argparse.Namespace) -> tuple[str, Path]:
+    """The mode and the folder for the files."""
+    mode = "quick" if flags.quick else "full" if flags.full else "default"
+    return mode, (flags.out or FOLDERS[mode]).resolve()
+
+
+def progress(items: Iterable[Any] | None = None, describe: str = "", *, total: int | None = None, unit: str = "run"):
+    """A bar over items, for loops that take more than a few seconds; or one to `update()`, with `total` and no items.
+
+    Args:
+        items: what to iterate over.
+        describe: what is being done, shown at the left; `bar.set_postfix_str` adds what is being done now.
+        total: how many steps there are, where items do not tell.
+        unit: what one item is.
+    """
+    # A log file gets few lines, a terminal smooth motion.
+    interval = 0.2 if sys.stderr.isatty() else 10.0
+    return tqdm(items, desc=describe, total=total, unit=unit, mininterval=interval, dynamic_ncols=True)
+
+
+def write(path: Path, save: Callable[[BinaryIO], Any]) -> None:
+    """Let `save` fill a temporary file beside `path`, then rename it: readers see the old file or the whole new one."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            save(file)
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(temporary).chmod(0o666 & ~mask)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _draw(draw: Callable[[Data], Figure], data: Data, stem: Path) -> None:
+    matplotlib.use("Agg")
+    # Without a date, equal data and versions give equal files.
+    metadata = {"png": {}, "pdf": {"CreationDate": None}}
+    with plt.rc_context(STYLE):
+        drawn = draw(data)
+        for ending, entries in metadata.items():
+            write(
+                stem.with_name(f"{stem.name}.{ending}"),
+                lambda file, ending=ending, entries=entries: drawn.savefig(file, format=ending, metadata=entries),
+            )
+        plt.close(drawn)
+
+
+def _conclude(manifest: dict[str, Any], claims: Sequence[Claim], stem: Path) -> int:
+    """Print the claims in words and where the files are, loudly if one fails; return the exit status."""
+    seconds = manifest["seconds"]
+    failed = [claim for claim in claims if not claim.holds]
+    held = f"{len(claims) - len(failed)} of {len(claims)} claims hold"
+    print(f"\n{stem.name}: {held}; {seconds['compute']} s to compute, {seconds['draw']} s to draw")
+    for number, claim in enumerate(claims, 1):
+        print(f"  {number}. {claim}")
+    print(f"  Written: {stem}.png, .pdf, .npz, .json", flush=True)
+    for claim in failed:
+        print(f"\n!!! {stem.name}: a claim does not hold on the data just computed:\n!!! {claim}", file=sys.stderr)
+    return int(bool(failed))
+
+
+def _manifest(name: str, mode: str, config: Any) -> dict[str, Any]:
+    """What determines the data, as json."""
+    settings = dataclasses.asdict(config)
+    commit, dirty = _revision()
+    return {
+        "figure": name,
+        "mode": mode,
+        "settings": settings,
+        "seed": settings.get("seed"),
+        "versions": {"adamflow": adamflow.__version__, "python": platform.python_version()}
+        | {package: importlib.metadata.version(package) for package in PACKAGES},
+        "commit": commit,
+        "uncommitted_changes": dirty,
+        "platform": {
+            "system": platform.platform(),
+            "processors": os.cpu_count(),
+            "jax_backend": jax.default_backend(),
+            "jax_enable_x64": bool(jax.config.read("jax_enable_x64")),
+        },
+        "seconds": {},
+    }
+
+
+def _revision() -> tuple[str | None, bool | None]:
+    """The commit and whether the tree differs from it, the figures themselves apart; `None` where git cannot tell."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            run = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=30)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return run.stdout.strip() if run.returncode == 0 else None
+
+    top = git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != ROOT:
+        return None, None
+    changes = git("status", "--porcelain", "--", ".", ":(exclude)figures")
+    return git("rev-parse", "--verify", "--quiet", "HEAD"), None if changes is None else bool(changes)
+
+
+def _plain(data: Mapping[str, Any]) -> Data:
+    arrays = {name: np.asarray(value) for name, value in data.items()}
+    for name, array in arrays.items():
+        if array.dtype.hasobject:
+            raise ValueError(f"data[{name!r}] must be a plain array, got one of Python objects; a pickle is no result")
+    return arrays
+
+
+def _record(claim: Claim) -> dict[str, Any]:
+    """A claim as json, which has no word for inf and nan: these become strings."""
+    numbers = {name: float(value) for name, value in claim.numbers.items()}
+    numbers = {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}
+    return {"sentence": claim.sentence, "holds": bool(claim.holds), "numbers": numbers}
+
+
+def _words(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+    write(path, lambda file: file.write(text.encode()))

@@ -1,0 +1,69 @@
+"""Make the figures of the repository: all of them, or those that are named.
+
+Each one runs in a process of its own, so that a failing figure does not stop the others. The exit status is 1 if one
+fails. With no flag this takes at most 10 minutes on 2 cores.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import figure
+
+#: Every figure has one script, figNN_name.py, beside this one.
+SCRIPTS = {path.stem: path for path in sorted(Path(__file__).resolve().parent.glob("fig[0-9][0-9]_*.py"))}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the scripts, print a table, and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"one of {', '.join(SCRIPTS)} (fig01 is enough); all")
+    figure.add_flags(parser)
+    flags = parser.parse_args(argv)
+    mode, folder = figure.read_flags(flags)
+    chosen = [find(name, parser) for name in flags.names] or list(SCRIPTS)
+    size = [] if mode == "default" else [f"--{mode}"]
+    rows = []
+    for number, name in enumerate(dict.fromkeys(chosen), 1):
+        print(f"\n=== {name}, figure {number} of {len(dict.fromkeys(chosen))}", flush=True)
+        started, since = time.perf_counter(), time.time()
+        status = subprocess.run([sys.executable, str(SCRIPTS[name]), *size, "--out", str(folder)]).returncode
+        rows.append((name, time.perf_counter() - started, status, claims(folder / f"{name}.json", since)))
+    print(table(rows))
+    return int(any(status for _, _, status, _ in rows))
+
+
+def find(name: str, parser: argparse.ArgumentParser) -> str:
+    """The figure of that name or number; exits with a list of all if there is none."""
+    stem = Path(name).stem
+    for known in SCRIPTS:
+        if stem in (known, known.split("_")[0]):
+            return known
+    parser.error(f"there is no figure {name!r}; the figures are: {', '.join(SCRIPTS)}")
+
+
+def claims(manifest: Path, since: float) -> str:
+    """How many claims hold, from the manifest that a run wrote; "-" if it wrote none."""
+    if not manifest.exists() or manifest.stat().st_mtime < since - 1:
+        return "-"
+    held = [claim["holds"] for claim in json.loads(manifest.read_text())["claims"]]
+    return f"{sum(held)} of {len(held)}"
+
+
+def table(rows: Sequence[tuple[str, float, int, str]]) -> str:
+    """The runs, one per line, with seconds and outcome."""
+    width = max(len(name) for name, *_ in rows)
+    lines = [f"\n{'figure':{width}}  seconds  claims that hold  outcome"]
+    for name, seconds, status, held in rows:
+        outcome = "made" if status == 0 else f"FAILED with status {status}: see its messages above"
+        lines.append(f"{name:{width}}  {seconds:7.1f}  {held:>16}  {outcome}")
+    total = sum(seconds for _, seconds, _, _ in rows)
+    return "\n".join([*lines, f"{'all':{width}}  {total:7.1f}"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

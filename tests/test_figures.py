@@ -1,0 +1,86 @@
+"""The harness of the figures: what a run writes, and what happens when a claim fails or a name is wrong."""
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture(scope="module")
+def harness():
+    specification = importlib.util.spec_from_file_location("figure", SCRIPTS / "figure.py")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["figure"] = module
+    specification.loader.exec_module(module)
+    yield module
+    del sys.modules["figure"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int = 3
+    points: int = 5
+
+
+def make(harness, folder, holds=True, data=None):
+    def compute(config):
+        return {"x": np.arange(config.points)} if data is None else data
+
+    def check(data):
+        return [harness.Claim("x has points", holds, {"points": float(len(data["x"]))})]
+
+    def draw(data):
+        drawn, ax = plt.subplots()
+        ax.plot(data["x"])
+        return drawn
+
+    configs = dict.fromkeys(("quick", "default", "full"), Config())
+    return harness.main("A figure.", "fig99_test", configs, compute, check, draw, ["--quick", "--out", str(folder)])
+
+
+def test_identity_a_run_writes_picture_data_and_manifest_and_nothing_else(harness, tmp_path):
+    assert make(harness, tmp_path) == 0
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".npz", ".pdf", ".png"]
+    manifest = json.loads((tmp_path / "fig99_test.json").read_text())
+    assert manifest["settings"] == {"seed": 3, "points": 5}
+    assert (manifest["mode"], manifest["seed"]) == ("quick", 3)
+    assert manifest["claims"] == [{"sentence": "x has points", "holds": True, "numbers": {"points": 5.0}}]
+    assert set(manifest["seconds"]) == {"compute", "draw"}
+    assert manifest["versions"]["python"] == sys.version.split()[0]
+    np.testing.assert_array_equal(np.load(tmp_path / "fig99_test.npz")["x"], np.arange(5))
+
+
+def test_identity_equal_data_give_equal_files(harness, tmp_path):
+    for folder in ("one", "two"):
+        make(harness, tmp_path / folder)
+    for ending in ("png", "pdf", "npz"):
+        one, two = (tmp_path / folder / f"fig99_test.{ending}" for folder in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes()
+
+
+def test_failure_of_a_claim_is_loud_and_keeps_the_data(harness, tmp_path, capsys):
+    assert make(harness, tmp_path, holds=False) == 1
+    assert "!!! fig99_test: a claim does not hold on the data just computed" in capsys.readouterr().err
+    assert not json.loads((tmp_path / "fig99_test.json").read_text())["claims"][0]["holds"]
+    assert (tmp_path / "fig99_test.npz").exists()
+
+
+def test_failure_data_that_are_objects(harness, tmp_path):
+    with pytest.raises(ValueError, match=r"data\['x'\] must be a plain array"):
+        make(harness, tmp_path, data={"x": np.array([None])})
+
+
+def test_failure_unknown_figure():
+    command = [sys.executable, str(SCRIPTS / "make_figures.py"), "fig98"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode != 0
+    assert "fig98" in run.stderr
+    assert "fig01_agreement" in run.stderr
