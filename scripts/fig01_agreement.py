@@ -134,7 +134,6 @@ def declare(config: Config, weight_decay: float) -> af.Optimizer:
 
 def discrete_runs(config: Config, loss: VectorLoss, start: jax.Array, bar: tqdm) -> list[tuple[af.Trajectory, Table]]:
     """The iterates of each optimizer; beside them, η s with P = √v̂, and the residual of that eigenvalue."""
-
     # The preconditioner does not depend on the weight decay, so that both runs share one program.
     record = declare(config, weight_decay=0.0)
 
