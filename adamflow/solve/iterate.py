@@ -151,16 +151,20 @@ class _Driver(NamedTuple):
             if self.observe is not None:
                 row = jax.lax.cond(wanted, self.look, lambda _: row, snapshot)
             params = self.optimizer.apply(carry.params, snapshot.direction)
-            finite, alive = _is_finite(snapshot), carry.code == 0
-            reached = jnp.where(alive & finite, n, carry.reached)
+            alive = carry.code == 0
 
-            def fail() -> _Carry:
-                exploded = finite & jnp.isfinite(largest(params))
-                code = jnp.where(alive, jnp.where(exploded, _DIVERGED, _NOT_FINITE), carry.code)
-                return carry._replace(reached=reached, code=code)
+            def classify() -> tuple[jax.Array, jax.Array]:
+                finite = _is_finite(snapshot)
+                failure = jnp.where(finite & jnp.isfinite(largest(params)), _DIVERGED, _NOT_FINITE)
+                return jnp.where(alive, failure, carry.code), jnp.where(alive & finite, n, carry.reached)
 
-            good = alive & finite & within(params, self.limit)
-            return jax.lax.cond(good, lambda: _Carry(params, state, reached, carry.code), fail), row
+            # A gradient that is not finite shows in the next parameters; one whose square is not, from the start on.
+            started = jax.lax.cond(n == 0, _is_finite, lambda _: jnp.array(True), snapshot)
+            good = alive & started & jnp.isfinite(snapshot.loss) & within(params, self.limit)
+            code, reached = jax.lax.cond(good, lambda: (carry.code, n), classify)
+            new, old = (params, state), (carry.params, carry.state)
+            kept = jax.tree.map(lambda moved, stayed: jnp.where(good, moved, stayed), new, old)
+            return _Carry(*kept, reached, code), row
 
         # Of a batch all lanes work while one is alive, so that `wanted` stays one for all.
         alive = eqx.internal.unvmap_any(loop[0].code == 0)
