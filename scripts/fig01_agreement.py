@@ -9,7 +9,7 @@ iterates (38 at γ = .9) and the flow of order 2 (2.11) turn unstable. The flow 
 
 Claim: the flow of order 1 follows the iterates until η s reaches their edge, and leaves them soon after; the flow of
 order 2 leaves them earlier, between its own edge and theirs. Measured: η s reaches 38 at iteration 251, for both
-optimizers. Until then order 1 is within 3.0% (exact rate: 1.4%); at iteration 400 it is off by 9 to 10%. Order 2 is no
+optimizers. Until then order 1 is within 3.0% (exact rate: 1.3%); at iteration 400 it is off by 9 to 10%. Order 2 is no
 closer before its own edge, at iteration 157 (in the mean 2.2%, exact rate 2.6%; order 1: 1.8%, .7%), off by 9.5% where
 the iterates reach theirs, and by 22% at the end. Seeds 1 to 3 give the iterations 243 to 272, at most 3.0% (2.2%), 7 to
 9% at the end, and for order 2 9 to 11% and 21 to 25%. In the smaller model of --quick order 2 is closer than order 1
@@ -17,7 +17,7 @@ before its edge. Float64 changes iterates and flows by less than .1% of the dist
 
 Source: [GT] = R. Gould and H. Tanaka, Continuous-Time Analysis of Adaptive Optimization and Normalization,
 arXiv:2411.05746, its first figure; the exact rate and the edges are derivations of this project.
-Run time on 2 cores: 1.7 minutes; --quick half a minute; --full, with 116,000 parameters, about half an hour.
+Run time on 2 cores: 1.5 minutes; --quick half a minute; --full, with 116,000 parameters, about half an hour.
 """
 
 import dataclasses
@@ -248,9 +248,9 @@ def draw(data: figure.Data) -> Figure:
         draw_parameters(column[0], data, optimizer, 1)
         column[0].set_title(f"{name}: order 1 follows the iterates to their edge")
         draw_parameters(column[1], data, optimizer, 2)
-        column[1].set_title("Order 2 leaves them earlier, past its own edge")
+        column[1].set_title("Order 2 leaves them earlier")
         draw_errors(column[2], data, optimizer)
-        column[2].set_title(f"The error over all {data['parameters']:,} parameters grows past these edges")
+        column[2].set_title(f"The error over all {data['parameters']:,} parameters grows: order 2 first")
         heights = {name: float(data[key]) for name, key in edges.items()}
         af.plotting.sharpness(data["iterations"], data["sharpness"][optimizer], heights, label="iterates", ax=column[3])
         column[3].set_title("The preconditioned sharpness rises through both edges")

@@ -191,6 +191,14 @@ def test_failure_square_of_the_gradient_beyond_the_arithmetic():
         af.iterate(af.adam(0.1), lambda p: 1e20 * jnp.sum(p**2), jnp.ones(2, jnp.float32), 20)
 
 
+def test_failure_square_of_a_later_gradient_beyond_the_arithmetic():
+    def loss(p):
+        return jnp.sum(jnp.where(p < 0.75, 1e25 * p, p))
+
+    run = af.iterate(af.adam(0.1), loss, jnp.ones(2, jnp.float32), 20)
+    assert (run.outcome.name, float(run.outcome.iteration)) == ("not_finite", 2)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -206,6 +214,7 @@ def test_failure_square_of_the_gradient_beyond_the_arithmetic():
         ({"params": jnp.ones(2, jnp.float16)}, "params must be float32 or float64, got float16"),
         ({"params": {"w": "text"}}, "params['w'] must be an array, got str"),
         ({"params": {}}, "params has no leaves"),
+        ({"batches": [1, 2]}, "batches must be a function of the iteration, got list"),
         ({"loss": lambda p: p}, "the loss must return a real scalar"),
         ({"loss": lambda p: jnp.sum(p).astype(int)}, "the loss must return a real scalar"),
         ({"loss": lambda p: jnp.sum(p) * jnp.nan}, "the loss or its gradient is not finite at the start"),

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from adamflow.checks import check_choice, check_count, check_range, is_concrete
 from adamflow.flows import AbstractFlow
+from adamflow.solve.inputs import check_params
 from adamflow.solve.integrate import solve
 from adamflow.solve.iterate import iterate
 from adamflow.solve.trajectory import Trajectory
@@ -106,7 +107,7 @@ def compare(reference: Trajectory, run: Trajectory, *, norm: Norm = "euclidean")
 
     def size(*leaves: jax.Array) -> jax.Array:
         rows = jnp.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
-        return jnp.linalg.norm(rows, axis=1) if norm == "euclidean" else jnp.max(jnp.abs(rows), axis=1)
+        return jnp.linalg.norm(rows, axis=1) if norm == "euclidean" else jnp.max(jnp.abs(rows), axis=1, initial=0.0)
 
     def relative(absolute: jax.Array, way: jax.Array) -> jax.Array:
         so_far = jax.lax.cummax(way)
@@ -141,7 +142,10 @@ def _check_comparable(reference: Trajectory, run: Trajectory) -> None:
     if same and is_concrete(reference, run):
         same = np.array_equal(reference.iterations, run.iterations)
     if not same:
-        endings = "; ".join(f"{t.name}: {len(t)} saved, {t.outcome.message}" for t in (reference, run))
+        known = is_concrete(reference, run)
+        endings = "; ".join(
+            f"{t.name}: {len(t)} saved{', ' + t.outcome.message if known else ''}" for t in (reference, run)
+        )
         raise ValueError(f"the runs were saved at different iterations ({endings}); give both the same save_at=")
     shapes = [jax.tree.map(jnp.shape, trajectory.params) for trajectory in (reference, run)]
     if shapes[0] != shapes[1]:
@@ -216,6 +220,7 @@ def convergence(
     """
     check_range("learning_rates", learning_rates, 0, low_open=True)
     check_count("the number of learning rates", len(learning_rates), 2)
+    params = check_params(params)
     if rtol is None:
         rtol = max(1e-9, 10 * max(float(jnp.finfo(jnp.result_type(leaf)).eps) for leaf in jax.tree.leaves(params)))
     counts = [_whole_iterations(time, rate) for rate in learning_rates]

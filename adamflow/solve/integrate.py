@@ -177,13 +177,16 @@ def _run(flow, loss, state, times, numbers: _Numbers, method: Method, observe, m
         state = decode(encoded)
         return jax.jvp(encode, (state,), (flow.vector_field(time, state, loss),))[1]
 
-    def row(time: Any, encoded: Any, args: Any) -> Any:
+    def row(time: Any, encoded: Any, args: Any) -> tuple[Any, Any]:
         state = decode(encoded)
-        seen = flow.params(state) if observe is None else observe(flow.snapshot(time, state, loss))
-        return jax.tree.map(jnp.asarray, seen)
+        if observe is None:
+            return flow.params(state), None
+        snapshot = flow.snapshot(time, state, loss)
+        return jax.tree.map(jnp.asarray, observe(snapshot)), jnp.isfinite(snapshot.loss)
 
-    def exploded(t: Any, y: Any, args: Any, **_: Any) -> jax.Array:
-        return ~within(flow.params(decode(y)), limit)
+    def failed(t: Any, y: Any, args: Any, **_: Any) -> jax.Array:
+        params = flow.params(decode(y))
+        return ~within(params, limit) | ~jnp.isfinite(loss(params))
 
     start = encode(state)
     controller, first = step_controller(numbers.steps, numbers.rtol, numbers.atol, numbers.step_size)
@@ -196,7 +199,7 @@ def _run(flow, loss, state, times, numbers: _Numbers, method: Method, observe, m
         y0=start,
         saveat=diffrax.SaveAt(subs=(diffrax.SubSaveAt(ts=times, fn=row), diffrax.SubSaveAt(t1=True))),
         stepsize_controller=controller,
-        event=diffrax.Event(exploded),
+        event=diffrax.Event(failed),
         max_steps=max_steps,
         throw=False,
         progress_meter=diffrax.TqdmProgressMeter() if progress else diffrax.NoProgressMeter(),
@@ -208,26 +211,34 @@ def _run(flow, loss, state, times, numbers: _Numbers, method: Method, observe, m
     nothing = (times[0] == 0) & (accepted == 0)
     rows = jax.lax.cond(nothing, lambda: jax.tree.map(_with_first, rows, row(times[0], start, None)), lambda: rows)
     end = cast(Any, solution.ts)[1][-1]
-    code = _meaning(solution.result, jnp.isfinite(largest(flow.params(final))))
+    code = _meaning(solution.result, largest(flow.params(final)), limit)
     smooth = jax.lax.cond(code == _STALLED, lambda: _finite_ahead(flow, loss, final, end), lambda: jnp.array(True))
     code = jnp.where(smooth, code, _NOT_FINITE)
-    if numbers.step_size is not None:
-        # Nothing rejects the step that left the finite numbers.
-        end = jnp.where(code == _NOT_FINITE, end - first, end)
+    rows, finite = rows
+    end = jax.lax.cond(code == _NOT_FINITE, lambda: _last_finite(loss, times, end, rows, finite), lambda: end)
     return _Run(rows, final, code, end, accepted, rejected)
+
+
+def _last_finite(loss: Loss, times: jax.Array, end: jax.Array, rows: Any, finite: Any) -> jax.Array:
+    """The last saved time up to `end` until which the loss is finite, from flags or else from rows of parameters."""
+    if finite is None:
+        finite = jax.lax.map(lambda params: jnp.isfinite(loss(params)) & jnp.isfinite(largest(params)), rows)
+    good = jnp.cumprod(finite & (times <= end)).astype(bool)
+    return jnp.max(jnp.where(good, times, -1.0))
 
 
 def _with_first(rows: jax.Array, first: jax.Array) -> jax.Array:
     return rows.at[0].set(first)
 
 
-def _meaning(result: diffrax.RESULTS, finite: jax.Array) -> jax.Array:
-    """The code of an outcome, from diffrax's result and whether the last parameters are finite."""
+def _meaning(result: diffrax.RESULTS, size: jax.Array, limit: jax.Array) -> jax.Array:
+    """The code of an outcome, from diffrax's result and the largest of the last parameters."""
+    exploded = jnp.isfinite(size) & (size > limit)
     code = jnp.full((), _STALLED)
     for known, meaning in (
         (diffrax.RESULTS.successful, _COMPLETED),
         (diffrax.RESULTS.max_steps_reached, _STEP_LIMIT),
-        (diffrax.RESULTS.event_occurred, jnp.where(finite, _DIVERGED, _NOT_FINITE)),
+        (diffrax.RESULTS.event_occurred, jnp.where(exploded, _DIVERGED, _NOT_FINITE)),
     ):
         code = jnp.where(result == known, meaning, code)
     return code

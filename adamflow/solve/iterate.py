@@ -62,6 +62,8 @@ def iterate(
         (51,)
     """
     params, steps, rows = check_run(params, steps, save_at)
+    if batches is not None and not callable(batches):
+        raise ValueError(f"batches must be a function of the iteration, got {type(batches).__name__}")
     if np.any(rows != np.round(rows)):
         raise ValueError(
             f"save_at must hold whole iterations in a discrete run, got {rows[rows != np.round(rows)][0]:g}"
@@ -108,7 +110,7 @@ def _plan(steps: int, rows: np.ndarray) -> tuple[_Plan, np.ndarray]:
 
 
 class _Carry(NamedTuple):
-    """The run at its last good iteration: θ and all that was computed from it are finite. `code` once it has failed."""
+    """The last parameters within bounds, the last iteration at which all was finite, and the code of a failure."""
 
     params: Params
     state: OptimizerState
@@ -151,20 +153,17 @@ class _Driver(NamedTuple):
             if self.observe is not None:
                 row = jax.lax.cond(wanted, self.look, lambda _: row, snapshot)
             params = self.optimizer.apply(carry.params, snapshot.direction)
-            alive = carry.code == 0
+            alive, finite = carry.code == 0, _is_finite(snapshot)
 
             def classify() -> tuple[jax.Array, jax.Array]:
-                finite = _is_finite(snapshot)
                 failure = jnp.where(finite & jnp.isfinite(largest(params)), _DIVERGED, _NOT_FINITE)
                 return jnp.where(alive, failure, carry.code), jnp.where(alive & finite, n, carry.reached)
 
-            # A gradient that is not finite shows in the next parameters; one whose square is not, from the start on.
-            started = jax.lax.cond(n == 0, _is_finite, lambda _: jnp.array(True), snapshot)
-            good = alive & started & jnp.isfinite(snapshot.loss) & within(params, self.limit)
+            good = alive & finite & within(params, self.limit)
             code, reached = jax.lax.cond(good, lambda: (carry.code, n), classify)
             new, old = (params, state), (carry.params, carry.state)
             kept = jax.tree.map(lambda moved, stayed: jnp.where(good, moved, stayed), new, old)
-            return _Carry(*kept, reached, code), row
+            return _Carry(kept[0], kept[1], reached, code), row
 
         # Of a batch all lanes work while one is alive, so that `wanted` stays one for all.
         alive = eqx.internal.unvmap_any(loop[0].code == 0)
@@ -181,7 +180,7 @@ def _run(optimizer, loss, params, plan: _Plan, slots, observe, batches, meter):
         if observe is None or not plan.saves_end:
             return carry.params, jnp.isfinite(driver.value(carry.params, end))
         snapshot, _ = driver.evaluate(carry.params, carry.state, end)
-        return driver.look(snapshot), _is_finite(snapshot)
+        return driver.look(snapshot), jnp.isfinite(snapshot.loss)
 
     end = jnp.asarray(plan.blocks * plan.stride)
     shape = params if observe is None else jax.eval_shape(driver.first_look, start)

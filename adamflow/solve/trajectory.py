@@ -20,7 +20,8 @@ _SENTENCES = {
     "completed": "completed: reached iteration {iteration:g}.",
     "diverged": (
         "diverged: after iteration {iteration:g} a parameter exceeded {limit:.0e} times its initial scale. What came "
-        "before is kept. Try a smaller learning rate, or (beta, gamma) with beta > gamma**2."
+        "before is kept. Try a smaller learning rate, or (beta, gamma) where updates are bounded: "
+        "beta > gamma / (2 - gamma)."
     ),
     "not_finite": (
         "not finite: after iteration {iteration:g} the loss, a parameter, filter or gradient was NaN or infinite. What "
@@ -67,6 +68,8 @@ class Outcome(eqx.Module):
         """A sentence that says what happened, at which iteration, and what to try; a list of them for a batch."""
 
         def sentence(code: int, iteration: float) -> str:
+            if iteration < 0:
+                return "not finite: the loss or its gradient is not finite at the start; check the loss there."
             return _SENTENCES[OUTCOMES[code]].format(iteration=iteration, limit=DIVERGENCE_LIMIT)
 
         codes, iterations = np.asarray(self.code), np.asarray(self.iteration)
@@ -80,6 +83,7 @@ class Stats(eqx.Module):
 
     Attributes:
         gradient_evaluations: of the loss; `None` where it cannot be counted (an implicit solver under jit or vmap).
+            Implicit solves in several threads at once count each other's.
         accepted_steps: steps taken; a discrete run accepts every iteration.
         rejected_steps: steps computed and thrown away.
         jacobian_evaluations: dense Jacobians of the vector field (implicit solvers), not counted among the gradients.
@@ -101,8 +105,8 @@ class Trajectory(eqx.Module):
         params: θ at these, a pytree with a leading axis of time; `None` if the run had an `observe=` function.
         observed: what `observe=` returned at each, with a leading axis of time; `None` without one.
         start: θ at n = 0.
-        final: the state at the end: (params, OptimizerState) or the state of the flow. Of a discrete run that failed,
-            that at the last good iteration; of a flow, that at which it was given up.
+        final: the state at the end: (params, OptimizerState) or the state of the flow. Of a run that failed, that at
+            which it was given up, which may lie one step past the rows that are kept.
         outcome: how it ended. A run that failed keeps the rows before its end and no others. Under jit and vmap,
             where shapes are fixed, the rows after it are NaN (zero for integers), and `outcome` tells which.
         stats: what it cost.
