@@ -67,7 +67,6 @@ CONFIGS = {
     "full": Config(grid=64, curve_seeds=tuple(range(10)), steps=1000),
 }
 
-#: A claim's sentence, whether it holds, and its numbers.
 Finding: TypeAlias = tuple[str, Any, dict[str, Any]]
 #: More than the rounding of ln‖uₙ‖∞, and too little to see.
 ROUNDING = 1e-9
