@@ -93,13 +93,13 @@ class PaperFlow(AbstractFlow):
     def initial_state(self, loss: Loss, params: Params) -> PaperState:
         gradient = jax.grad(loss)(params)
         direction, state = self.optimizer.update(gradient, self.optimizer.initial_state(params), 0)
-        velocity = self._step(params, direction) if self.order == 2 else None
+        velocity = self.optimizer.change(params, direction) if self.order == 2 else None
         return PaperState(params, velocity, state.filters)
 
     def vector_field(self, time: Scalar, state: PaperState, loss: Loss) -> PaperState:
         gradient = jax.grad(loss)(state.params)
         direction, targets = self.optimizer.read(gradient, self._clipped(state.filters), time)
-        step = self._step(state.params, direction)
+        step = self.optimizer.change(state.params, direction)
         filters = self._relax(time, state.filters, targets)
         if self.order == 1:
             return PaperState(step, None, filters)
@@ -139,10 +139,6 @@ class PaperFlow(AbstractFlow):
         value, gradient = jax.value_and_grad(loss)(state.params)
         direction, _ = self.optimizer.read(gradient, state.filters, time)
         return Snapshot(time, state.params, gradient, direction, state.filters, value)
-
-    def _step(self, params: Params, direction: Params) -> Params:
-        """−η (λθ + u), the change of an order-1 flow per iteration."""
-        return jax.tree.map(jnp.subtract, self.optimizer.apply(params, direction), params)
 
     def _relax(self, time: Scalar, filters: Filters, targets: Filters) -> Filters:
         """a (f(x) − x̄) for every filter of every stage."""

@@ -152,13 +152,17 @@ class Optimizer(eqx.Module):
         inside, outside = self._epsilons()
         return jax.tree.map(lambda square: (_root(square + inside) + outside).astype(square.dtype), second)
 
-    def apply(self, params: Params, direction: Params) -> Params:
-        """The parameters after a step: θ − η (λ θ + u)."""
+    def change(self, params: Params, direction: Params) -> Params:
+        """What a step adds to the parameters: −η (λ θ + u)."""
         return jax.tree.map(
-            lambda leaf, u: (leaf - self.learning_rate * (self.weight_decay * leaf + u)).astype(leaf.dtype),
+            lambda leaf, u: (-self.learning_rate * (self.weight_decay * leaf + u)).astype(leaf.dtype),
             params,
             direction,
         )
+
+    def apply(self, params: Params, direction: Params) -> Params:
+        """The parameters after a step: θ − η (λ θ + u)."""
+        return jax.tree.map(jnp.add, params, self.change(params, direction))
 
     def ratio(self, numerator: Leaf, square: Leaf) -> Leaf:
         """The stabilized ratio m/(√v + ε), or m/√(v + ε); 0 where its denominator is 0, in value and in derivative.
@@ -191,12 +195,7 @@ class Optimizer(eqx.Module):
                     raise ValueError("weight decay needs the parameters; call update(gradient, state, params)")
                 params = jax.tree.map(jnp.zeros_like, updates)
             direction, inner = self.update(updates, state.inner, state.iteration)
-            changes = jax.tree.map(
-                lambda leaf, u: (-self.learning_rate * (self.weight_decay * leaf + u)).astype(u.dtype),
-                params,
-                direction,
-            )
-            return changes, OptaxState(optax.safe_increment(state.iteration), inner)
+            return self.change(params, direction), OptaxState(optax.safe_increment(state.iteration), inner)
 
         return optax.GradientTransformation(init, update)
 
