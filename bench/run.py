@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 import diffrax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import adamflow as af
+from adamflow.analysis.eigenvalues import dominant_of
 
 jax.config.update("jax_enable_x64", True)
 
@@ -105,6 +107,28 @@ def continuous(beta: float, gamma: float, repeats: int) -> Row:
     return Row(f"solve, chain(10), beta {beta}, gamma {gamma} / diffrax's Kvaerno5", ours, diffrax_alone, repeats)
 
 
+def eigenvalues(name: str, model: Any, repeats: int) -> Row:
+    """The dominant eigenvalues of 256 x 256 systems over (gamma, eta s) against NumPy's eigvals of the same."""
+    gamma, curvature = (x.ravel() for x in np.meshgrid(np.linspace(0.0, 0.99, 256), np.geomspace(0.1, 1e3, 256)))
+    records = jax.vmap(lambda g: af.adamw(1.0, gamma=g, weight_decay=0.1))(jnp.asarray(gamma) + 1e-3)
+    matrices = af.analysis.linear_system(records, curvature, model=model)
+    measure = "modulus" if model == "discrete" else "real part"
+
+    def theirs() -> np.ndarray:
+        values = np.linalg.eigvals(matrices)
+        return np.abs(values).max(-1) if measure == "modulus" else np.real(values).max(-1)
+
+    def ours() -> jax.Array:
+        return dominant_of(matrices, measure)
+
+    found = np.asarray(ours())
+    measured, expected = np.abs(found) if measure == "modulus" else np.real(found), theirs()
+    error = np.max(np.abs(measured - expected) / np.maximum(1.0, np.abs(expected)))
+    if error > 1e-10:
+        raise AssertionError(f"dominant eigenvalues of {name} differ from NumPy's by {error:.1e}, more than 1e-10")
+    return Row(f"dominant eigenvalues, 256 x 256, {name} / numpy.linalg.eigvals", ours, theirs, repeats)
+
+
 def rows() -> list[Row]:
     pairs = [(0.999, 0.9), (0.95, 0.9), (0.95, 0.5), (0.9999, 0.5)]
     return [
@@ -112,6 +136,9 @@ def rows() -> list[Row]:
         discrete(1000, 2000, 20),
         discrete(100_000, 200, 5),
         transformation(1_000_000, 20),
+        eigenvalues("discrete step", "discrete", 20),
+        eigenvalues("flow of order 1", af.PaperFlow(af.adam(1.0)), 20),
+        eigenvalues("flow of order 2", af.PaperFlow(af.adam(1.0), order=2), 20),
         *(continuous(beta, gamma, 5) for beta, gamma in pairs),
     ]
 
