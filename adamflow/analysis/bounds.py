@@ -43,7 +43,7 @@ def stability_exponent(beta: Numbers, gamma: Numbers) -> Numbers:
     >>> print(round(float(stability_exponent(0.999, 0.9)), 6))
     0.221221
     """
-    _check_decays(beta, gamma)
+    check_decays(beta, gamma)
     return _paper_exponent(*with_namespace(beta, gamma))[()]
 
 
@@ -82,15 +82,21 @@ def growth_rate(beta: Numbers, gamma: Numbers, kind: str = "paper", rate: str = 
     >>> print(round(float(growth_rate(0.9, 0.99)), 6), round(float(growth_rate(0.9, 0.99, "discrete")), 6))
     0.045455 0.04263
     """
-    _check_kind(kind, rate)
-    _check_decays(beta, gamma)
+    check_kind(kind, rate)
+    check_decays(beta, gamma)
     xp, beta, gamma = with_namespace(beta, gamma)
-    exponent = _paper_exponent if _has_paper_rates(kind, rate) else _exact_exponent
+    exponent = _paper_exponent if has_paper_rates(kind, rate) else _exact_exponent
     return -exponent(xp, beta, gamma)[()] / 2
 
 
 def update_bound(
-    beta: Numbers, gamma: Numbers, iteration: Numbers, kind: str = "paper", rate: str = "exact"
+    beta: Numbers,
+    gamma: Numbers,
+    iteration: Numbers,
+    kind: str = "paper",
+    rate: str = "exact",
+    *,
+    bias_correction: bool = True,
 ) -> Numbers:
     r"""A bound on the largest entry of Adam's update, $\|u_n\|_\infty$, at iteration n, with ε = 0.
 
@@ -126,6 +132,8 @@ def update_bound(
         kind: which bound, one of "paper", "flow", "discrete".
         rate: the filters' rates in the flow, per iteration: "exact", $a_\alpha = -\ln\alpha$, or "paper",
             $a_\alpha = (1-\alpha)/\alpha$ as in [GT]. The other kinds do not depend on it.
+        bias_correction: whether the optimizer divides its filters by $1-\alpha^{n+1}$. If not, $u_n = m_n/\sqrt{v_n}$,
+            and the bound is the same formula with $b_n = 1$.
 
     Returns:
         The bound, in the arguments' common shape: float64 by NumPy if no argument is a jax array, otherwise a jax array
@@ -144,14 +152,20 @@ def update_bound(
     [0.    1.008 1.025]
     [1.    1.016 1.021]
     """
-    logarithm = log_update_bound(beta, gamma, iteration, kind, rate)
+    logarithm = log_update_bound(beta, gamma, iteration, kind, rate, bias_correction=bias_correction)
     xp, logarithm = with_namespace(logarithm)
     with np.errstate(over="ignore"):
         return xp.exp(logarithm)
 
 
 def log_update_bound(
-    beta: Numbers, gamma: Numbers, iteration: Numbers, kind: str = "paper", rate: str = "exact"
+    beta: Numbers,
+    gamma: Numbers,
+    iteration: Numbers,
+    kind: str = "paper",
+    rate: str = "exact",
+    *,
+    bias_correction: bool = True,
 ) -> Numbers:
     r"""The natural logarithm of `update_bound`, which does not overflow however large the bound is.
 
@@ -161,8 +175,8 @@ def log_update_bound(
     special cases: there, and on both sides, only the rounding of C, c or δ limits the accuracy.
 
     Args:
-        beta, gamma, iteration, kind, rate: as in `update_bound`. [GT] writes (β, γ) where PyTorch and optax
-            write (b2, b1).
+        beta, gamma, iteration, kind, rate, bias_correction: as in `update_bound`. [GT] writes (β, γ) where PyTorch
+            and optax write (b2, b1).
 
     Returns:
         The logarithm, in the arguments' common shape and the dtype of `update_bound`. It is −inf for kind "paper" at
@@ -177,8 +191,8 @@ def log_update_bound(
     >>> print(round(float(log_update_bound(0.5, 0.9, 100_000)), 4))
     38886.8173
     """
-    _check_kind(kind, rate)
-    _check_decays(beta, gamma, unbounded_at_zero="" if kind == "discrete" else kind)
+    check_kind(kind, rate)
+    check_decays(beta, gamma, unbounded_at_zero="" if kind == "discrete" else kind)
     check_range("iteration", iteration, 0.0, math.inf, high_open=True, hint="iterations are counted from 0")
     xp, beta, gamma, n = with_namespace(beta, gamma, iteration)
     positive = xp.where(gamma > 0, gamma, 0.5)
@@ -188,13 +202,15 @@ def log_update_bound(
         log_sum = xp.log(n + 1) + _log_phi(xp, (n + 1) * delta) - _log_phi(xp, delta)
         log_square = log_start + xp.where(gamma > 0, log_sum, 0.0)
     else:
-        paper = _has_paper_rates(kind, rate)
+        paper = has_paper_rates(kind, rate)
         exponent = _paper_exponent(xp, beta, positive) if paper else _exact_exponent(xp, beta, positive)
-        rate_beta, rate_gamma = ((1 - x) / x if paper else -xp.log(x) for x in (beta, positive))
+        rate_beta, rate_gamma = (filter_rate(xp, decay, paper) for decay in (beta, positive))
         log_n = xp.where(n > 0, xp.log(xp.where(n > 0, n, 1.0)), -xp.inf)
         log_integral = 2 * xp.log(rate_gamma) - xp.log(rate_beta) + log_n + _log_phi(xp, n * exponent)
         log_square = log_integral if kind == "paper" else xp.logaddexp(log_start - n * exponent, log_integral)
         log_square = xp.where(gamma > 0, log_square, xp.inf)
+    if not bias_correction:
+        return (log_square / 2)[()]
     log_bias_gamma = xp.where(gamma > 0, xp.log(-xp.expm1((n + 1) * xp.log(positive))), 0.0)
     log_bias = xp.log(-xp.expm1((n + 1) * xp.log(beta))) / 2 - log_bias_gamma
     return (log_bias + log_square / 2)[()]
@@ -220,16 +236,24 @@ def _log_phi(xp: Any, x: Any) -> Any:
     return xp.where(is_small, near, far)
 
 
-def _has_paper_rates(kind: str, rate: str) -> bool:
+def filter_rate(xp: Any, decay: Any, paper: bool) -> Any:
+    """The rate per iteration of a filter in a flow: (1−α)/α as in [GT], or the exact −ln α."""
+    return (1 - decay) / decay if paper else -xp.log(decay)
+
+
+def has_paper_rates(kind: str, rate: str) -> bool:
+    """Whether the exponent is that of filters with the rates of [GT]."""
     return kind == "paper" or (kind == "flow" and rate == "paper")
 
 
-def _check_kind(kind: str, rate: str) -> None:
+def check_kind(kind: str, rate: str) -> None:
+    """Raise `ValueError` unless both names are known."""
     check_choice("kind", kind, _KINDS)
     check_choice("rate", rate, _RATES)
 
 
-def _check_decays(beta: Numbers, gamma: Numbers, *, unbounded_at_zero: str = "") -> None:
+def check_decays(beta: Numbers, gamma: Numbers, *, unbounded_at_zero: str = "") -> None:
+    """Raise `ValueError` unless 0 < β < 1 and 0 ≤ γ < 1, or 0 < γ for the kind named as unbounded at 0."""
     check_range(
         "beta", beta, 0.0, 1.0, low_open=True, high_open=True, hint="beta decays the second moment: b2 in optax"
     )

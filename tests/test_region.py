@@ -1,0 +1,162 @@
+"""The side of the border on which (β, γ) lies, in exact arithmetic, and the maps over a grid."""
+
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+
+import adamflow as af
+
+BOUNDS = [("paper", "exact"), ("flow", "exact"), ("flow", "paper"), ("discrete", "exact")]
+BETAS, GAMMAS = np.array([0.5, 0.81, 0.9, 0.95, 0.999]), np.array([0.5, 0.9, 0.99])
+
+
+def has_paper_border(kind, rate):
+    return kind == "paper" or (kind, rate) == ("flow", "paper")
+
+
+def side(value):
+    return int(value > 0) - int(value < 0)
+
+
+@pytest.mark.parametrize(("kind", "rate"), BOUNDS)
+@given(st.floats(1e-6, 1 - 1e-9), st.integers(-9, 9))
+def test_formula_sign_in_exact_arithmetic_around_the_border(kind, rate, gamma, spacings):
+    """0 wherever the border passes through the half units around (β, γ), and the exact sign a little further out."""
+    paper = has_paper_border(kind, rate)
+    border = gamma / (2 - gamma) if paper else gamma**2
+    beta = border + spacings * np.spacing(border)
+    b, g = Fraction(beta), Fraction(gamma)
+    half_b, half_g = Fraction(np.spacing(beta)) / 2, Fraction(np.spacing(gamma)) / 2
+    value = 2 * b * (1 - g) - g * (1 - b) if paper else b - g * g
+    box = half_b * (2 - g) + half_g * (1 + b) if paper else half_b + 2 * g * half_g
+    arithmetic = Fraction(np.finfo(float).eps) * (b * (1 - g) if paper else g * g / 2)
+    sign = af.analysis.region_sign(beta, gamma, kind, rate)
+    assert sign.dtype == np.int8
+    if abs(value) <= box * Fraction(0.999):
+        assert sign == 0
+    if abs(value) > 2 * arithmetic + box * Fraction(1.001):
+        assert sign == side(value)
+
+
+@pytest.mark.parametrize(("kind", "rate"), BOUNDS)
+@given(st.floats(1e-6, 1 - 1e-9), st.floats(1e-6, 1 - 1e-9))
+def test_identity_sign_is_that_of_the_exponent(kind, rate, beta, gamma):
+    exponent = -2 * af.analysis.growth_rate(beta, gamma, kind, rate)
+    if abs(exponent) > 1e-9:
+        assert af.analysis.region_sign(beta, gamma, kind, rate) == side(exponent)
+        assert side(exponent) == side(beta - (gamma / (2 - gamma) if has_paper_border(kind, rate) else gamma**2))
+
+
+def test_formula_pairs_on_the_borders():
+    assert af.analysis.region_sign(0.25, 0.5, "discrete") == 0
+    assert af.analysis.region_sign(0.81, 0.9, "discrete") == 0
+    assert af.analysis.region_sign(1 / 3, 0.5, "paper") == 0
+    for kind, rate in BOUNDS:
+        assert af.analysis.region_sign(0.5, 0.0, kind, rate) == 1
+
+
+@pytest.mark.parametrize(("kind", "rate"), BOUNDS)
+def test_identity_region_says_how_the_bound_grows(kind, rate):
+    """From n to 2n the logarithm grows by 0, ½ ln 2 or n|exponent|/2."""
+    gammas = np.array([0.5, 0.75])
+    betas = gammas / (2 - gammas) if has_paper_border(kind, rate) else gammas**2
+    n = 10**7
+    grid = af.analysis.region([0.2, *betas, 0.9], gammas, iteration=np.array([n, 2 * n]), kind=kind, rate=rate)
+    growth = grid.log_bound.isel(iteration=1) - grid.log_bound.isel(iteration=0)
+    expected = xr.where(grid.region > 0, 0.0, xr.where(grid.region < 0, -n * grid.exponent / 2, np.log(2) / 2))
+    np.testing.assert_allclose(growth, expected.transpose("beta", "gamma"), rtol=1e-9, atol=1e-6)
+    assert set(grid.region.values.flat) == {-1, 0, 1}
+    for beta, gamma in zip(betas, gammas, strict=True):
+        assert grid.region.sel(beta=beta, gamma=gamma) == 0
+
+
+@pytest.mark.parametrize(("kind", "rate"), BOUNDS)
+def test_identity_map_is_its_elementwise_functions(kind, rate):
+    grid = af.analysis.region(BETAS, jnp.asarray(GAMMAS), iteration=7, kind=kind, rate=rate)
+    for beta in BETAS:
+        for gamma in GAMMAS:
+            point = grid.sel(beta=beta, gamma=gamma)
+            assert point.exponent == -2 * af.analysis.growth_rate(beta, gamma, kind, rate)
+            assert float(point.log_bound) == pytest.approx(af.analysis.log_update_bound(beta, gamma, 7, kind, rate))
+            assert point.region == af.analysis.region_sign(beta, gamma, kind, rate)
+
+
+def test_identity_names_of_axes_units_and_flags(tmp_path):
+    plain = af.analysis.region(BETAS, GAMMAS)
+    assert all(plain[name].dims == ("beta", "gamma") for name in ("exponent", "log_bound", "region"))
+    assert plain.iteration == 100
+    kinds, n = ["discrete", "paper"], [1, 10, 100]
+    full = af.analysis.region(list(BETAS), GAMMAS, iteration=np.array(n), kind=kinds)
+    assert full.log_bound.dims == ("kind", "iteration", "beta", "gamma")
+    assert full.exponent.dims == full.region.dims == ("kind", "beta", "gamma")
+    xr.testing.assert_equal(
+        full.sel(kind="paper", iteration=100).drop_vars(["kind", "iteration"]), plain.drop_vars(["kind", "iteration"])
+    )
+    for variable in full.data_vars.values():
+        assert variable.attrs["long_name"]
+        assert variable.attrs["units"] in ("1", "1/iteration")
+        assert "2411.05746" in variable.attrs["source"]
+        assert "derivation of adamflow" in variable.attrs["source"]
+    assert full.region.dtype == np.int8
+    flags = dict(zip(full.region.flag_values, full.region.flag_meanings.split(), strict=True))
+    assert flags[int(full.region.sel(kind="discrete", beta=0.999, gamma=0.9))] == "B+"
+    assert flags[int(full.region.sel(kind="discrete", beta=0.81, gamma=0.9))] == "B0"
+    assert flags[int(full.region.sel(kind="paper", beta=0.5, gamma=0.9))] == "B-"
+    full.to_netcdf(tmp_path / "region.nc", engine="scipy")
+    xr.testing.assert_equal(xr.load_dataset(tmp_path / "region.nc", engine="scipy"), full)
+
+
+@pytest.mark.parametrize(("kind", "rate"), BOUNDS)
+def test_identity_sign_under_jit_and_vmap(kind, rate):
+    expected = af.analysis.region_sign(BETAS[:, None], GAMMAS, kind, rate)
+    row = jax.vmap(lambda b, g: af.analysis.region_sign(b, g, kind, rate), (None, 0))
+    traced = jax.jit(jax.vmap(row, (0, None)))(jnp.asarray(BETAS), jnp.asarray(GAMMAS))
+    assert traced.dtype == jnp.int8
+    np.testing.assert_array_equal(traced, expected)
+
+
+def test_identity_rounding_is_that_of_the_dtype():
+    """In float32 a pair may be on the border to rounding that is off it, in float64, as it stands."""
+    beta, gamma = np.float32(0.49), np.float32(0.7)
+    assert af.analysis.region_sign(jnp.asarray(beta), jnp.asarray(gamma), "discrete") == 0
+    exact = side(Fraction(float(beta)) - Fraction(float(gamma)) ** 2)
+    assert af.analysis.region_sign(float(beta), float(gamma), "discrete") == exact != 0
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((0.9, GAMMAS), {}, r"betas must have one dimension and at least one entry, got shape \(\)"),
+        ((BETAS, GAMMAS[None]), {}, r"gammas must have one dimension and at least one entry, got shape \(1, 3\)"),
+        (([], GAMMAS), {}, r"betas must have .* at least one entry, got shape \(0,\)"),
+        (([0.5, 1.0], GAMMAS), {}, r"betas must lie in \(0, 1\), got 1.0"),
+        ((BETAS, [0.0, 0.5]), {}, r"gammas must lie in \(0, 1\), got 0.0"),
+        ((BETAS, [0.5, np.nan]), {}, r"gammas must lie in \(0, 1\), got nan"),
+        ((BETAS, [0.5, 0.9, 0.9]), {}, "gammas must increase, got 0.9 before 0.9; sort it"),
+        ((BETAS[::-1], GAMMAS), {}, "betas must increase, got 0.999 before 0.95; sort it"),
+        ((BETAS, GAMMAS), {"iteration": -1}, r"iteration must lie in \[0, inf\), got -1.0; iterations are counted"),
+        ((BETAS, GAMMAS), {"iteration": np.ones((2, 2))}, r"iteration must be a number or an axis .*\(2, 2\)"),
+        ((BETAS, GAMMAS), {"kind": "tight"}, "kind must be one of 'paper', 'flow', 'discrete', got 'tight'"),
+        ((BETAS, GAMMAS), {"kind": ()}, "kind must name at least one of .*, got an empty sequence"),
+        ((BETAS, GAMMAS), {"rate": "ours"}, "rate must be one of 'exact', 'paper', got 'ours'"),
+    ],
+)
+def test_failure_says_what_to_do(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        af.analysis.region(*arguments, **options)
+
+
+def test_failure_under_tracing_names_the_elementwise_functions():
+    with pytest.raises(ValueError, match=r"betas must be known numbers.*growth_rate, log_update_bound and region_sign"):
+        jax.jit(lambda betas: af.analysis.region(betas, GAMMAS).exponent.values)(jnp.asarray(BETAS))
+    with pytest.raises(ValueError, match=r"iteration must be a known number.*elementwise function log_update_bound"):
+        jax.jit(lambda n: af.analysis.region(BETAS, GAMMAS, iteration=n).log_bound.values)(5)
+    with pytest.raises(ValueError, match=r"beta must lie in \(0, 1\), got 1.5; .*b2 in optax"):
+        af.analysis.region_sign(1.5, 0.9)
