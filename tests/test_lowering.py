@@ -36,6 +36,18 @@ def optax(beta):
 def sharpness(scale):
     return af.analysis.preconditioned_sharpness(chain.loss, chain.params, jnp.full(6, scale)).value
 
+def stability(gamma):
+    record = af.adamw(1e-3, gamma=gamma, weight_decay=0.1)
+    models = ("discrete", af.PaperFlow(record, order=2))
+    return [af.analysis.linear_stability(record, jnp.arange(9.0), model=model) for model in models]
+
+def edge(gamma):
+    return af.analysis.critical_curvature(af.kadam(2, 1e-3, gamma=gamma))
+
+def worst_case(gamma):
+    gradients = af.analysis.worst_case_gradients(0.95, gamma, 9)
+    return gradients, af.analysis.update_bound(0.95, gamma, 8, "discrete")
+
 readings = {
     "iterate": iterate,
     "observe": observed,
@@ -43,6 +55,9 @@ readings = {
     "explicit flow": flow(1, diffrax.Tsit5()),
     "optax": optax,
     "sharpness": sharpness,
+    "linear stability": stability,
+    "critical curvature": edge,
+    "worst case": worst_case,
 }
 sizes = {}
 for name, reading in readings.items():
@@ -62,7 +77,11 @@ def lowered():
     return json.loads(result.stdout)
 
 
-@pytest.mark.parametrize("reading", ["iterate", "observe", "implicit flow", "explicit flow", "optax", "sharpness"])
+READINGS = ["iterate", "observe", "implicit flow", "explicit flow", "optax", "sharpness"]
+READINGS += ["linear stability", "critical curvature", "worst case"]
+
+
+@pytest.mark.parametrize("reading", READINGS)
 def test_identity_lowers_for_cuda(lowered, reading):
     platforms, size = lowered[reading]
     assert platforms == ["cuda"]

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
-from adamflow.analysis import Sharpness, adaptive_edge, preconditioned_sharpness
+import adamflow as af
+from adamflow.analysis import Sharpness, adaptive_edge, observe_sharpness, preconditioned_sharpness
 
 INPUTS = np.linspace(-1.0, 1.0, 20).reshape(10, 2)
 
@@ -54,6 +55,7 @@ def test_formula_dense_eigenvalue_on_a_network(network):
     assert isinstance(sharpness, Sharpness)
     np.testing.assert_allclose(sharpness.value, values[-1], rtol=1e-12)
     assert sharpness.residual < 1e-10 * values[-1]
+    np.testing.assert_allclose(sharpness.lowest, values[0], rtol=1e-9)
     assert jax.tree.map(jnp.shape, sharpness.vector) == jax.tree.map(jnp.shape, params)
     assert abs(ravel_pytree(sharpness.vector)[0] @ vectors[:, -1]) == pytest.approx(1, abs=1e-12)
 
@@ -67,7 +69,7 @@ def test_formula_coordinates_without_gradient_are_left_out(network):
     np.testing.assert_array_equal(sharpness.vector["inner"][0], 0.0)
     preconditioner = jax.tree.map(jnp.zeros_like, params)
     nothing_moves = preconditioned_sharpness(network_loss, params, preconditioner)
-    assert nothing_moves.value == nothing_moves.residual == 0
+    assert nothing_moves.value == nothing_moves.residual == nothing_moves.lowest == 0
 
 
 @given(st.lists(st.sampled_from([-3.0, -1.0, 0.0, 1e-9, 1.0, 2.0]), min_size=7, max_size=7), st.integers(0, 99))
@@ -75,6 +77,7 @@ def test_formula_invariant_spaces_end_the_iteration(curvature, seed):
     sharpness = preconditioned_sharpness(diagonal_loss(curvature), jnp.ones(7), jnp.ones(7), seed=seed)
     assert float(sharpness.value) == pytest.approx(max(curvature), abs=1e-10)
     assert sharpness.residual < 1e-9
+    assert float(sharpness.lowest) == pytest.approx(min(curvature), abs=1e-10)
 
 
 def test_formula_large_repeated_spectrum_in_float32():
@@ -90,6 +93,17 @@ def test_formula_negative_definite_and_indefinite():
     for curvature, expected in ((np.arange(-7.0, 0.0), -1.0), (np.array([-100.0, 1, 2, 3, 4, 5, 6]), 6.0)):
         sharpness = preconditioned_sharpness(diagonal_loss(curvature), params, params)
         assert float(sharpness.value) == pytest.approx(expected, rel=1e-10)
+        assert float(sharpness.lowest) == pytest.approx(curvature[0], rel=1e-10)
+
+
+def test_identity_lowest_is_an_upper_bound_that_falls_with_the_iterations():
+    curvature, params = np.linspace(-1.0, 1.0, 60), jnp.ones(60)
+    lowest = [
+        float(preconditioned_sharpness(diagonal_loss(curvature), params, params, iterations=n).lowest)
+        for n in (1, 3, 8, 60)
+    ]
+    assert np.all(np.diff(lowest) < 0)
+    assert lowest[-1] == pytest.approx(-1, abs=1e-9)
 
 
 def test_identity_residual_bounds_the_error_and_shows_too_few_iterations():
@@ -153,12 +167,52 @@ def test_formula_derivative_of_the_value(network):
     np.testing.assert_allclose(jax.grad(of_scale)(1.0), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("iterations", [2, 32])
+def test_identity_observed_along_a_run_is_computed_by_hand(network, iterations):
+    optimizer, saved = af.adam(0.01, 0.9, 0.5, epsilon=1e-3), [0, 20, 40]
+    observe = observe_sharpness(optimizer, network_loss, iterations=iterations, seed=3)
+
+    def look(snapshot):
+        return observe(snapshot), snapshot
+
+    run = af.iterate(optimizer, network_loss, network[0], 40, save_at=saved, observe=look)
+    rows, snapshots = run.observed
+    for place, n in enumerate(saved):
+        snapshot = jax.tree.map(lambda leaf, place=place: leaf[place], snapshots)
+        preconditioner = optimizer.preconditioner(snapshot.filters, n)
+        expected = preconditioned_sharpness(
+            network_loss, snapshot.params, preconditioner, iterations=iterations, seed=3
+        )
+        for name in ("value", "residual", "lowest"):
+            np.testing.assert_allclose(getattr(rows, name)[place], getattr(expected, name), rtol=1e-6, atol=1e-9)
+    assert iterations == 2 or np.all(rows.lowest < 0)
+    # Too few iterations show in the residual.
+    assert np.all(rows.residual > 1e-3 * rows.value) == (iterations == 2)
+
+
+def test_identity_observers_of_equal_settings_share_programs():
+    optimizer = af.adam(0.01)
+    traced = []
+
+    @eqx.filter_jit
+    def program(observe, params):
+        traced.append(observe)
+        return params
+
+    for seed in (0, 1):
+        program(observe_sharpness(optimizer, quadratic_loss, seed=seed), jnp.ones(2))
+    assert len(traced) == 1
+    program(observe_sharpness(optimizer, quadratic_loss, iterations=8), jnp.ones(2))
+    assert len(traced) == 2
+
+
 def test_failure_not_finite_is_nan():
     params = jnp.ones(7)
     for value in (np.nan, np.inf):
         sharpness = preconditioned_sharpness(diagonal_loss(np.full(7, value)), params, params)
         assert jnp.isnan(sharpness.value)
         assert jnp.isnan(sharpness.residual)
+        assert jnp.isnan(sharpness.lowest)
     traced = jax.jit(lambda p: preconditioned_sharpness(diagonal_loss(np.ones(7)), params, p).value)
     assert jnp.isnan(traced(params.at[1].set(-1.0)))
     assert jnp.isnan(traced(params.at[1].set(jnp.nan)))
@@ -188,6 +242,12 @@ def test_failure_preconditioner_unlike_params(preconditioner, message):
 def test_failure_of_numbers():
     with pytest.raises(ValueError, match="iterations must be a whole number of at least 1, got 0"):
         preconditioned_sharpness(diagonal_loss(1.0), jnp.ones(2), jnp.ones(2), iterations=0)
+    with pytest.raises(ValueError, match="iterations must be a whole number of at least 1, got 0"):
+        observe_sharpness(af.adam(0.1), diagonal_loss(1.0), iterations=0)
+    problem, optimizer = af.problems.quadratic([1.0]), af.signsgd(0.1)
+    observe = observe_sharpness(optimizer, problem.loss)
+    with pytest.raises(ValueError, match="'signsgd' has no single preconditioner"):
+        af.iterate(optimizer, problem.loss, problem.params, 2, observe=observe)
     with pytest.raises(ValueError, match="params must have at least one entry, got none"):
         preconditioned_sharpness(diagonal_loss(1.0), jnp.ones(0), jnp.ones(0))
     with pytest.raises(ValueError, match=r"gamma must lie in \[0, 1\), got 1.0; gamma decays the first moment"):

@@ -19,6 +19,8 @@ from matfree.decomp import hessenberg
 
 from adamflow.analysis._numbers import with_namespace
 from adamflow.checks import check_count, check_range
+from adamflow.flows import Snapshot
+from adamflow.optimizers import Optimizer
 from adamflow.types import Loss, Numbers, Params, Scalar
 
 Flat: TypeAlias = Float[Array, "size"]
@@ -33,6 +35,20 @@ class Sharpness(eqx.Module):
     residual: Float[Array, ""]
     #: The unit vector y, with the structure of the parameters. The direction in parameter space is P^{−1/2} y.
     vector: Params
+    #: The smallest eigenvalue that the same iterations saw, an upper bound of A's smallest: negative says that the
+    #: Hessian is indefinite (or negative definite), positive says nothing for sure.
+    lowest: Float[Array, ""]
+
+
+class SharpnessRow(eqx.Module):
+    """What `observe_sharpness` keeps of a `Sharpness` at each saved iteration: its numbers without the vector."""
+
+    #: The estimate of the largest eigenvalue of P^{−1/2} H P^{−1/2}.
+    value: Float[Array, "*saved"]
+    #: Some eigenvalue lies within this distance of `value`. Not small against it: not converged.
+    residual: Float[Array, "*saved"]
+    #: An upper bound of the smallest eigenvalue: negative where the Hessian is indefinite.
+    lowest: Float[Array, "*saved"]
 
 
 def adaptive_edge(gamma: Numbers) -> Numbers:
@@ -71,10 +87,11 @@ def preconditioned_sharpness(
     of gradient descent. The Lanczos method, with full orthogonalization from a random start, takes `iterations` + 1
     Hessian-vector products (a jvp of the gradient) and keeps that many vectors of the size of the parameters. The
     result is the algebraically largest eigenvalue: where the Hessian is indefinite, it may be smaller in size than the
-    most negative one, and where the Hessian is negative definite, it is negative.
+    most negative one, and where the Hessian is negative definite, it is negative. `lowest` tells such cases: it is the
+    smallest eigenvalue that the iterations saw, above or at the true one.
 
     It works under jit and vmap and in `jax.lax.scan` and `cond`. The derivative of `value` counts the vector as
-    constant, which is exact where the residual is 0; `residual` and `vector` have no useful derivative.
+    constant, which is exact where the residual is 0; `residual`, `vector` and `lowest` have no useful derivative.
 
     Args:
         loss: `loss(params)`, a real scalar with second derivatives. The computation is compiled once for each function,
@@ -87,7 +104,7 @@ def preconditioned_sharpness(
         seed: a whole number that determines the start. Nothing else is random.
 
     Returns:
-        A `Sharpness`. If the Hessian is not finite, `value` and `residual` are nan. A small residual says that `value`
+        A `Sharpness`. If the Hessian is not finite, its numbers are nan. A small residual says that `value`
         is an eigenvalue. It is then the largest one unless the start happens to be nearly orthogonal to that
         eigenvector, or eigenvalues are so close that `iterations` do not tell them apart.
 
@@ -111,6 +128,55 @@ def preconditioned_sharpness(
     return _sharpness(loss, params, preconditioner, min(iterations, size), jnp.asarray(seed))
 
 
+class SharpnessObserver(eqx.Module):
+    """What `observe_sharpness` returns: a function from a `Snapshot` to a `SharpnessRow`."""
+
+    optimizer: Optimizer
+    loss: Loss
+    seed: Array
+    iterations: int = eqx.field(static=True)
+
+    def __call__(self, snapshot: Snapshot) -> SharpnessRow:
+        preconditioner = self.optimizer.preconditioner(snapshot.filters, snapshot.iteration)
+        sharpness = preconditioned_sharpness(
+            self.loss, snapshot.params, preconditioner, iterations=self.iterations, seed=self.seed
+        )
+        return SharpnessRow(sharpness.value, sharpness.residual, sharpness.lowest)
+
+
+def observe_sharpness(optimizer: Optimizer, loss: Loss, *, iterations: int = 32, seed: Scalar = 0) -> SharpnessObserver:
+    r"""The `preconditioned_sharpness` along a run, as its `observe=`, with the record's own $P$.
+
+    $P = \sqrt{\hat v} + \varepsilon$, or $\sqrt{\hat v + \varepsilon}$, is read from the filters at each iteration. η
+    times the value meets `adaptive_edge` where Adam's discrete step turns unstable. Each saved iteration takes
+    `iterations` + 1 Hessian-vector products, so give the run a `save_at`.
+
+    Args:
+        optimizer: the record, with one stage and a filter "second_moment".
+        loss: `loss(params)`. In a run with batches it is that of the full data, or of a batch that you bind.
+        iterations: as in `preconditioned_sharpness`.
+        seed: as in `preconditioned_sharpness`; the same start is used at all iterations.
+
+    Returns:
+        a function for `observe=` of `af.iterate` and `af.solve`. Those made with the same settings share compiled
+        programs. The run's `observed` is a `SharpnessRow` with a leading axis of time; look at its `residual` too.
+
+    Raises:
+        ValueError: `iterations` is no whole number of at least 1; once it is called, if the record has no single
+            preconditioner.
+
+    Source: derivation of this project.
+
+    >>> import adamflow as af
+    >>> problem, optimizer = af.problems.quadratic([1.0, 3.0]), af.adam(0.01)
+    >>> observe = observe_sharpness(optimizer, problem.loss)
+    >>> run = af.iterate(optimizer, problem.loss, problem.params, 20, save_at=[0, 10, 20], observe=observe)
+    >>> print(run.observed.value.round(3))
+    [1.    1.052 1.108]
+    """
+    return SharpnessObserver(optimizer, loss, jnp.asarray(seed), check_count("iterations", iterations))
+
+
 @eqx.filter_jit
 def _sharpness(loss: Loss, params: Params, preconditioner: Params, depth: int, seed: Scalar) -> Sharpness:
     flat, unravel = ravel_pytree(params)
@@ -120,10 +186,11 @@ def _sharpness(loss: Loss, params: Params, preconditioner: Params, depth: int, s
     def operator(vector):
         return weights * ravel_pytree(hessian(unravel(weights * vector)))[0]
 
-    top = jax.lax.stop_gradient(_top_vector(operator, weights, depth, seed))
+    top, lowest = jax.lax.stop_gradient(_extremes(operator, weights, depth, seed))
     image = operator(top)
     value = jnp.vdot(top, image)
-    return Sharpness(value, jnp.linalg.norm(image - value * top), unravel(top))
+    lowest = jnp.where(jnp.isfinite(value), jnp.minimum(lowest, value), jnp.nan)
+    return Sharpness(value, jnp.linalg.norm(image - value * top), unravel(top), jax.lax.stop_gradient(lowest))
 
 
 def _weights(preconditioner: Params, dtype: DTypeLike) -> Flat:
@@ -132,8 +199,10 @@ def _weights(preconditioner: Params, dtype: DTypeLike) -> Flat:
     return jnp.where(moves, 1 / jnp.sqrt(jnp.where(moves, diagonal, 1.0)), 0.0)
 
 
-def _top_vector(operator: Callable[[Flat], Flat], weights: Flat, depth: int, seed: Scalar) -> Flat:
-    """The unit vector with the largest Rayleigh quotient in the Krylov space of the given depth; 0 if no weight is."""
+def _extremes(
+    operator: Callable[[Flat], Flat], weights: Flat, depth: int, seed: Scalar
+) -> tuple[Flat, Float[Array, ""]]:
+    """The unit vector of the largest Rayleigh quotient in a Krylov space, and the smallest; 0 if all weights are."""
     moves = weights != 0
     start = jax.random.normal(jax.random.key(seed), weights.shape, weights.dtype) * moves
     start = jnp.where(moves.any(), start, 1.0)
@@ -144,11 +213,12 @@ def _top_vector(operator: Callable[[Flat], Flat], weights: Flat, depth: int, see
     sound = jnp.cumprod(jnp.all(overlaps < jnp.finfo(basis.dtype).eps ** (2 / 3), axis=0)).astype(bool)
     # On and above its diagonal J_small has products of the vectors; below it, norms that may be mere rounding errors.
     upper = jnp.where(sound[:, None] & sound, jnp.triu(products), 0.0)
-    lowest = -1.0 - jnp.abs(upper).sum()
-    projected = upper + jnp.triu(upper, 1).T + jnp.diag(jnp.where(sound, 0.0, lowest))
-    coefficients = jnp.linalg.eigh(projected)[1][:, -1]
+    beyond = 1.0 + jnp.abs(upper).sum()
+    projected = upper + jnp.triu(upper, 1).T
+    coefficients = jnp.linalg.eigh(projected - jnp.diag(jnp.where(sound, 0.0, beyond)))[1][:, -1]
+    lowest = jnp.linalg.eigvalsh(projected + jnp.diag(jnp.where(sound, 0.0, beyond)))[0]
     top = coefficients @ jnp.where(sound[:, None], basis, 0.0)
-    return moves * top / jnp.linalg.norm(top)
+    return moves * top / jnp.linalg.norm(top), jnp.where(moves.any(), lowest, 0.0)
 
 
 def _check_preconditioner(params: Params, preconditioner: Params) -> None:

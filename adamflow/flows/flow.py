@@ -43,7 +43,8 @@ class AbstractFlow(eqx.Module):
 
     To add one, subclass it in a file of its own and define `optimizer`, `initial_state`, `vector_field`, `params` and
     `snapshot`; `coordinates` too if the state has some in which implicit solvers do better. `af.solve`
-    integrates it, and `term` hands it to diffrax for everything else.
+    integrates it, and `term` hands it to diffrax for everything else. A state with an attribute `filters`, by stage and
+    name, gives `af.analysis.linear_stability` of the flow as well.
     """
 
     optimizer: eqx.AbstractVar[Optimizer]

@@ -1,0 +1,118 @@
+"""The Krylov-Schur method: leading eigenvalues of a real matrix of which only products with vectors are known.
+
+SciPy's ARPACK does the same, but it returns nothing on values that have not converged, may cut a conjugate pair, and
+copies all eigenvectors several times at the end.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from scipy.linalg import schur
+
+#: How leading an eigenvalue is: its modulus, or its real part. Conjugates rank the same.
+Rank: TypeAlias = Callable[[Any], Any]
+Apply: TypeAlias = Callable[[np.ndarray], np.ndarray]
+
+#: Columns of the basis that a restart rotates at once: its temporary memory.
+_SLICE = 4096
+
+
+class KrylovSpace(NamedTuple):
+    """An orthonormal basis (in rows), the Ritz values by rank, and their vectors' coordinates (in columns)."""
+
+    basis: np.ndarray
+    values: np.ndarray
+    coordinates: np.ndarray
+
+    def vector(self, place: int) -> np.ndarray:
+        """The unit Ritz vector of a value; real if the value is."""
+        coordinates = self.coordinates[:, place]
+        # The parts one by one: a product of complex with real makes a complex copy of the whole basis.
+        real, imag = (
+            part.astype(self.basis.dtype) @ self.basis for part in (np.real(coordinates), np.imag(coordinates))
+        )
+        vector = real + 1j * imag if np.imag(self.values[place]) else real
+        return vector / np.linalg.norm(vector)
+
+
+def krylov_space(
+    apply: Apply, start: np.ndarray, rank: Rank, *, count: int, depth: int, tolerance: float, max_products: int
+) -> KrylovSpace:
+    """A space that holds leading eigenvectors: A Vᵀ = Vᵀ S + v bᵀ with few rows V, restarted until b is small.
+
+    Args:
+        apply: x ↦ A x.
+        start: any vector that lacks no eigenvector; its dtype is that of the basis.
+        rank: of eigenvalues; a restart keeps those of highest rank.
+        count: how many leading values are to converge.
+        depth: rows of the basis, at least min(count + 4, size), at most the size.
+        tolerance: of the residuals of these values, relative to the largest modulus.
+        max_products: no restart after so many products.
+    """
+    basis, small = np.empty((depth + 1, start.size), start.dtype), np.zeros((depth + 1, depth))
+    basis[0], kept, used = start / np.linalg.norm(start), 0, 0
+    generator = np.random.default_rng(0)
+    while True:
+        for column in range(kept, depth):
+            _extend(apply, generator, basis, small, column)
+        used += depth - kept
+        values, coordinates = np.linalg.eig(small[:depth])
+        values = values.astype(complex)
+        order = np.lexsort(sort_keys(values, rank))
+        errors = np.abs(small[depth] @ coordinates)[order[:count]]
+        # Rounding adds to the errors of the vectors that are computed in the end: ask for more than is wanted.
+        if used >= max_products or np.all(errors <= 0.1 * tolerance * np.abs(values).max()):
+            return KrylovSpace(basis[:depth], values[order], coordinates[:, order])
+        kept = _restart(basis, small, rank, _threshold(rank(values[order]), count))
+
+
+def sort_keys(values: Any, rank: Rank) -> tuple[Any, Any, Any]:
+    """Keys for `lexsort`: by rank, conjugates side by side, the one above the real axis first."""
+    imag = values.imag
+    return -imag, -abs(imag), -rank(values)
+
+
+def _extend(apply: Apply, generator: np.random.Generator, basis: np.ndarray, small: np.ndarray, column: int) -> None:
+    """One step of Arnoldi: the image of a vector, made orthogonal to all before; twice is enough."""
+    vectors, image = basis[: column + 1], apply(basis[column])
+    size = np.linalg.norm(image)
+    for _ in range(2):
+        overlaps = vectors @ image
+        small[: column + 1, column] += overlaps
+        image = image - overlaps @ vectors
+    remainder = np.linalg.norm(image)
+    if remainder > 10 * np.finfo(basis.dtype).eps * size:
+        small[column + 1, column] = remainder
+        basis[column + 1] = image / remainder
+        return
+    # The space is invariant: go on with a vector outside of it, if there is one.
+    fresh = generator.standard_normal(image.size).astype(basis.dtype)
+    for _ in range(2):
+        fresh = fresh - (vectors @ fresh) @ vectors
+    basis[column + 1] = fresh / np.linalg.norm(fresh) if column + 1 < image.size else 0
+
+
+def _threshold(ranks: np.ndarray, count: int) -> float:
+    """The rank above which a restart keeps vectors: in the widest gap, so that conjugates stay together."""
+    room = len(ranks) - count
+    first, last = count + room // 4, len(ranks) - 1 - room // 4
+    place = first + int(np.argmax(ranks[first - 1 : last] - ranks[first : last + 1]))
+    return (ranks[place - 1] + ranks[place]) / 2
+
+
+def _restart(basis: np.ndarray, small: np.ndarray, rank: Rank, threshold: float) -> int:
+    """Rotate the leading Schur vectors to the front, and return how many they are."""
+    depth = len(basis) - 1
+    parts: tuple[Any, ...] = schur(small[:depth], sort=lambda real, imag: rank(complex(real, imag)) >= threshold)
+    triangle, rotation, kept = parts
+    kept = min(kept, depth - 1)
+    last = small[depth] @ rotation
+    small[:] = 0
+    small[:kept, :kept], small[kept, :kept] = triangle[:kept, :kept], last[:kept]
+    turn = rotation[:, :kept].T.astype(basis.dtype)
+    for start in range(0, basis.shape[1], _SLICE):
+        columns = slice(start, start + _SLICE)
+        basis[:kept, columns] = turn @ basis[:depth, columns]
+    basis[kept] = basis[depth]
+    return kept

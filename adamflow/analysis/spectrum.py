@@ -1,0 +1,292 @@
+r"""The leading eigenvalues of one discrete step, or of a flow's vector field, at a state of it.
+
+What this file computes is a derivation of this project, with methods from the literature on eigenvalues.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Complex, Float
+
+from adamflow.analysis._krylov import Rank, krylov_space, sort_keys
+from adamflow.checks import check_choice, check_count, check_range, is_concrete
+from adamflow.flows import AbstractFlow
+from adamflow.optimizers import Optimizer, OptimizerState
+from adamflow.types import Loss, Scalar
+
+#: Up to this many entries of the state method="auto" is "dense": below a second on one core.
+DENSE_LIMIT = 400
+#: How often the scales are improved before they are used.
+_BALANCING_ROUNDS = 6
+_NOT_FINITE = (
+    "the Jacobian is not finite at this state; look at the state and at the loss's second derivatives there, or try "
+    "epsilon > 0: without it the root has no derivative where v is tiny"
+)
+
+Flat: TypeAlias = Float[Array, "size"]
+
+
+class Spectrum(eqx.Module):
+    r"""Leading eigenvalues μ of a Jacobian A, and how far each can be trusted; `print` says it in words.
+
+    Under vmap each array has the axes of the batch in front.
+
+    Attributes:
+        values: μ, the most leading first; of a conjugate pair the one above the real axis first.
+        residuals: ‖A y − μ y‖/‖y‖ for the eigenvector y, computed by products of their own. Norms are those of the
+            entries divided by `scales`: θ, m and v have different units, so a plain norm would compare nothing.
+        converged: whether the residual is at most the tolerance times the largest modulus found. If not, the value is
+            the best estimate there is.
+        cuts_pair: whether a value's conjugate, an eigenvalue too, did not fit into `count`.
+        vector: the eigenvector of the first value, a pytree like the state, complex; the norm above is 1.
+        scales: the scale of each entry of the state, a pytree like it.
+        method: "dense" or "arnoldi".
+        products: products with A or its transpose that were computed.
+    """
+
+    values: Complex[Array, "*batch count"]
+    residuals: Float[Array, "*batch count"]
+    converged: Bool[Array, "*batch count"]
+    cuts_pair: Bool[Array, "*batch"]
+    vector: Any
+    scales: Any
+    method: str = eqx.field(static=True)
+    products: int = eqx.field(static=True)
+
+    def __str__(self) -> str:
+        if not is_concrete(self.values) or self.values.ndim != 1:
+            return repr(self)
+        rows = [f"{self.method}, {self.products} products: {_summary(np.asarray(self.converged))}"]
+        for value, residual, converged in zip(self.values, self.residuals, self.converged, strict=True):
+            number = complex(value)
+            shown = f"{number.real:.8g}" if number.imag == 0 else f"{number.real:.8g} {number.imag:+.8g}i"
+            rows.append(f"  {shown}, residual {float(residual):.1e}{'' if converged else ', not converged'}")
+        if self.cuts_pair:
+            rows.append("  (a conjugate is left out: one pair did not fit into the count)")
+        return "\n".join(rows)
+
+
+def jacobian_spectrum(
+    model: Optimizer | AbstractFlow,
+    loss: Loss,
+    state: Any,
+    *,
+    iteration: Scalar,
+    count: int = 6,
+    method: str = "auto",
+    tolerance: float | None = None,
+    max_products: int = 3000,
+    depth: int | None = None,
+    seed: int = 0,
+) -> Spectrum:
+    r"""The leading eigenvalues of the Jacobian of one step, or of a vector field, at a state: θ and all filters.
+
+    For an optimizer the map takes (θₙ, memory after n − 1) to (θₙ₊₁, memory after n), with ε, weight decay and bias
+    correction at n as the record says, and leading means largest modulus: above 1 the state's neighbours separate. For
+    a flow it is the vector field at the time n, per iteration, and leading means largest real part: above 0 they do.
+
+    Both methods divide each entry of the state by a scale that makes rows and columns of A of about equal size (Chen
+    and Demmel's balancing with random signs), which changes no eigenvalue. Without it the sizes of θ, m and v, apart
+    by orders of magnitude, let rounding in float32 make up eigenvalues with small residuals.
+
+    - "dense": the full Jacobian and all its eigenvalues. Works under jit and vmap.
+    - "arnoldi": the Krylov-Schur method, the restarted Arnoldi method of Stewart, by products with A alone (a jvp of
+      the step, compiled once for each loss and shapes). It holds `depth` + 1 vectors of the size of the state and
+      about a dozen more, besides two to three times what a gradient takes. Eigenvalues in a cluster, such as the many
+      near β that slow filters have, come last or not at all: `converged` tells. Of equal or nearly equal ones it may
+      find fewer than there are. Not under jit or vmap.
+
+    Args:
+        model: a record, for its discrete step, or a flow.
+        loss: `loss(params)`, a real scalar with second derivatives.
+        state: where to look: `Trajectory.final` of `af.iterate` or `af.solve`. Leaves that are no floating-point
+            arrays are constants.
+        iteration: n ≥ 0 of that state: `trajectory.iterations[-1]` if the run was saved to its end. `math.inf` is
+            the limit in which bias correction is over.
+        count: how many eigenvalues; at most the number of entries of the state.
+        method: "dense", "arnoldi", or "auto": dense up to 400 entries (`DENSE_LIMIT`).
+        tolerance: of the residuals, relative to the largest modulus; by default the root of the arithmetic's epsilon.
+        max_products: "arnoldi" stops after about so many products with A, converged or not.
+        depth: vectors that "arnoldi" keeps, by default 2 `count` + 8. More need fewer products.
+        seed: a whole number that determines the random signs and the start. Nothing else is random.
+
+    Returns:
+        a `Spectrum`. Where products are not finite under jit or vmap, values and residuals are NaN.
+
+    Raises:
+        ValueError: the Jacobian is not finite; "arnoldi" is asked for under jit or vmap; an argument is out of range.
+        TypeError: the state is none of this model's.
+
+    Source: derivation of this project for the map; T.-Y. Chen and J. W. Demmel, Balancing sparse matrices for computing
+    eigenvalues, Linear Algebra Appl. 309 (2000); G. W. Stewart, A Krylov-Schur algorithm for large eigenproblems,
+    SIAM J. Matrix Anal. Appl. 23 (2002).
+
+    Example:
+        >>> import adamflow as af, math
+        >>> problem, optimizer = af.problems.quadratic([1.0]), af.adam(0.1, gamma=0.5, epsilon=0.1)
+        >>> run = af.iterate(optimizer, problem.loss, problem.params, 2000)
+        >>> print(af.analysis.jacobian_spectrum(optimizer, problem.loss, run.final, iteration=math.inf, count=1))
+        dense, 3 products: all 1 converged
+          0.999, residual ...
+    """
+    system = _system(model, loss, state, iteration)
+    size = system.point.size
+    check_choice("method", method, ("auto", "dense", "arnoldi"))
+    count = check_count("count", count)
+    if count > size:
+        raise ValueError(f"count must be at most the number of entries of the state, {size}, got {count}")
+    limit = float(jnp.finfo(system.point.dtype).eps) ** 0.5 if tolerance is None else tolerance
+    check_range("tolerance", limit, 0, 1, low_open=True, high_open=True)
+    rank = abs if isinstance(model, Optimizer) else _real_part
+    if method == "dense" or (method == "auto" and size <= DENSE_LIMIT):
+        parts = _dense(system, rank, jnp.asarray(seed))
+        if is_concrete(parts) and not np.all(np.isfinite(parts[1])):
+            raise ValueError(_NOT_FINITE)
+        return _spectrum(*parts, count=count, tolerance=limit, method="dense", products=size)
+    if not is_concrete(system):
+        raise ValueError(
+            f"a state of {size} entries is traced by jit or vmap, where only method='dense' works, for up to "
+            f"{DENSE_LIMIT} entries unless it is asked for by name; call jacobian_spectrum outside, state by state"
+        )
+    least = min(count + 4, size)
+    depth = 2 * count + 8 if depth is None else check_count("depth", depth, low=least)
+    return _arnoldi(system, rank, count, limit, min(depth, size), check_count("max_products", max_products), seed)
+
+
+class _System(eqx.Module):
+    """A map of the flattened state: the discrete step, or the vector field."""
+
+    model: Optimizer | AbstractFlow
+    loss: Loss
+    moving: Any
+    fixed: Any
+    iteration: Array
+
+    @property
+    def point(self) -> Flat:
+        return ravel_pytree(self.moving)[0]
+
+    def __call__(self, flat: Flat) -> Flat:
+        state = eqx.combine(self.unravel(flat), self.fixed)
+        if isinstance(self.model, AbstractFlow):
+            image = self.model.vector_field(self.iteration, state, self.loss)
+        else:
+            params, memory = state
+            direction, memory = self.model.update(jax.grad(self.loss)(params), memory, self.iteration)
+            image = (self.model.apply(params, direction), memory)
+        return ravel_pytree(eqx.filter(image, eqx.is_inexact_array))[0]
+
+    def unravel(self, flat: Any) -> Any:
+        """A flat vector, real or complex, as a pytree like the state."""
+        unravel = ravel_pytree(self.moving)[1]
+        if jnp.iscomplexobj(flat):
+            return jax.tree.map(jax.lax.complex, unravel(jnp.real(flat)), unravel(jnp.imag(flat)))
+        return unravel(flat)
+
+
+def _system(model: Optimizer | AbstractFlow, loss: Loss, state: Any, iteration: Scalar) -> _System:
+    check_range("iteration", iteration, 0, hint="take that of the state: trajectory.iterations[-1], or math.inf")
+    hint = "hand in Trajectory.final of a run of this very optimizer (af.iterate) or flow (af.solve)"
+    if isinstance(model, Optimizer) and not (
+        isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], OptimizerState)
+    ):
+        raise TypeError(f"the state of a discrete step is (params, OptimizerState), got {type(state).__name__}; {hint}")
+    moving, fixed = eqx.partition(jax.tree.map(jnp.asarray, state), eqx.is_inexact_array)
+    system = _System(model, loss, moving, fixed, jnp.asarray(iteration, float))
+    size = system.point.size
+    if size == 0:
+        raise ValueError("the state has no floating-point entry, so it has no Jacobian")
+    image = eqx.filter_eval_shape(system, system.point)
+    if image.shape != (size,):
+        raise TypeError(f"the state has {size} floating-point entries, its image {image.size}; {hint}")
+    return system
+
+
+@eqx.filter_jit
+def _product(system: _System, scales: Flat, vector: Flat) -> Flat:
+    """The balanced Jacobian S⁻¹ A S times a vector."""
+    # A jvp recomputes the gradient in each product. To keep it (jax.linearize) would cost a compilation per state.
+    return jax.jvp(system, (system.point,), (scales * vector,))[1] / scales
+
+
+@eqx.filter_jit
+def _transposed_product(system: _System, scales: Flat, vector: Flat) -> Flat:
+    """The transpose of the balanced Jacobian, S Aᵀ S⁻¹, times a vector."""
+    return scales * jax.vjp(system, system.point)[1](vector / scales)[0]
+
+
+def _balance(product: Callable, transposed: Callable, like: Flat, seed: Any) -> Flat:
+    """Scales S for which the rows and columns of S⁻¹ A S have about equal norms, by products with random signs."""
+    key, scales = jax.random.key(seed), jnp.ones_like(like)
+    for round_ in range(_BALANCING_ROUNDS):
+        signs = jax.random.rademacher(jax.random.fold_in(key, round_), like.shape, like.dtype)
+        row, column = jnp.abs(product(scales, signs)), jnp.abs(transposed(scales, signs))
+        ratio = jnp.sqrt(row) / jnp.where(column > 0, jnp.sqrt(column), 1.0)
+        scales = jnp.where((row > 0) & (column > 0) & jnp.isfinite(ratio), scales * ratio, scales)
+    return scales
+
+
+@eqx.filter_jit
+def _dense(system: _System, rank: Rank, seed: Array) -> tuple[Any, ...]:
+    """All eigenvalues by rank, their residuals, the first eigenvector, and the scales."""
+    matrix = jax.jacfwd(system)(system.point)
+    scales = _balance(lambda s, x: matrix @ (s * x) / s, lambda s, x: s * (matrix.T @ (x / s)), system.point, seed)
+    balanced = matrix * scales / scales[:, None]
+    values, vectors = jnp.linalg.eig(balanced)
+    order = jnp.lexsort(sort_keys(values, rank))
+    values, vectors = values[order], vectors[:, order]
+    residuals = jnp.linalg.norm(balanced @ vectors - values * vectors, axis=0)
+    return values, residuals, system.unravel(scales * vectors[:, 0]), system.unravel(scales)
+
+
+def _spectrum(
+    found: Any, residuals: Any, vector: Any, scales: Any, *, count: int, tolerance: Any, method: str, products: int
+) -> Spectrum:
+    """The record, from all eigenvalues (or estimates) that were found and the residuals of the first."""
+    values, residuals = found[:count], residuals[:count]
+    has_conjugate = jnp.any(values[:, None] == jnp.conj(values), axis=1)
+    converged = residuals <= tolerance * jnp.abs(found).max()
+    return Spectrum(values, residuals, converged, ~jnp.all(has_conjugate), vector, scales, method, products)
+
+
+def _arnoldi(
+    system: _System, rank: Rank, count: int, tolerance: float, depth: int, max_products: int, seed: int
+) -> Spectrum:
+    point, products = system.point, 2 * _BALANCING_ROUNDS
+    scales = _balance(lambda s, x: _product(system, s, x), lambda s, x: _transposed_product(system, s, x), point, seed)
+
+    def apply(vector: np.ndarray) -> np.ndarray:
+        nonlocal products
+        products += 1
+        image = np.asarray(_product(system, scales, jnp.asarray(vector, point.dtype)))
+        if not np.all(np.isfinite(image)):
+            raise ValueError(_NOT_FINITE)
+        return image
+
+    start = np.random.default_rng(seed).standard_normal(point.size).astype(point.dtype)
+    space = krylov_space(apply, start, rank, count=count, depth=depth, tolerance=tolerance, max_products=max_products)
+    values, residuals = space.values.astype(np.result_type(point.dtype, np.complex64)), np.empty(count, point.dtype)
+    first = None
+    for place, value in enumerate(values[:count].tolist()):
+        vector = space.vector(place)
+        image = apply(np.real(vector)) + (1j * apply(np.imag(vector)) if value.imag else 0)
+        residuals[place] = np.linalg.norm(image - (value if value.imag else value.real) * vector)
+        first = vector if place == 0 else first
+    state = system.unravel(scales * jnp.asarray(first, values.dtype)), system.unravel(scales)
+    found = jnp.asarray(values), jnp.asarray(residuals)
+    return _spectrum(*found, *state, count=count, tolerance=tolerance, method="arnoldi", products=products)
+
+
+def _real_part(values: Any) -> Any:
+    return jnp.real(values) if isinstance(values, jax.Array) else np.real(values)
+
+
+def _summary(converged: np.ndarray) -> str:
+    if converged.all():
+        return f"all {converged.size} converged"
+    return f"{converged.sum()} of {converged.size} converged, the others are estimates (see their residuals)"

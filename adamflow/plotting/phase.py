@@ -1,0 +1,172 @@
+"""Phase diagrams over the decays (β, γ), and over the curvature: filled regions with their names, contours with values.
+
+Axes of decays run in −log₁₀(1 − x), since decays crowd at 1. Colours are told apart by colour-blind readers, and what
+is unstable is hatched too.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.patheffects as effects
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.colors import SymLogNorm
+from matplotlib.contour import QuadContourSet
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+_BLUE, _VERMILLION, _GREEN, _ORANGE, _BLACK = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#000000"
+_TICKS = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999)
+_OUTLINE = [effects.Stroke(linewidth=3, foreground="white"), effects.Normal()]
+
+
+def decay_scale(axis: Any, values: Any, label: str) -> None:
+    """Put −log₁₀(1 − x) on an axis (`ax.xaxis` or `ax.yaxis`) with ticks at decays of .5, .9, .99 and so on.
+
+    Args:
+        axis: the axis.
+        values: decays in [0, 1) on it; ticks are within their range.
+        label: what stands beside the axis.
+    """
+    forward, inverse = (lambda x: -np.log10(1 - np.minimum(x, 1 - 1e-12))), (lambda y: 1 - 10.0**-y)
+    set_scale, set_limits = (
+        (axis.axes.set_xscale, axis.axes.set_xlim)
+        if axis.axis_name == "x"
+        else (axis.axes.set_yscale, axis.axes.set_ylim)
+    )
+    set_scale("function", functions=(forward, inverse))
+    low, high = float(np.min(values)), float(np.max(values))
+    set_limits(low, high)
+    shown = [tick for tick in _TICKS if low - 1e-9 <= tick <= high + 1e-9]
+    axis.set_major_locator(FixedLocator(shown))
+    axis.set_major_formatter(FixedFormatter([f"{tick:g}".removeprefix("0") or "0" for tick in shown]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_label_text(label)
+
+
+def decay_plane(ax: Axes, betas: Any, gammas: Any) -> Axes:
+    """The plane of β (horizontal) and γ (vertical), both in −log₁₀(1 − x)."""
+    decay_scale(ax.xaxis, betas, "β (second moment, b2)")
+    decay_scale(ax.yaxis, gammas, "γ (first moment, b1)")
+    ax.grid(False)
+    return ax
+
+
+def regions(
+    ax: Axes,
+    betas: Float[np.ndarray, "columns"],
+    gammas: Float[np.ndarray, "rows"],
+    exponent: Float[np.ndarray, "columns rows"],
+    levels: Sequence[float],
+    dashed: Float[np.ndarray, "columns rows"],
+) -> Axes:
+    """The regions of bounded updates, filled, with contour lines of their exponent and its values.
+
+    Args:
+        ax: where to draw.
+        betas, gammas: the decays of columns and rows.
+        exponent: positive where updates are bounded.
+        levels: values at which lines are drawn, rising, without 0: that line, the border, is thick.
+        dashed: the exponent of another region, of which the border alone is drawn.
+    """
+    decay_plane(ax, betas, gammas)
+    ax.contourf(betas, gammas, exponent.T, [-np.inf, 0, np.inf], colors=[_ORANGE, _BLUE], alpha=0.25)
+    lines = ax.contour(betas, gammas, exponent.T, levels, colors="0.35", linewidths=0.8, linestyles="solid")
+    ax.clabel(lines, fmt=lambda value: f"{value:g}".replace("-", "−"), fontsize=7)
+    ax.contour(betas, gammas, exponent.T, [0], colors=_BLACK, linewidths=2)
+    ax.contour(betas, gammas, dashed.T, [0], colors=_VERMILLION, linestyles="--", linewidths=2)
+    return ax
+
+
+def border(
+    ax: Axes,
+    betas: Float[np.ndarray, "columns"],
+    gammas: Float[np.ndarray, "rows"],
+    difference: Float[np.ndarray, "columns rows"],
+) -> Axes:
+    """A dotted line where a quantity over the decays is 0; nothing where it is NaN."""
+    ax.contour(betas, gammas, difference.T, [0], colors=_BLACK, linestyles=":", linewidths=2)
+    return ax
+
+
+def growth(
+    ax: Axes,
+    betas: Float[np.ndarray, "columns"],
+    gammas: Float[np.ndarray, "rows"],
+    rates: Float[np.ndarray, "columns rows"],
+    largest: float,
+) -> QuadContourSet:
+    """A map of the growth rate per iteration over the decays: its edge, 0, a thick line; what grows hatched.
+
+    Args:
+        ax: where to draw.
+        betas, gammas: the decays of columns and rows.
+        rates: ln of the spectral radius, or the abscissa; NaN, where a run diverged, gets a cross.
+        largest: the end of the colour scale, on both sides; linear below 1/100 of it, logarithmic beyond.
+
+    Returns:
+        the filled contours, for a colour bar.
+    """
+    decay_plane(ax, betas, gammas)
+    norm = SymLogNorm(largest / 100, vmin=-largest, vmax=largest, base=10)
+    tail = np.geomspace(largest / 100, largest, 9)
+    levels = np.concatenate([-tail[::-1], [0.0], tail])
+    shown = np.clip(rates.T, -largest, largest)
+    filled = ax.contourf(betas, gammas, shown, levels, norm=norm, cmap="PuOr_r", extend="both")
+    if np.nanmax(rates) > 0:
+        hatches = ax.contourf(betas, gammas, shown, [0, np.inf], colors="none", hatches=["////"])
+        hatches.set_edgecolor("0.35")
+        hatches.set_linewidth(0.0)
+    if np.nanmin(rates) < 0 < np.nanmax(rates):
+        ax.contour(betas, gammas, rates.T, [0], colors=_BLACK, linewidths=2)
+    columns, rows = np.nonzero(np.isnan(rates))
+    if columns.size:
+        ax.plot(betas[columns], gammas[rows], "x", color=_BLACK, markersize=4, label="diverged", clip_on=False)
+        ax.legend(loc="upper right")
+    return filled
+
+
+def edges(
+    ax: Axes,
+    gamma: Float[np.ndarray, "points"],
+    edges: Mapping[str, Float[np.ndarray, "points"]],
+    curvature: Float[np.ndarray, "levels"],
+) -> Axes:
+    """The edges of stability of several models over γ, below the highest of which is filled.
+
+    Args:
+        ax: where to draw.
+        gamma: decays in [0, 1), rising.
+        edges: by the model's name, the critical ηs at each; inf draws no line.
+        curvature: the range of ηs to show.
+    """
+    decay_scale(ax.xaxis, gamma, "γ (first moment, b1)")
+    ax.set_yscale("log")
+    ax.set_ylim(curvature[0], curvature[-1])
+    styles = zip((_VERMILLION, _BLUE, _GREEN, _ORANGE), ("-", "--", "-.", ":"), strict=True)
+    for (name, edge), (colour, style) in zip(edges.items(), styles, strict=False):
+        if np.isfinite(edge).any():
+            ax.plot(gamma, edge, style, color=colour, linewidth=2.2, label=name, path_effects=_OUTLINE)
+    ax.set_ylabel("ηs")
+    return ax
+
+
+def verdicts(ax: Axes, x: Any, y: Any, grows: Any) -> Axes:
+    """Measured runs: crosses where they grew, dots where they decayed.
+
+    Args:
+        ax: where to draw.
+        x, y: the place of each run, one-dimensional.
+        grows: whether it grew.
+    """
+    x, y, grows = (np.asarray(values) for values in (x, y, grows))
+    ax.plot(x[~grows], y[~grows], ".", color="0.35", markersize=3.5, label="measured: decays")
+    ax.plot(x[grows], y[grows], "x", color=_BLACK, markersize=3.5, markeredgewidth=0.8, label="measured: grows")
+    return ax
+
+
+def name(ax: Axes, x: float, y: float, text: str) -> Axes:
+    """A name inside a region, at a place in data coordinates."""
+    plate = dict(facecolor="white", edgecolor="none", alpha=0.75, boxstyle="round,pad=0.2")
+    ax.text(x, y, text, ha="center", va="center", fontsize=10, bbox=plate)
+    return ax

@@ -1,0 +1,289 @@
+"""Phase diagrams: where updates stay bounded, and where the step and its flows are stable, over β, γ, ηs and ηλ.
+
+a: the regions of bounded updates over (β, γ), with contours of the exponent C(β, γ) of [GT], its border C = 0 (B₀) and
+the border γ² = β of the discrete optimizer. b: the edges of linear stability over (γ, ηs), s an eigenvalue of
+P^{−1/2}HP^{−1/2}: of the discrete step, (2+2γ)/(1−γ), and of the flow of order 2, 2 + (1−γ)/γ (rate of [GT]) or
+2 − ln γ (exact rate); the flow of order 1 has none. Crosses and dots are runs of the real optimizer on a quadratic,
+with v held by a large ε. c: growth of the discrete step over (ηs, ηλ) at γ = .9. d to f: the growth rate per iteration
+of the dominant eigenvalue over (β, γ), of the discrete step and of the flows of orders 1 and 2, at several ηs. β does
+not enter while P is held, which asks that v forgets more slowly than θ settles: right of the dotted line, where β
+exceeds the spectral radius. The last column takes the largest s of a real network instead: digits MLP, full batch,
+trained by Adam with each (β, γ); there β enters through P, since v forgets the large early gradients.
+
+Claim: the real optimizer turns unstable at the discrete edge. The flows do not: that of order 1 is stable for every
+s > 0, and that of order 2 turns unstable far below it. At the end of training, discrete runs are near or below their
+edge, where the flow of order 2 is unstable.
+
+Source: [GT] = R. Gould and H. Tanaka, Continuous-Time Analysis of Adaptive Optimization and Normalization,
+arXiv:2411.05746, for the regions and flows; the edges are derivations of this project.
+Run time on 2 cores: 40 seconds; --quick 15 seconds; --full, a grid of 48 × 48 and 1000 iterations, about half an hour.
+"""
+
+import dataclasses
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import figure
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+import adamflow as af
+from adamflow.plotting import phase
+
+jax.config.update("jax_enable_x64", True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings; decays are equally spaced in −log₁₀(1 − x)."""
+
+    grid: int = 16
+    map_grid: int = 201
+    plane_range: tuple[float, float] = (0.01, 0.9999)
+    beta_range: tuple[float, float] = (0.5, 0.9999)
+    gamma_range: tuple[float, float] = (0.0, 0.99)
+    curvatures: tuple[float, ...] = (1.0, 4.0, 40.0)
+    curvature_range: tuple[float, float] = (0.5, 1000.0)
+    measured_grid: int = 16
+    measured_steps: int = 400
+    decay_range: tuple[float, float] = (0.0, 2.4)
+    steps: int = 200
+    learning_rate: float = 3e-3
+    width: int = 32
+    sharpness_iterations: int = 32
+    seed: int = 0
+
+
+CONFIGS = {
+    "quick": Config(grid=4, map_grid=41, measured_grid=6, measured_steps=200),
+    "default": Config(),
+    "full": Config(grid=48, map_grid=401, measured_grid=48, steps=1000),
+}
+
+#: The models of the rows, in the order of the figure; of a flow only its settings count.
+MODELS: dict[str, Any] = {
+    "discrete": "discrete",
+    "order 1": af.PaperFlow(af.adam(1.0)),
+    "order 2": af.PaperFlow(af.adam(1.0), order=2),
+    "order 2, exact rate": af.PaperFlow(af.adam(1.0), order=2, rate="exact"),
+}
+ROWS = ("discrete", "order 1", "order 2")
+#: Flows have no filter with γ = 0 in an array: the axis starts just above it.
+LEAST_GAMMA = 1e-3
+
+
+def nines(low: float, high: float, points: int) -> np.ndarray:
+    return 1 - np.logspace(np.log10(1 - low), np.log10(1 - high), points)
+
+
+def compute(config: Config) -> figure.Data:
+    """Maps by theory, runs on a quadratic, and a network trained at each (β, γ)."""
+    betas = nines(*config.beta_range, config.map_grid)
+    gammas = nines(max(LEAST_GAMMA, config.gamma_range[0]), config.gamma_range[1], config.map_grid)
+    plane = nines(*config.plane_range, config.map_grid)
+    data: dict[str, Any] = {"plane": plane, "beta": betas, "gamma": gammas, "curvatures": config.curvatures}
+    for kind in ("paper", "discrete"):
+        dataset = af.analysis.region(plane, plane, kind=kind)
+        data |= {f"exponent_{kind}": dataset.exponent, f"region_{kind}": dataset.region}
+
+    numbers = {"learning_rate": 1.0, "gamma": gammas}
+    for name, model in MODELS.items():
+        diagram = af.analysis.phase_diagram(af.adam, numbers, np.array(config.curvatures), model=model)
+        data |= {f"growth_{name}": diagram.growth, f"edge_{name}": diagram.critical_curvature}
+    decays = np.linspace(*config.decay_range, config.map_grid)
+    curvature = np.geomspace(*config.curvature_range, config.map_grid)
+    diagram = af.analysis.phase_diagram(
+        af.adamw, {"learning_rate": 1.0, "gamma": 0.9, "weight_decay": decays}, curvature
+    )
+    data |= {"decay": decays, "curvature": curvature, "decay_growth": diagram.growth}
+    data["decay_edge"] = diagram.critical_curvature
+    return data | measure_edge(config) | train(config)
+
+
+def measure_edge(config: Config) -> dict[str, Any]:
+    """Whether Adam's iterates on a quadratic grow, over (γ, ηs), with v held by ε, so that P = ε."""
+    gammas = nines(*config.gamma_range, config.measured_grid)
+    curvatures = np.geomspace(*config.curvature_range, 2 * config.measured_grid)
+    epsilon, steps = 1e6, config.measured_steps
+    problem = af.problems.quadratic([1.0], start=[1e-100])
+
+    @jax.jit
+    @jax.vmap
+    def growth(gamma: jax.Array, curvature: jax.Array) -> jax.Array:
+        optimizer = af.adam(epsilon * curvature, 0.999, gamma, epsilon, bias_correction=False)
+        run = af.iterate(optimizer, problem.loss, problem.params, steps)
+        size = jnp.log(jnp.maximum(jnp.abs(run.params[1:, 0]), 1e-300))
+        _, early, _, late = size.reshape(4, steps // 4).max(axis=1)
+        # From 1e-100 to 1, or beyond all limits: the gradient is no longer small against ε.
+        left = (run.outcome.code != 0) | (size.max() > 0)
+        return jnp.where(left, jnp.inf, 2 * (late - early) / steps)
+
+    gamma, curvature = (x.ravel() for x in np.meshgrid(gammas, curvatures, indexing="ij"))
+    rates = growth(jnp.asarray(gamma), jnp.asarray(curvature))
+    edge = af.analysis.adaptive_edge(gamma)
+    return {"measured_gamma": gamma, "measured_curvature": curvature, "measured_growth": rates, "measured_edge": edge}
+
+
+def train(config: Config) -> dict[str, Any]:
+    """The preconditioned sharpness of a network at the end of training, for each (β, γ), and the growth rates there."""
+    problem = af.problems.mlp(widths=(config.width,), seed=config.seed)
+    betas = nines(*config.beta_range, config.grid)
+    gammas = nines(max(LEAST_GAMMA, config.gamma_range[0]), config.gamma_range[1], config.grid)
+
+    def run(decays: tuple[float, float]) -> list[Any]:
+        optimizer = af.adam(config.learning_rate, *decays)
+        look = af.analysis.observe_sharpness(optimizer, problem.loss, iterations=config.sharpness_iterations)
+        result = af.iterate(optimizer, problem.loss, problem.params, config.steps, save_at=[config.steps], observe=look)
+        if not result.outcome.successful:
+            return [np.nan] * 3
+        return [result.observed.value[0], result.observed.residual[0], result.observed.lowest[0]]
+
+    pairs = [(float(beta), float(gamma)) for beta in betas for gamma in gammas]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # The first run compiles the program that the others share.
+        found = [run(pairs[0])]
+        found += figure.progress(pool.map(run, pairs[1:]), "training", total=len(pairs) - 1)
+    sharpness, residual, lowest = np.moveaxis(np.reshape(found, (config.grid, config.grid, 3)), -1, 0)
+    data = {"net_beta": betas, "net_gamma": gammas, "net_residual": residual, "net_lowest": lowest}
+    data["net_exponent"] = af.analysis.region(betas, gammas).exponent
+    curvature = data["net_curvature"] = config.learning_rate * sharpness
+    completed = np.isfinite(curvature)
+    records = jax.vmap(lambda gamma: af.adam(1.0, gamma=gamma))(jnp.asarray(gammas))
+    for name in ROWS:
+        rates = af.analysis.linear_stability(records, np.where(completed, curvature, 0.0), model=MODELS[name])
+        data[f"net_growth_{name}"] = np.where(completed, np.log(rates) if name == "discrete" else rates, np.nan)
+    return data
+
+
+def check(data: figure.Data) -> list[figure.Claim]:
+    return [*claims_of_theory(data), *claims_of_network(data)]
+
+
+def claims_of_theory(data: figure.Data) -> list[figure.Claim]:
+    inside, bounded = data["region_paper"] > 0, data["region_discrete"] > 0
+    grew, beyond = data["measured_growth"] > 0, data["measured_curvature"] > data["measured_edge"]
+    distance = np.abs(np.log(data["measured_curvature"] / data["measured_edge"]))
+    wrong = grew != beyond
+    worst = float(np.max(distance[wrong], initial=0.0))
+    order_2, order_1, discrete = (data[f"edge_{name}"] for name in ("order 2", "order 1", "discrete"))
+    at = int(np.argmin(np.abs(data["gamma"] - 0.9)))
+    return [
+        figure.Claim(
+            "the region C > 0 of [GT] lies strictly inside that of the discrete optimizer, γ² < β",
+            bool(np.all(bounded[inside]) and bounded.sum() > inside.sum()),
+            {"share_paper": inside.mean(), "share_discrete": bounded.mean()},
+        ),
+        figure.Claim(
+            "runs of the real optimizer grow beyond the edge (2+2γ)/(1−γ) and decay below it",
+            not bool(np.any(wrong)),
+            {"runs": grew.size, "wrong": wrong.sum(), "farthest_wrong": worst, "nearest": distance.min()},
+        ),
+        figure.Claim(
+            "the flow of order 1 has no edge, and that of order 2 lies below the discrete edge wherever γ > 1/2",
+            bool(np.all(np.isinf(order_1)) and np.all((order_2 < discrete)[data["gamma"] > 0.5])),
+            {"gamma": data["gamma"][at], "discrete": discrete[at], "order_2": order_2[at]},
+        ),
+    ]
+
+
+def claims_of_network(data: figure.Data) -> list[figure.Claim]:
+    curvature, beta = data["net_curvature"], data["net_beta"][:, None]
+    done = np.isfinite(curvature)
+    ratio = curvature / af.analysis.adaptive_edge(data["net_gamma"])
+    unstable = {name: np.mean(data[f"net_growth_{name}"][done] > 0) for name in ROWS}
+    residual = np.max((data["net_residual"] / curvature)[done])
+    slow, bounded = done & (beta >= 0.99), data["net_exponent"] > 0
+    at_edge = {f"share_unstable_{name}": share for name, share in unstable.items()}
+    return [
+        figure.Claim(
+            "every run of the network with C > 0 completes, and every run that does not has γ² > β",
+            bool(np.all(done[bounded]) and np.all((data["net_gamma"] ** 2 > beta)[~done])),
+            {"runs": done.size, "completed": done.sum(), "with_C_above_0": bounded.sum()},
+        ),
+        figure.Claim(
+            "where v is slow, β ≥ .99, no run is above its discrete edge by more than 10%; with faster v some are",
+            bool(np.all(ratio[slow] < 1.1)),
+            {"runs": slow.sum(), "largest_ratio": ratio[slow].max(), "largest_with_faster_v": np.nanmax(ratio)},
+        ),
+        figure.Claim(
+            "at the sharpness of these runs the flow of order 2 is unstable more often than the discrete step, order 1 "
+            "never",
+            bool(unstable["order 2"] > unstable["discrete"] and unstable["order 1"] == 0),
+            {**at_edge, "share_within_30%_of_edge": np.mean(np.abs(ratio[done] - 1) < 0.3)},
+        ),
+        figure.Claim(
+            "the estimates of the largest curvature have converged: residual below 1e-3 of the value",
+            bool(residual < 1e-3),
+            {"largest_relative_residual": residual},
+        ),
+    ]
+
+
+def draw(data: figure.Data) -> Figure:
+    drawn = plt.figure(figsize=(14, 13.5))
+    top, bottom = drawn.subfigures(2, 1, height_ratios=(1, 2.35))
+    draw_top(data, top.subplots(1, 3, width_ratios=(1, 1.15, 1.1)))
+    draw_maps(data, bottom, bottom.subplots(3, len(data["curvatures"]) + 1, sharex=True, sharey=True))
+    return drawn
+
+
+def draw_top(data: figure.Data, axes: Any) -> None:
+    left, middle, right = axes
+    plane, gamma = data["plane"], data["gamma"]
+    levels = [-8, -2, -0.5, -0.1, -0.01, 0.01, 0.1, 0.5, 2, 8]
+    phase.regions(left, plane, plane, data["exponent_paper"], levels, dashed=data["exponent_discrete"])
+    phase.name(left, 0.997, 0.75, "B₊: bounded")
+    phase.name(left, 0.7, 0.995, "B₋: grows")
+    phase.name(left, 0.99, 0.99, "B₀")
+    left.set_title("a  C(β, γ) [GT]; dashed: γ² = β")
+
+    edges = {name: data[f"edge_{name}"] for name in MODELS}
+    phase.edges(middle, gamma, edges, data["curvature"])
+    phase.verdicts(middle, data["measured_gamma"], data["measured_curvature"], data["measured_growth"] > 0)
+    phase.name(middle, 0.6, 100.0, "unstable")
+    phase.name(middle, 0.95, 20.0, "discrete step stable,\nflow of order 2 unstable")
+    middle.legend(loc="lower right")
+    middle.set_title("b  Edges of stability (order 1: none)")
+
+    filled = right.contourf(
+        data["decay"],
+        data["curvature"],
+        data["decay_growth"].T,
+        np.linspace(-0.15, 0.15, 13),
+        cmap="PuOr_r",
+        extend="both",
+    )
+    right.plot(data["decay"], data["decay_edge"], color="black", linewidth=2)
+    right.set(yscale="log", ylim=data["curvature"][[0, -1]], xlabel="ηλ (weight decay)", ylabel="ηs")
+    phase.name(right, 0.7, 6.0, "stable")
+    phase.name(right, 1.2, 200.0, "unstable")
+    right.figure.colorbar(filled, ax=right, label="ln(spectral radius) per iteration", pad=0.02)
+    right.set_title("c  Discrete AdamW, γ = .9")
+
+
+def draw_maps(data: figure.Data, part: Any, axes: Any) -> None:
+    beta, gamma = data["beta"], data["gamma"]
+    filled = None
+    for row, name in enumerate(ROWS):
+        for column, curvature in enumerate(data["curvatures"]):
+            ax, rates = axes[row, column], data[f"growth_{name}"][:, column]
+            filled = phase.growth(ax, beta, gamma, np.broadcast_to(rates, (len(beta), len(gamma))), 3.0)
+            if name == "discrete":
+                phase.border(ax, beta, gamma, np.where(rates < 0, np.exp(rates) - beta[:, None], np.nan))
+            ax.set_title(f"{'def'[row]}{column + 1}  {name}, ηs = {curvature:g}")
+        ax = axes[row, -1]
+        phase.growth(ax, data["net_beta"], data["net_gamma"], data[f"net_growth_{name}"], 3.0)
+        ax.set_title(f"{'def'[row]}{len(data['curvatures']) + 1}  {name}, digits MLP")
+    for ax in axes.flat:
+        ax.label_outer()
+    bar = part.colorbar(filled, ax=axes, label="growth per iteration of the dominant eigenvalue", pad=0.01, aspect=50)
+    bar.set_ticks([-3, -0.3, -0.03, 0, 0.03, 0.3, 3], labels=["−3", "−.3", "−.03", "0", ".03", ".3", "3"])
+
+
+if __name__ == "__main__":
+    sys.exit(figure.main(__doc__, "fig03_phase_diagrams", CONFIGS, compute, check, draw))
