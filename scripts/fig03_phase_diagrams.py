@@ -195,7 +195,7 @@ def claims_of_network(data: figure.Data) -> list[figure.Claim]:
     curvature, beta = data["net_curvature"], data["net_beta"][:, None]
     done = np.isfinite(curvature)
     ratio = curvature / af.analysis.adaptive_edge(data["net_gamma"])
-    unstable = {name: np.mean(data[f"net_growth_{name}"][done] > 0) for name in ROWS}
+    unstable = {name: float(np.mean(data[f"net_growth_{name}"][done] > 0)) for name in ROWS}
     residual = np.max((data["net_residual"] / curvature)[done])
     slow, bounded = done & (beta >= 0.99), data["net_exponent"] > 0
     at_edge = {f"share_unstable_{name}": share for name, share in unstable.items()}
@@ -214,7 +214,7 @@ def claims_of_network(data: figure.Data) -> list[figure.Claim]:
             "at the sharpness of these runs the flow of order 2 is unstable more often than the discrete step, order 1 "
             "never",
             bool(unstable["order 2"] > unstable["discrete"] and unstable["order 1"] == 0),
-            {**at_edge, "share_within_30%_of_edge": np.mean(np.abs(ratio[done] - 1) < 0.3)},
+            {**at_edge, "share_within_30%_of_edge": float(np.mean(np.abs(ratio[done] - 1) < 0.3))},
         ),
         figure.Claim(
             "the estimates of the largest curvature have converged: residual below 1e-3 of the value",
@@ -226,7 +226,8 @@ def claims_of_network(data: figure.Data) -> list[figure.Claim]:
 
 def draw(data: figure.Data) -> Figure:
     drawn = plt.figure(figsize=(14, 13.5))
-    top, bottom = drawn.subfigures(2, 1, height_ratios=(1, 2.35))
+    parts: Any = drawn.subfigures(2, 1, height_ratios=(1, 2.35))
+    top, bottom = parts
     draw_top(data, top.subplots(1, 3, width_ratios=(1, 1.15, 1.1)))
     draw_maps(data, bottom, bottom.subplots(3, len(data["curvatures"]) + 1, sharex=True, sharey=True))
     return drawn

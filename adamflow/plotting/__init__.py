@@ -1,6 +1,6 @@
 """Pictures of results. Each function draws into `ax` and returns it; nothing is run or computed here."""
 
-from adamflow.plotting import region
+from adamflow.plotting import edge, observed_region, phase, region, worst_case
 from adamflow.plotting.runs import errors, sharpness, trajectories
 
-__all__ = ["errors", "region", "sharpness", "trajectories"]
+__all__ = ["edge", "errors", "observed_region", "phase", "region", "sharpness", "trajectories", "worst_case"]

@@ -1,0 +1,108 @@
+"""Pictures of runs at the edge of stability: sharpness against the edges, the collapse onto one, and where runs hover.
+
+Runs keep their colour from one picture to the next. The colours are those of Okabe and Ito, told apart by colour-blind
+readers; `hovering` names them.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+
+Table: TypeAlias = Float[np.ndarray, "runs times"]
+Runs: TypeAlias = Float[np.ndarray, "runs"]
+Times: TypeAlias = Float[np.ndarray, "times"]
+
+_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#D55E00", "#000000", "#8C8C8C")
+_EDGE: Any = dict(color="0.2", linestyle="--", linewidth=1, zorder=3)
+
+
+def sharpness_of_runs(ax: Axes, iterations: Times, sharpness: Table, edges: Runs) -> Axes:
+    """The learning rate times the preconditioned sharpness of several runs, with a dashed line for each edge.
+
+    Args:
+        ax: where to draw; its vertical axis becomes logarithmic.
+        iterations: n.
+        sharpness: η s of each run, positive.
+        edges: the η s at which the step of each run turns unstable; a line carries its value, equal ones share it.
+    """
+    _curves(ax, iterations, sharpness)
+    ax.set_yscale("log")
+    for edge in np.unique(edges):
+        ax.axhline(edge, **_EDGE)
+        place: Any = dict(xy=(1, edge), xycoords=ax.get_yaxis_transform(), xytext=(3, 0), textcoords="offset points")
+        ax.annotate(f"{edge:.3g}", va="center", fontsize=8, annotation_clip=False, **place)
+    ax.set_ylabel("preconditioned sharpness, η s")
+    return ax
+
+
+def sharpness_over_edge(ax: Axes, iterations: Times, ratios: Table) -> Axes:
+    """η s of several runs, each divided by its own edge, on a logarithmic axis; the unstable side is shaded.
+
+    Args:
+        ax: where to draw.
+        iterations: n.
+        ratios: η s over the edge, positive.
+    """
+    _curves(ax, iterations, ratios)
+    ax.set_yscale("log")
+    top = 1.15 * max(ratios[:, 1:].max(), 1.0)
+    ax.axhspan(1, top, color="#D55E00", alpha=0.08, linewidth=0)
+    ax.axhline(1, **_EDGE)
+    ax.set_ylim(top=top)
+    for height, side, name in ((0.985, "top", "unstable"), (0.02, "bottom", "stable")):
+        ax.text(0.985, height, name, transform=ax.transAxes, ha="right", va=side, color="0.3", style="italic")
+    ax.set_ylabel("η s / edge")
+    return ax
+
+
+def losses(ax: Axes, iterations: Times, loss: Table) -> Axes:
+    """The loss of several runs over the iterations, on a logarithmic axis.
+
+    Args:
+        ax: where to draw.
+        iterations: n.
+        loss: of each run, positive.
+    """
+    _curves(ax, iterations, loss)
+    ax.set_yscale("log")
+    ax.set_ylabel("loss")
+    return ax
+
+
+def hovering(ax: Axes, ratios: Float[np.ndarray, "runs seeds times"], labels: Sequence[str]) -> Axes:
+    """Where η s over the edge stays in the last part of runs: the central 90% (line), middle half (bar) and medians.
+
+    Args:
+        ax: where to draw; the runs stand below each other, in their colours.
+        ratios: η s over the edge. A circle marks the median of each seed, bars are of all seeds, and the number is the
+            median of all.
+        labels: the names of the runs.
+    """
+    for place, (values, label) in enumerate(zip(ratios, labels, strict=True)):
+        colour = _COLOURS[place % len(_COLOURS)]
+        low, quarter, middle, three, high = np.quantile(values, (0.05, 0.25, 0.5, 0.75, 0.95))
+        ax.plot((low, high), (place, place), color=colour, linewidth=1.5)
+        ax.plot((quarter, three), (place, place), color=colour, linewidth=7, solid_capstyle="butt")
+        medians = np.median(values, axis=-1)
+        ax.plot(medians, np.full(medians.shape, place), "o", color="white", markeredgecolor=colour, markersize=4)
+        side, align = (0.02, "left") if middle > 0.5 else (0.98, "right")
+        ax.text(side, place, label, transform=ax.get_yaxis_transform(), ha=align, va="center", fontsize=8, color=colour)
+        above: Any = dict(xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)
+        box = dict(boxstyle="square,pad=0.1", facecolor="white", edgecolor="none")
+        ax.annotate(f"{middle:.2f}", (middle, place), bbox=box, zorder=4, **above)
+    ax.axvline(1, **_EDGE)
+    ax.set_yticks([])
+    ax.set_ylim(len(labels) - 0.5, -0.8)
+    ax.set_xlim(left=-0.05)
+    ax.set_xlabel("η s / edge")
+    return ax
+
+
+def _curves(ax: Axes, iterations: Times, table: Table) -> None:
+    for index, values in enumerate(table):
+        ax.plot(iterations, values, color=_COLOURS[index % len(_COLOURS)], linewidth=0.9)
+    ax.set_xlim(iterations[0], iterations[-1])
+    ax.set_xlabel("iteration n")
