@@ -117,7 +117,7 @@ def measure_edge(config: Config) -> dict[str, Any]:
     def growth(gamma: jax.Array, curvature: jax.Array) -> jax.Array:
         optimizer = af.adam(epsilon * curvature, 0.999, gamma, epsilon, bias_correction=False)
         run = af.iterate(optimizer, problem.loss, problem.params, steps)
-        size = jnp.log(jnp.maximum(jnp.abs(run.params[1:, 0]), 1e-300))
+        size = jnp.log(jnp.maximum(jnp.abs(jnp.asarray(run.params))[1:, 0], 1e-300))
         _, early, _, late = size.reshape(4, steps // 4).max(axis=1)
         # From 1e-100 to 1, or beyond all limits: the gradient is no longer small against ε.
         left = (run.outcome.code != 0) | (size.max() > 0)
