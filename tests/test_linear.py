@@ -65,8 +65,7 @@ def test_identity_beta_epsilon_and_bias_correction_change_nothing(epsilon_inside
         np.testing.assert_allclose(*systems, rtol=1e-14)
 
 
-@pytest.mark.parametrize("k", [2, 3])
-@pytest.mark.parametrize("name", ["discrete", "order 1", "order 2"])
+@pytest.mark.parametrize(("k", "name"), [(2, "discrete"), (2, "order 1"), (3, "discrete"), (3, "order 2")])
 def test_formula_kadam_has_the_characteristic_polynomial_of_its_filters(k, name):
     record, s = af.kadam(k, ETA, gamma=GAMMA, weight_decay=DECAY), 30.0
     decays = [float(stage.gamma) for stage in record.stages]
@@ -102,7 +101,7 @@ def test_formula_edges_in_closed_form(gamma, decay):
         assert ETA * float(af.analysis.critical_curvature(record)) == pytest.approx(adaptive, rel=1e-12)
 
 
-@pytest.mark.parametrize(("k", "strategy"), [(2, "naive"), (3, "naive"), (3, "inverse_exponential")])
+@pytest.mark.parametrize(("k", "strategy"), [(2, "naive"), (3, "inverse_exponential")])
 def test_identity_edge_is_where_stability_changes(k, strategy):
     record = af.kadam(k, ETA, gamma=GAMMA, strategy=strategy)
     for model, neutral in (("discrete", 1.0), (MODELS["order 1"], 0.0), (MODELS["order 2"], 0.0)):
@@ -155,15 +154,45 @@ def test_formula_adan_reads_differences_of_gradients():
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4])
 @pytest.mark.parametrize("measure", MEASURES)
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
-def test_formula_dominant_eigenvalue_of_random_matrices(rows, measure, scale):
-    matrices = scale * np.random.default_rng(0).normal(size=(4000, rows, rows))
-    values = np.linalg.eigvals(matrices)
-    expected = np.abs(values).max(-1) if measure == "modulus" else values.real.max(-1)
-    found = np.asarray(dominant_of(jnp.asarray(matrices), measure))
-    measured = np.abs(found) if measure == "modulus" else found.real
-    np.testing.assert_allclose(measured / scale, expected / scale, atol=1e-12)
-    assert np.all(found.imag >= 0)
+def test_formula_dominant_eigenvalue_of_random_matrices(rows, measure):
+    rng = np.random.default_rng(0)
+    plain = rng.normal(size=(4000, rows, rows))
+    # Of all sizes, clustered around 1, and with one row far larger than the others.
+    every = {1: plain, 1e-100: 1e-100 * plain, 1e90: 1e90 * plain, 1e-6: np.eye(rows) + 1e-6 * plain}
+    every[1e3] = plain * np.array([1e3, *(1.0,) * (rows - 1)])[:, None]
+    for scale, matrices in every.items():
+        values = np.linalg.eigvals(matrices)
+        expected = np.abs(values).max(-1) if measure == "modulus" else values.real.max(-1)
+        found = np.asarray(dominant_of(jnp.asarray(matrices), measure))
+        measured = np.abs(found) if measure == "modulus" else found.real
+        np.testing.assert_allclose(measured / scale, expected / scale, atol=1e-10 if scale != 1e-6 else 1e-7)
+        assert np.all(found.imag >= 0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("strategy", ["naive", "inverse_exponential"])
+@pytest.mark.parametrize("k", [1, 2])
+def test_formula_decays_near_one_keep_their_digits(k, strategy, dtype):
+    gamma = jnp.array([0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999])
+    records = jax.vmap(lambda g: af.kadam(k, 1.0, gamma=g, strategy=strategy))(gamma)
+    records = jax.tree.map(lambda leaf: leaf.astype(dtype), records)
+    rounding = float(jnp.finfo(dtype).eps)
+    s = np.geomspace(1e-8, 1.0, 60)[:, None]
+    matrices = np.asarray(af.analysis.linear_system(records, s))
+    assert matrices.dtype == dtype
+    expected = np.abs(np.linalg.eigvals(matrices.astype(float))).max(-1)
+    radius = np.asarray(af.analysis.linear_stability(records, s))
+    np.testing.assert_allclose(radius, expected, atol=20 * rounding)
+    # The edge of these records: γ after its own rounding, since 1 − γ has few digits in float32.
+    decays = [np.asarray(getattr(stage, "gamma", 0.0), float) for stage in records.stages]
+    edge = np.asarray(af.analysis.critical_curvature(records), float)
+    if k == 1:
+        np.testing.assert_allclose(edge, 2 * (1 + decays[0]) / (1 - decays[0]), rtol=100 * rounding)
+    exact = jax.tree.map(lambda leaf: leaf.astype(float), records)
+    at_edge = np.asarray(af.analysis.linear_stability(exact, edge))
+    slope = np.asarray(af.analysis.linear_stability(exact, 1.001 * edge)) - at_edge
+    assert np.all(slope > 0)
+    assert np.all(np.abs(at_edge - 1) <= np.maximum(2 * slope, 1e-15))
 
 
 @given(
@@ -241,8 +270,20 @@ def test_failure_sign_descent_is_not_linear():
             af.analysis.linear_stability(af.signsgd(ETA), 1.0, model=model)
 
 
+def test_identity_curvature_of_any_size_and_derivative_of_the_edge():
+    single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), af.adam(1e-3, gamma=GAMMA))
+    s = np.array([3e19, -3e19], np.float32)
+    np.testing.assert_allclose(af.analysis.linear_stability(single, s), 1e-4 * np.abs(s), rtol=1e-5)
+    derivative = jax.grad(lambda gamma: af.analysis.critical_curvature(af.adam(1.0, gamma=gamma)))(GAMMA)
+    assert float(derivative) == pytest.approx(4 / (1 - GAMMA) ** 2, rel=1e-9)
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_failure_bad_arguments_say_what_to_do():
+    with pytest.raises(TypeError, match=r"optimizer must be a record such as .* got str"):
+        af.analysis.linear_stability("adam", 1.0)
+    with pytest.raises(ValueError, match="got 'curvature' among them"):
+        af.analysis.phase_diagram(af.adam, {"learning_rate": 1.0, "curvature": 1.0}, 1.0)
     with pytest.raises(ValueError, match=r"curvature must lie in .* got nan"):
         af.analysis.linear_stability(ADAMW, np.nan)
     with pytest.raises(ValueError, match="model must be 'discrete' or a flow such as"):

@@ -1,5 +1,6 @@
 """The critical curvature: where the discrete step of an optimizer, or a flow, turns unstable."""
 
+import functools
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -32,9 +33,10 @@ def critical_curvature(optimizer: Optimizer, *, model: Model = "discrete") -> Fl
 
     with $a = (1-\gamma)/\gamma$ (rate "paper") or $-\ln\gamma$ (rate "exact"). These are examples: systems of up to
     three rows, in which are also 2-Adam and every optimizer with at most two filters that are not second moments, are
-    solved by the criteria of Jury and of Routh and Hurwitz. Their conditions are polynomials in s of degree at most 2,
-    as the characteristic polynomial is linear in s. For larger systems the first crossing of stability on a grid of ηs
-    from 1e-6 to 1e9, 20 samples per decade, is refined by bisection to rounding; an instability narrower than
+    solved by the criterion of Routh and Hurwitz, for a step after a transformation of the unit disk to the half plane.
+    Its conditions are polynomials in s of degree at most 2, as the characteristic polynomial is linear in s. For larger
+    systems, and flows of higher order, whose gradients depend on gradients, the first crossing of stability on a grid
+    of ηs from 1e-6 to 1e9, 20 samples per decade, is refined by bisection to rounding; an instability narrower than
     a sample is not seen.
 
     Args:
@@ -59,18 +61,33 @@ def critical_curvature(optimizer: Optimizer, *, model: Model = "discrete") -> Fl
     >>> print(round(0.01 * float(critical_curvature(optimizer, model=flow)), 6))
     2.111111
     """
-    unit = 1 / optimizer.learning_rate
-    start = linear_system(optimizer, 0.0, model=model)
-    rows = start.shape[-1]
-    if rows > 3:
+    rows, affine = _shape(optimizer, model)
+    if rows > 3 or not affine:
         return _by_search(optimizer, model)
-    # The characteristic polynomial is linear in s: one other value of s gives its slope.
+    unit = 1 / optimizer.learning_rate
+    # An eigenvalue 1 of the step is an eigenvalue 0 of the step minus the identity: nothing cancels near the edge.
+    offset = jnp.eye(rows) if model == "discrete" else 0.0
     at_zero, at_unit = (
-        characteristic_polynomial(system) for system in (start, linear_system(optimizer, unit, model=model))
+        characteristic_polynomial(linear_system(optimizer, x * unit, model=model) - offset) for x in (0.0, 1.0)
     )
-    lines = [_Quadratic(a, b - a, jnp.zeros_like(a)) for a, b in zip(at_zero, at_unit, strict=True)]
-    conditions = _jury(lines) if model == "discrete" else _routh(lines)
+    lines = [_line(a, b) for a, b in zip(at_zero, at_unit, strict=True)]
+    conditions = _routh(_transformed(lines) if model == "discrete" else [*lines, _constant(lines[0], 1.0)])
     return unit * jnp.min(jnp.stack([condition.first_failure() for condition in conditions]), axis=0)
+
+
+def _shape(optimizer: Optimizer, model: Model) -> tuple[int, bool]:
+    """The number of rows of the linear system, and whether its characteristic polynomial is linear in s.
+
+    It is for the step and for the flows of [GT], in which a gradient is taken once; not for flows of higher order.
+    """
+    with jax.ensure_compile_time_eval():
+        sample = jax.tree.map(lambda leaf: jnp.full((), 0.5, jnp.result_type(leaf)), optimizer)
+        systems = linear_system(sample, jnp.array([0.0, 1.0, 2.0]), model=model)
+        rows = systems.shape[-1]
+        if rows > 3:
+            return rows, False
+        bend = max(float(jnp.abs(c[0] - 2 * c[1] + c[2])) for c in characteristic_polynomial(systems))
+    return rows, bend < 1e-4
 
 
 class _Quadratic(NamedTuple):
@@ -83,11 +100,8 @@ class _Quadratic(NamedTuple):
     def __add__(self, other: "_Quadratic") -> "_Quadratic":  # type: ignore[override]
         return _Quadratic(*(a + b for a, b in zip(self, other, strict=True)))
 
-    def __neg__(self) -> "_Quadratic":
-        return _Quadratic(*(-a for a in self))
-
-    def __sub__(self, other: "_Quadratic") -> "_Quadratic":
-        return self + -other
+    def scaled(self, factor: float) -> "_Quadratic":
+        return _Quadratic(*(factor * a for a in self))
 
     def times(self, other: "_Quadratic") -> "_Quadratic":
         """The product of two linear ones."""
@@ -97,15 +111,26 @@ class _Quadratic(NamedTuple):
     def first_failure(self) -> Array:
         """The end of the interval (0, x) in which the polynomial is positive: 0 if it is not, inf if it always is."""
         c, b, a = self
-        rounding = 64 * jnp.finfo(jnp.result_type(c)).eps
-        scale = jnp.maximum(jnp.abs(c), jnp.maximum(jnp.abs(b), jnp.abs(a))) + jnp.finfo(jnp.result_type(c)).tiny
-        c, b, a = (jnp.where(jnp.abs(part) > rounding * jnp.maximum(scale, 1.0), part, 0.0) for part in (c, b, a))
         starts = jnp.where(c != 0, c > 0, jnp.where(b != 0, b > 0, a > 0))
-        root = jnp.sqrt(jnp.maximum(b**2 - 4 * a * c, 0.0))
+        discriminant = b * b - 4 * a * c
+        crosses = discriminant > 0
+        root = jnp.sqrt(jnp.where(crosses, discriminant, 1.0))
         far = -(b + jnp.where(b < 0, -root, root)) / 2
         candidates = jnp.stack([_positive_quotient(far, a), _positive_quotient(c, far)])
-        first = jnp.where(b**2 - 4 * a * c > 0, jnp.min(candidates, axis=0), jnp.inf)
+        first = jnp.where(crosses, jnp.min(candidates, axis=0), jnp.inf)
         return jnp.where(starts, first, 0.0)
+
+
+def _line(at_zero: Array, at_unit: Array) -> _Quadratic:
+    """The line through two values; a slope of the size of their rounding is 0."""
+    slope = at_unit - at_zero
+    rounding = 8 * jnp.finfo(slope.dtype).eps * jnp.maximum(jnp.abs(at_zero), jnp.abs(at_unit))
+    return _Quadratic(at_zero, jnp.where(jnp.abs(slope) > rounding, slope, 0.0), jnp.zeros_like(slope))
+
+
+def _constant(like: _Quadratic, value: float) -> _Quadratic:
+    zero = jnp.zeros_like(like.constant)
+    return _Quadratic(zero + value, zero, zero)
 
 
 def _positive_quotient(numerator: Array, denominator: Array) -> Array:
@@ -114,28 +139,23 @@ def _positive_quotient(numerator: Array, denominator: Array) -> Array:
     return jnp.where(defined & (quotient > 0), quotient, jnp.inf)
 
 
-def _jury(c: list[_Quadratic]) -> list[_Quadratic]:
-    """What is positive where all roots of zⁿ + cₙ₋₁zⁿ⁻¹ + … + c₀, n ≤ 3, lie inside the unit circle."""
-    one = _Quadratic(*(jnp.full_like(c[0].constant, value) for value in (1.0, 0.0, 0.0)))
-    if len(c) == 1:
-        return [one + c[0], one - c[0]]
-    if len(c) == 2:
-        return [one + c[1] + c[0], one - c[1] + c[0], one - c[0]]
-    difference = c[0].times(c[2]) - c[1]
-    inner = one - c[0].times(c[0])
+def _transformed(d: list[_Quadratic]) -> list[_Quadratic]:
+    """The coefficients, lowest first, after w = 2x/(1 − x), which takes |1 + w| < 1 to the left half plane of x.
+
+    `d` are those of wⁿ + dₙ₋₁wⁿ⁻¹ + … + d₀, with w an eigenvalue of the step minus 1.
+    """
+    n = len(d)
+    powers = [np.poly1d([2.0, 0.0]) ** k * np.poly1d([-1.0, 1.0]) ** (n - k) for k in range(n + 1)]
+    every = [*d, _constant(d[0], 1.0)]
     return [
-        one + c[2] + c[1] + c[0],
-        one - c[2] + c[1] - c[0],
-        one - c[0],
-        one + c[0],
-        inner - difference,
-        inner + difference,
+        functools.reduce(_Quadratic.__add__, [c.scaled(power[i]) for c, power in zip(every, powers, strict=True)])
+        for i in range(n + 1)
     ]
 
 
 def _routh(c: list[_Quadratic]) -> list[_Quadratic]:
-    """What is positive where all roots of xⁿ + cₙ₋₁xⁿ⁻¹ + … + c₀, n ≤ 3, have a negative real part."""
-    return c if len(c) < 3 else [*c, c[2].times(c[1]) - c[0]]
+    """What is positive where all roots of cₙxⁿ + … + c₀, n ≤ 3, have a negative real part and cₙ > 0."""
+    return c if len(c) < 4 else [*c, c[2].times(c[1]) + c[3].times(c[0]).scaled(-1.0)]
 
 
 @eqx.filter_jit

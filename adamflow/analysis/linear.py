@@ -49,7 +49,9 @@ def linear_stability(optimizer: Optimizer, curvature: Numbers, *, model: Model =
 
     Returns:
         For "discrete" the spectral radius: the factor per iteration; below 1 the step is stable. For a flow the
-        spectral abscissa, the largest real part, per iteration; below 0 it is stable. In the broadcast shape.
+        spectral abscissa, the largest real part, per iteration; below 0 it is stable. In the broadcast shape and the
+        dtype of the record's numbers. Systems of three rows lose accuracy where their entries span more than a third
+        of the exponents of that dtype: ηs beyond 1e12 in float32, 1e100 in float64.
 
     Raises:
         TypeError: the direction is not linear in the gradients while second moments are held (sign descent), or the
@@ -93,8 +95,7 @@ def dominant_eigenvalue(
     >>> print(dominant_eigenvalue(af.adam(0.01, gamma=0.9), 3800.0).round(6))
     (-1+0j)
     """
-    matrices = linear_system(optimizer, curvature, model=model)
-    return dominant_of(matrices, "modulus" if model == "discrete" else "real part")
+    return _batched(*_checked(optimizer, curvature, model), "modulus" if model == "discrete" else "real part")
 
 
 def linear_system(
@@ -120,25 +121,35 @@ def linear_system(
     [[ 0.85 -0.05]
      [ 1.5   0.5 ]]
     """
+    return _batched(*_checked(optimizer, curvature, model), None)
+
+
+def _checked(optimizer: Optimizer, curvature: Numbers, model: Model) -> tuple[Optimizer, Array, Model]:
+    """The arguments as arrays; the model with a record of its own, of which only the structure counts."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a record such as af.adam(1e-3), got {type(optimizer).__name__}")
     check_range("curvature", curvature, -math.inf, math.inf, low_open=True, high_open=True, hint="pass s per direction")
     if model != "discrete" and not isinstance(model, AbstractFlow):
         raise ValueError(f"model must be 'discrete' or a flow such as af.PaperFlow(optimizer), got {model!r}")
-    model = _check_linear(optimizer, model)
-    return _batched_system(optimizer, jnp.asarray(curvature, jnp.result_type(optimizer.learning_rate, float)), model)
+    dtype = jnp.result_type(optimizer.learning_rate)
+    return optimizer, jnp.asarray(curvature, dtype), _check_linear(optimizer, model)
 
 
 @eqx.filter_jit
-def _batched_system(optimizer: Optimizer, curvature: Array, model: Model) -> Array:
+def _batched(optimizer: Optimizer, curvature: Array, model: Model, measure: str | None) -> Array:
+    """The systems of a batch, or their dominant eigenvalues by a measure."""
     shape = jnp.broadcast_shapes(curvature.shape, *map(jnp.shape, jax.tree.leaves(optimizer)))
     optimizer, curvature = jax.tree.map(
         lambda leaf: jnp.broadcast_to(leaf, shape).reshape(-1), (_without_bias(optimizer), curvature)
     )
     matrices = jax.vmap(lambda numbers, s: _jacobian(*_at_rest(numbers, s, model)))(optimizer, curvature)
-    return matrices.reshape(*shape, *matrices.shape[1:])
+    results = matrices if measure is None else dominant_of(matrices, measure)
+    return results.reshape(*shape, *results.shape[1:])
 
 
-def _jacobian(respond: Callable[[Array], Array], size: int) -> Array:
-    return jax.jacfwd(respond)(jnp.zeros(size))
+def _jacobian(respond: Callable[[Array], Array], origin: Array) -> Array:
+    # A barrier, since XLA turns (s·0)·s into 0·s², which is nan once s² overflows.
+    return jax.jacfwd(respond)(jax.lax.optimization_barrier(origin))
 
 
 def _without_bias(optimizer: Optimizer) -> Optimizer:
@@ -163,7 +174,7 @@ def _step(optimizer: Optimizer, loss: Loss) -> _System:
         direction, inner = optimizer.update(jax.grad(loss)(state[0]), state[1], math.inf)
         return optimizer.apply(state[0], direction), inner
 
-    zero = jnp.zeros(())
+    zero = _zero(optimizer)
     return _System(
         (zero, optimizer.initial_state(zero)),
         evolve,
@@ -172,17 +183,21 @@ def _step(optimizer: Optimizer, loss: Loss) -> _System:
     )
 
 
+def _zero(optimizer: Optimizer) -> Array:
+    return jnp.zeros((), jnp.result_type(optimizer.learning_rate))
+
+
 def _field(flow: AbstractFlow, loss: Loss) -> _System:
     return _System(
-        flow.initial_state(loss, jnp.zeros(())),
+        flow.initial_state(loss, _zero(flow.optimizer)),
         lambda state: flow.vector_field(math.inf, state, loss),
         lambda state: state.filters,
         lambda _: 1.0,
     )
 
 
-def _at_rest(optimizer: Optimizer, curvature: Scalar, model: Model) -> tuple[Callable[[Array], Array], int]:
-    """The step or vector field as a function of the coordinates that are not held, and how many these are."""
+def _at_rest(optimizer: Optimizer, curvature: Scalar, model: Model) -> tuple[Callable[[Array], Array], Array]:
+    """The step or vector field as a function of the coordinates that are not held, and these at rest: zeros."""
 
     def loss(params: Array) -> Any:
         return curvature * params**2 / 2
@@ -197,14 +212,14 @@ def _at_rest(optimizer: Optimizer, curvature: Scalar, model: Model) -> tuple[Cal
         state = eqx.combine(unravel(coordinates), held)
         return ravel_pytree(eqx.filter(system.evolve(state), spec))[0]
 
-    return respond, flat.size
+    return respond, jnp.zeros_like(flat)
 
 
 def _hold(optimizer: Optimizer, system: _System) -> Any:
     """The state with the second moments such that the preconditioner is 1."""
     filters = tuple(
         {
-            filter.name: jnp.zeros(()) + system.held(filter) if filter.nonnegative else values[filter.name]
+            filter.name: _zero(optimizer) + system.held(filter) if filter.nonnegative else values[filter.name]
             for filter in stage.filters()
         }
         for stage, values in zip(optimizer.stages, system.filters(system.state), strict=True)
@@ -247,6 +262,6 @@ def _check_linear(optimizer: Optimizer, model: Model) -> Model:
 @eqx.filter_jit
 def _bend(optimizer: Optimizer, model: Model) -> Array:
     """How far the response to small equal coordinates is from its linear part, in units of them."""
-    respond, size = _at_rest(optimizer, jnp.asarray(1.0), model)
-    small = jnp.full(size, 1e-3)
-    return jnp.max(jnp.abs(respond(small) - _jacobian(respond, size) @ small)) / small[0]
+    respond, origin = _at_rest(optimizer, jnp.ones_like(_zero(optimizer)), model)
+    small = origin + 1e-3
+    return jnp.max(jnp.abs(respond(small) - _jacobian(respond, origin) @ small)) / small[0]

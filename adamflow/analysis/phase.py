@@ -54,6 +54,8 @@ def phase_diagram(
     >>> print(dict(diagram.growth.sizes), diagram.critical_curvature.values.round(6))
     {'gamma': 2, 'curvature': 2} [ 6. 38.]
     """
+    if "curvature" in numbers:
+        raise ValueError("numbers are those of the constructor, got 'curvature' among them; pass curvature= instead")
     axes = {**numbers, "curvature": curvature}
     if not is_concrete(axes):
         raise ValueError(
