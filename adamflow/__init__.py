@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from adamflow import analysis, problems
-from adamflow.flows import AbstractFlow, PaperFlow, PaperState, Snapshot
+from adamflow.flows import AbstractFlow, FlowState, MapFlow, MemorylessFlow, ModifiedFlow, PaperFlow, Snapshot
 from adamflow.optimizers import (
     AbstractStage,
     AdamStage,
@@ -52,11 +52,14 @@ __all__ = [
     "Comparison",
     "Convergence",
     "Filter",
+    "FlowState",
+    "MapFlow",
+    "MemorylessFlow",
+    "ModifiedFlow",
     "Optimizer",
     "OptimizerState",
     "Outcome",
     "PaperFlow",
-    "PaperState",
     "Problem",
     "RMSpropStage",
     "SignStage",

@@ -61,7 +61,7 @@ def test_formula_discrete_step_has_the_2x2_blocks_and_beta(iteration):
 def test_formula_flows_have_their_blocks_and_the_filters_rate(order):
     flow = af.PaperFlow(adamw(), order=order)
     params, memory = at_rest(flow.optimizer)
-    state = af.PaperState(params, params if order == 2 else None, memory.filters)
+    state = af.FlowState(params, params if order == 2 else None, memory.filters)
     spectrum = jacobian_spectrum(flow, quadratic, state, iteration=math.inf, count=8 + 4 * order)
     rate, expected = (1 - GAMMA) / GAMMA, [-(1 - BETA) / BETA] * 4
     for h, p in zip(CURVATURES, np.sqrt(SECOND) + EPSILON, strict=True):
@@ -81,34 +81,36 @@ def chain():
     return problem.loss, optimizer, af.iterate(optimizer, problem.loss, problem.params, 20, save_at=[20]).final
 
 
-@pytest.mark.parametrize("epsilon", [0.0, 0.1])
-def test_formula_epsilon_as_in_a_step_written_by_hand(chain, epsilon):
+def test_formula_epsilon_as_in_a_step_written_by_hand(chain):
     loss, _, state = chain
-    optimizer = af.adam(0.02, 0.9, 0.5, epsilon=epsilon)
     filters = state[1].filters[0]
 
-    def step(flat):
+    @jax.jit
+    @jax.jacfwd
+    def jacobian(flat, epsilon):
         theta, m, v = jnp.split(flat, 3)
         g = jax.grad(loss)(theta)
         m, v = 0.5 * m + 0.5 * g, 0.9 * v + 0.1 * g**2
         return jnp.concatenate([theta - 0.02 * m / (1 - 0.5**21) / (jnp.sqrt(v / (1 - 0.9**21)) + epsilon), m, v])
 
     flat = jnp.concatenate([state[0], filters["first_moment"], filters["second_moment"]])
-    expected = np.linalg.eigvals(jax.jit(jax.jacfwd(step))(flat))
-    expected = expected[np.argsort(-np.abs(expected))]
-    spectrum = jacobian_spectrum(optimizer, loss, state, iteration=20, count=36)
-    np.testing.assert_allclose(np.abs(spectrum.values), np.abs(expected), atol=1e-9)
-    np.testing.assert_allclose(ordered(spectrum.values), ordered(expected), atol=1e-7)
+    for epsilon in (0.0, 0.1):
+        expected = np.linalg.eigvals(jacobian(flat, epsilon))
+        expected = expected[np.argsort(-np.abs(expected))]
+        optimizer = af.adam(0.02, 0.9, 0.5, epsilon=epsilon)
+        spectrum = jacobian_spectrum(optimizer, loss, state, iteration=20, count=36)
+        np.testing.assert_allclose(np.abs(spectrum.values), np.abs(expected), atol=1e-9)
+        np.testing.assert_allclose(ordered(spectrum.values), ordered(expected), atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["discrete", 1, 2])
+@pytest.mark.parametrize("kind", ["discrete", pytest.param(1, marks=pytest.mark.slow), 2])
 def test_identity_arnoldi_is_dense(chain, kind):
     loss, optimizer, state = chain
     model, iteration = optimizer, 20
     if kind != "discrete":
         model = af.PaperFlow(optimizer, order=kind)
         zeros = jnp.zeros_like(state[0]) if kind == 2 else None
-        state = af.PaperState(state[0], zeros, state[1].filters)
+        state = af.FlowState(state[0], zeros, state[1].filters)
     dense = jacobian_spectrum(model, loss, state, iteration=iteration, count=6, method="dense")
     arnoldi = jacobian_spectrum(model, loss, state, iteration=iteration, count=6, method="arnoldi")
     assert (dense.method, arnoldi.method) == ("dense", "arnoldi")
@@ -158,10 +160,9 @@ class Scaled(eqx.Module):
 
 @pytest.mark.parametrize("method", ["dense", "arnoldi"])
 def test_identity_a_conjugate_pair_that_is_cut_says_so(method):
-    # Six coordinates that all turn: every eigenvalue above those of v is one of a pair.
-    loss, start = af.problems.quadratic(np.arange(1.0, 7.0)).loss, jnp.zeros(6)
-    optimizer = af.adam(0.01, 0.5, 0.9)
-    memory = eqx.tree_at(lambda s: s.filters[0]["second_moment"], optimizer.initial_state(start), 0.01 * jnp.ones(6))
+    # Four coordinates that all turn: every eigenvalue above those of v is one of a pair.
+    loss, optimizer = af.problems.quadratic(np.arange(1.0, 5.0)).loss, adamw(learning_rate=0.01, beta=0.5, gamma=0.9)
+    start, memory = at_rest(optimizer)
     for count, cut in ((1, True), (2, False), (3, True)):
         spectrum = jacobian_spectrum(optimizer, loss, (start, memory), iteration=math.inf, count=count, method=method)
         assert bool(spectrum.cuts_pair) == cut
@@ -170,20 +171,22 @@ def test_identity_a_conjugate_pair_that_is_cut_says_so(method):
         np.testing.assert_array_equal(spectrum.values[1:2], np.conj(spectrum.values[:1])[: count - 1])
 
 
+@eqx.filter_jit
+def product_with_jacobian(optimizer, loss, state, iteration, vector):
+    def step(state):
+        params, memory = state
+        direction, memory = optimizer.update(jax.grad(loss)(params), memory, iteration)
+        return optimizer.apply(params, direction), memory
+
+    return jax.jvp(step, (state,), (vector,))[1]
+
+
 def check_residual(spectrum, optimizer, loss, state, iteration):
     """Compute the first residual anew, in the norm that the record names."""
 
-    @jax.jit
-    def product(vector):
-        def step(state):
-            params, memory = state
-            direction, memory = optimizer.update(jax.grad(loss)(params), memory, iteration)
-            return optimizer.apply(params, direction), memory
-
-        return jax.jvp(step, (state,), (vector,))[1]
-
     parts = [jax.tree.map(part, spectrum.vector) for part in (jnp.real, jnp.imag)]
     scales = ravel_pytree(spectrum.scales)[0]
+    product = eqx.Partial(product_with_jacobian, optimizer, loss, state, jnp.asarray(iteration))
     vector, image = ((ravel_pytree(x)[0] + 1j * ravel_pytree(y)[0]) / scales for x, y in (parts, map(product, parts)))
     np.testing.assert_allclose(jnp.linalg.norm(vector), 1, rtol=1e-10)
     residual = jnp.linalg.norm(image - spectrum.values[0] * vector)
@@ -245,6 +248,39 @@ class CountingFlow(AbstractFlow):
 
     def snapshot(self, time, state, loss):
         raise NotImplementedError
+
+
+@pytest.mark.parametrize("make", [af.adam, af.signsgd])
+def test_failure_there_is_no_jacobian_at_a_minimum_without_epsilon(make):
+    """A coordinate whose gradient is 0 for ever is no obstacle, one whose gradient is 0 at a point alone is."""
+    optimizer, zeros = make(ETA), jnp.zeros(4)
+    state = (zeros, optimizer.initial_state(zeros))
+    with pytest.raises(ValueError, match=r"does not exist at this state: .* where v = 0; use epsilon > 0"):
+        jacobian_spectrum(optimizer, quadratic, state, iteration=math.inf)
+    flat = jacobian_spectrum(optimizer, af.problems.quadratic(zeros).loss, state, iteration=math.inf, count=4)
+    np.testing.assert_array_equal(flat.values, [1] * 4)
+    if make is af.adam:
+        flow = af.PaperFlow(optimizer)
+        with pytest.raises(ValueError, match=r"does not exist at this state: .* where v = 0; use epsilon > 0"):
+            jacobian_spectrum(flow, quadratic, flow.initial_state(quadratic, zeros), iteration=math.inf)
+        traced = jax.jit(lambda rate: jacobian_spectrum(af.adam(rate), quadratic, state, iteration=math.inf, count=2))
+        spectrum = traced(ETA)
+        assert np.isnan(spectrum.values).all()
+        assert "not differentiable where v = 0; use epsilon > 0" in str(spectrum)
+
+
+def test_failure_states_of_another_model():
+    optimizer = adamw()
+    state = at_rest(optimizer)
+    flow = af.PaperFlow(optimizer, order=2)
+    of_order_1 = af.FlowState(state[0], None, state[1].filters)
+    for wrong, got in ((state, r"\(params, OptimizerState\) of the discrete step"), (of_order_1, "FlowState")):
+        with pytest.raises(
+            TypeError, match=rf"initial_state returns, a FlowState with all its parts, got {got}; hand in"
+        ):
+            jacobian_spectrum(flow, quadratic, wrong, iteration=0)
+    with pytest.raises(TypeError, match=r"'flow of order 2, .*' is what its initial_state returns, got float; hand in"):
+        jacobian_spectrum(flow, quadratic, 1.0, iteration=0)
 
 
 def test_failure_what_has_not_converged_is_marked_with_its_residual(chain):

@@ -20,6 +20,7 @@ from adamflow.analysis.eigenvalues import dominant_of
 from adamflow.checks import check_range
 from adamflow.flows import AbstractFlow
 from adamflow.optimizers import Filter, Optimizer, OptimizerState
+from adamflow.optimizers.stage import Refiltered
 from adamflow.types import Filters, Loss, Numbers, Scalar
 
 #: What is linearized: the discrete step, or a flow, of which only the settings count.
@@ -157,16 +158,17 @@ def _without_bias(optimizer: Optimizer) -> Optimizer:
     return dataclasses.replace(optimizer, bias_correction=False, epsilon=jnp.zeros_like(optimizer.epsilon))
 
 
-class _System(NamedTuple):
-    """A step or vector field: its state at θ = 0, how that evolves, where the filters stand in it, and v where P is 1.
+def _held(filter: Filter) -> Filter:
+    """A second moment that does not move: the limit in which it forgets infinitely slowly."""
+    return filter._replace(decay=1 - jnp.finfo(float).eps, mass=None) if filter.nonnegative else filter
 
-    A step reads v after one more decay, so that v starts above 1 by that.
-    """
+
+class _System(NamedTuple):
+    """A step or vector field: its state at θ = 0, how that evolves, and where the filters stand in it."""
 
     state: Any
     evolve: Callable[[Any], Any]
     filters: Callable[[Any], Filters]
-    held: Callable[[Filter], Scalar]
 
 
 def _step(optimizer: Optimizer, loss: Loss) -> _System:
@@ -175,16 +177,7 @@ def _step(optimizer: Optimizer, loss: Loss) -> _System:
         return optimizer.apply(state[0], direction), inner
 
     zero = _zero(optimizer)
-    return _System(
-        (zero, optimizer.initial_state(zero)),
-        evolve,
-        lambda state: state[1].filters,
-        lambda filter: 1 / filter.decay_at(math.inf),
-    )
-
-
-def _zero(optimizer: Optimizer) -> Array:
-    return jnp.zeros((), jnp.result_type(optimizer.learning_rate))
+    return _System((zero, optimizer.initial_state(zero)), evolve, lambda state: state[1].filters)
 
 
 def _field(flow: AbstractFlow, loss: Loss) -> _System:
@@ -192,8 +185,11 @@ def _field(flow: AbstractFlow, loss: Loss) -> _System:
         flow.initial_state(loss, _zero(flow.optimizer)),
         lambda state: flow.vector_field(math.inf, state, loss),
         lambda state: state.filters,
-        lambda _: 1.0,
     )
+
+
+def _zero(optimizer: Optimizer) -> Array:
+    return jnp.zeros((), jnp.result_type(optimizer.learning_rate))
 
 
 def _at_rest(optimizer: Optimizer, curvature: Scalar, model: Model) -> tuple[Callable[[Array], Array], Array]:
@@ -202,35 +198,35 @@ def _at_rest(optimizer: Optimizer, curvature: Scalar, model: Model) -> tuple[Cal
     def loss(params: Array) -> Any:
         return curvature * params**2 / 2
 
+    optimizer = dataclasses.replace(optimizer, stages=tuple(Refiltered(stage, _held) for stage in optimizer.stages))
     flow = None if model == "discrete" else dataclasses.replace(model, optimizer=optimizer)
     system = _step(optimizer, loss) if flow is None else _field(flow, loss)
-    held = _hold(optimizer, system)
+    at_rest = eqx.tree_at(system.filters, system.state, _where_held(optimizer, system, lambda value: value + 1))
     spec = _moving(optimizer, system)
-    flat, unravel = ravel_pytree(eqx.filter(held, spec))
+    flat, unravel = ravel_pytree(eqx.filter(at_rest, spec))
 
     def respond(coordinates: Array) -> Array:
-        state = eqx.combine(unravel(coordinates), held)
+        state = eqx.combine(unravel(coordinates), at_rest)
         return ravel_pytree(eqx.filter(system.evolve(state), spec))[0]
 
     return respond, jnp.zeros_like(flat)
 
 
-def _hold(optimizer: Optimizer, system: _System) -> Any:
-    """The state with the second moments such that the preconditioner is 1."""
-    filters = tuple(
+def _where_held(optimizer: Optimizer, system: _System, change: Callable[[Any], Any]) -> Any:
+    """The filters, with the second moments changed."""
+    return tuple(
         {
-            filter.name: _zero(optimizer) + system.held(filter) if filter.nonnegative else values[filter.name]
+            filter.name: change(values[filter.name]) if filter.nonnegative else values[filter.name]
             for filter in stage.filters()
         }
         for stage, values in zip(optimizer.stages, system.filters(system.state), strict=True)
     )
-    return eqx.tree_at(system.filters, system.state, filters)
 
 
 def _moving(optimizer: Optimizer, system: _System) -> Any:
     """By leaf of the state, whether it moves: all but second moments and memory that is no average."""
-    free = tuple({filter.name: not filter.nonnegative for filter in stage.filters()} for stage in optimizer.stages)
-    spec = eqx.tree_at(system.filters, jax.tree.map(lambda _: True, system.state), free)
+    every = system._replace(state=jax.tree.map(lambda _: True, system.state))
+    spec = eqx.tree_at(system.filters, every.state, _where_held(optimizer, every, lambda _: False))
     if isinstance(system.state, tuple):
         spec = eqx.tree_at(lambda s: s[1].memory, spec, jax.tree.map(lambda _: False, system.state[1].memory))
     return spec

@@ -1,6 +1,21 @@
 """Continuous time: vector fields that stand beside the discrete optimizers. No integration happens here."""
 
-from adamflow.flows.flow import AbstractFlow, Coordinates, Snapshot
-from adamflow.flows.paper import PaperFlow, PaperState
+from adamflow.flows.averages import FlowState
+from adamflow.flows.flow import AbstractFlow, Coordinates, Snapshot, Start
+from adamflow.flows.map import MapFlow, MapState
+from adamflow.flows.memoryless import MemorylessFlow
+from adamflow.flows.modified import ModifiedFlow
+from adamflow.flows.paper import PaperFlow
 
-__all__ = ["AbstractFlow", "Coordinates", "PaperFlow", "PaperState", "Snapshot"]
+__all__ = [
+    "AbstractFlow",
+    "Coordinates",
+    "FlowState",
+    "MapFlow",
+    "MapState",
+    "MemorylessFlow",
+    "ModifiedFlow",
+    "PaperFlow",
+    "Snapshot",
+    "Start",
+]

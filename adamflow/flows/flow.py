@@ -2,13 +2,16 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import diffrax
 import equinox as eqx
 
-from adamflow.optimizers import Optimizer
+from adamflow.optimizers import Optimizer, OptimizerState
 from adamflow.types import Filters, Leaf, Loss, Params, Scalar
+
+#: Where a run starts that does not start at 0: an iteration, and the optimizer's memory before the gradient there.
+Start: TypeAlias = tuple[Scalar, OptimizerState]
 
 
 class Snapshot(eqx.Module):
@@ -50,8 +53,11 @@ class AbstractFlow(eqx.Module):
     optimizer: eqx.AbstractVar[Optimizer]
 
     @abc.abstractmethod
-    def initial_state(self, loss: Loss, params: Params) -> Any:
-        """The state at n = 0, when the first gradient has been consumed: a pytree of arrays, of the flow's choice."""
+    def initial_state(self, loss: Loss, params: Params, start: Start | None = None) -> Any:
+        """The state when the gradient at `params` has been consumed: a pytree of arrays, of the flow's choice.
+
+        It is that at n = 0, or at the iteration of `start`.
+        """
 
     @abc.abstractmethod
     def vector_field(self, time: Scalar, state: Any, loss: Loss) -> Any:
@@ -65,6 +71,11 @@ class AbstractFlow(eqx.Module):
     def name(self) -> str:
         """What reports and legends call this flow."""
         return type(self).__name__
+
+    @property
+    def gradient_equivalents(self) -> int:
+        """What an evaluation of the vector field costs, in gradients; a derivative of the gradient counts as 2."""
+        return 1
 
     def coordinates(self, state: Any) -> Coordinates:
         """The coordinates that implicit solvers follow in a run from this state; by default the state's own."""

@@ -113,3 +113,30 @@ class AbstractStage(eqx.Module):
     def only_averages(self) -> bool:
         """Whether this stage remembers nothing but moving averages, so that it has the flows of [GT]."""
         return not self.uses_difference and not self.initial_memory(jnp.zeros(()))
+
+
+class Refiltered(AbstractStage):
+    """A stage whose filters are changed: `change(filter)` in the place of each; all else is that of `stage`."""
+
+    stage: AbstractStage
+    change: Callable[[Filter], Filter]
+
+    @property
+    def uses_difference(self) -> bool:  # pyright: ignore
+        return self.stage.uses_difference
+
+    def filters(self) -> tuple[Filter, ...]:
+        return tuple(map(self.change, self.stage.filters()))
+
+    def direction(
+        self, signal: Signal, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar, ratio: Ratio
+    ) -> Leaf:
+        return self.stage.direction(signal, averages, memory, iteration, ratio)
+
+    def initial_memory(self, leaf: Leaf) -> dict[str, Leaf]:
+        return self.stage.initial_memory(leaf)
+
+    def update_memory(
+        self, signal: Signal, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar
+    ) -> dict[str, Leaf]:
+        return self.stage.update_memory(signal, averages, memory, iteration)

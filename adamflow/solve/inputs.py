@@ -10,16 +10,17 @@ from adamflow.checks import check_count, is_concrete
 from adamflow.types import Loss, Params
 
 
-def check_run(params: Params, steps: Any, save_at: Any) -> tuple[Params, int, np.ndarray]:
+def check_run(params: Params, steps: Any, save_at: Any, first: int = 0) -> tuple[Params, int, np.ndarray]:
     """The parameters as arrays, the number of steps, and the iterations to save, or a `ValueError` that says why not.
 
     Args:
         params: any pytree of floating-point arrays.
-        steps: at least 1.
-        save_at: increasing iterations in [0, steps], or `None` for every one.
+        steps: the last iteration, after the first.
+        save_at: increasing iterations in [first, steps], or `None` for every one.
+        first: where the run starts.
     """
-    steps = check_count("steps", steps)
-    return check_params(params), steps, check_save_at(save_at, steps)
+    steps = check_count("steps", steps, low=first + 1)
+    return check_params(params), steps, check_save_at(save_at, steps, first)
 
 
 def scalar_loss(loss: Loss, params: Params, *batch: Any) -> jax.Array:
@@ -51,18 +52,18 @@ def check_params(params: Params) -> Params:
     return jax.tree.map(jnp.asarray, params)
 
 
-def check_save_at(save_at: Any, steps: int) -> np.ndarray:
-    """The iterations to save as increasing floats in [0, steps]; raise `ValueError` if they are not."""
+def check_save_at(save_at: Any, steps: int, first: int = 0) -> np.ndarray:
+    """The iterations to save as increasing floats in [first, steps]; raise `ValueError` if they are not."""
     if save_at is None:
-        return np.arange(steps + 1, dtype=float)
+        return np.arange(first, steps + 1, dtype=float)
     if not is_concrete(save_at):
         raise ValueError("save_at must be known before the run is compiled, got a traced value; pass it as a constant")
     iterations = np.atleast_1d(np.asarray(save_at, dtype=float))
     if iterations.ndim != 1 or iterations.size == 0:
         raise ValueError(f"save_at must be a sequence of at least one iteration, got shape {iterations.shape}")
-    outside = iterations[~((iterations >= 0) & (iterations <= steps))]
+    outside = iterations[~((iterations >= first) & (iterations <= steps))]
     if outside.size:
-        raise ValueError(f"save_at must lie in [0, steps={steps}], got {outside[0]:g}")
+        raise ValueError(f"save_at must lie in [{first}, steps={steps}], got {outside[0]:g}")
     if np.any(np.diff(iterations) <= 0):
         raise ValueError("save_at must increase strictly; sort it and drop what stands twice")
     return iterations

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from adamflow.checks import check_count, check_range, is_concrete
-from adamflow.flows import AbstractFlow, Snapshot
+from adamflow.flows import AbstractFlow, Snapshot, Start
 from adamflow.solve.inputs import check_run, check_tolerance, scalar_loss
 from adamflow.solve.methods import Method, choose_method, step_controller
 from adamflow.solve.trajectory import OUTCOMES, Outcome, Stats, Trajectory, conclude, divergence_limit, largest, within
@@ -24,6 +24,7 @@ def solve(
     steps: int,
     *,
     save_at: Any = None,
+    start: Start | None = None,
     observe: Callable[[Snapshot], Any] | None = None,
     solver: diffrax.AbstractSolver | Literal["auto"] = "auto",
     rtol: Scalar = 1e-5,
@@ -42,8 +43,11 @@ def solve(
         flow: the vector field, for example `PaperFlow(optimizer)`.
         loss: `loss(params)`, deterministic, a real scalar. Programs are cached by the identity of the function.
         params: θ(0), any pytree of float32 or float64 arrays.
-        steps: the length of the run in iterations, at least 1.
+        steps: the iteration at which the run ends, at least 1.
         save_at: increasing times in iterations (they need not be whole) in [0, steps]; by default each of 0 … steps.
+        start: (n₀, memory) to start at iteration n₀ instead, where `params` is θ(n₀) and memory the `OptimizerState`
+            before the gradient there: with `iterates = iterate(..., steps=n₀)`, take `params, memory = iterates.final`.
+            What flows follow worst are the first iterations, in which filters settle.
         observe: a jax-traceable function of a `Snapshot`, called at the saved times; what it returns is kept in
             `observed` *instead of* the parameters. Each call costs a gradient.
         solver: "auto" or any diffrax solver.
@@ -67,16 +71,17 @@ def solve(
         >>> af.solve(flow, problem.loss, problem.params, 50, save_at=[0, 12.5, 50]).params.shape
         (3, 10)
     """
-    params, steps, rows = check_run(params, steps, save_at)
+    first = 0 if start is None else check_count("the iteration of start", start[0], low=0)
+    params, steps, rows = check_run(params, steps, save_at, first)
     check_tolerance(rtol, params)
     atol = rtol / 100 if atol is None else atol
     check_range("atol", atol, 0, 1, high_open=True)
     if step_size is not None:
-        check_range("step_size", step_size, 0, steps, low_open=True)
+        check_range("step_size", step_size, 0, steps - first, low_open=True)
     max_steps = check_count("max_steps", max_steps)
     method = choose_method(solver, sum(leaf.size for leaf in jax.tree.leaves(params)), step_size)
     started = time.perf_counter()
-    state, finite = _start(flow, loss, params)
+    state, finite = _start(flow, loss, params, start)
     if is_concrete(finite) and not bool(finite):
         raise ValueError("the loss or its gradient is not finite at the start; check the loss at `params`")
     eager = is_concrete(state, flow, loss, rtol, atol, step_size)
@@ -84,7 +89,7 @@ def solve(
     counted = _COUNTER.count
     dtype = jnp.result_type(*jax.tree.leaves(params))
     times, numbers = jax.tree.map(
-        lambda value: jnp.asarray(value, dtype), (rows, _Numbers(steps, rtol, atol, step_size))
+        lambda value: jnp.asarray(value, dtype), (rows, _Numbers(first, steps, rtol, atol, step_size))
     )
     run = _run(flow, loss, state, times, numbers, method, observe, max_steps, progress, counter)
     trajectory = Trajectory(
@@ -94,7 +99,7 @@ def solve(
         start=params,
         final=run.final,
         outcome=Outcome(run.code, run.reached.astype(float)),
-        stats=_stats(run, method, counter, counted, 0 if observe is None else len(rows)),
+        stats=_stats(run, method, counter, counted, flow.gradient_equivalents, 0 if observe is None else len(rows)),
         name=f"{flow.optimizer.name}, {flow.name}",
     )
     return conclude(trajectory, started)
@@ -115,21 +120,22 @@ class _Counter:
 _COUNTER = _Counter()
 
 
-def _stats(run: "_Run", method: Method, counter: _Counter | None, before: int, looks: int) -> Stats:
-    """What a run cost: one gradient for the initial state, those of the steps, and one for each look."""
+def _stats(run: "_Run", method: Method, counter: _Counter | None, before: int, each: int, looks: int) -> Stats:
+    """What a run cost: one gradient for the initial state, those of the vector fields, and one for each look."""
     attempted = run.accepted + run.rejected
     if counter is not None:
         jax.block_until_ready(run)
         jax.effects_barrier()
-        gradients = jnp.asarray(1 + counter.count - before + looks)
+        gradients = jnp.asarray(1 + each * (counter.count - before) + looks)
     elif method.gradients is not None:
-        gradients = 1 + method.first_gradients + method.gradients * attempted + looks
+        gradients = 1 + each * (method.first_gradients + method.gradients * attempted) + looks
     else:
         gradients = None
     return Stats(gradients, run.accepted, run.rejected, method.jacobians * attempted, None)
 
 
 class _Numbers(NamedTuple):
+    first: Any
     steps: Any
     rtol: Any
     atol: Any
@@ -146,9 +152,9 @@ class _Run(NamedTuple):
 
 
 @eqx.filter_jit
-def _start(flow: AbstractFlow, loss: Loss, params: Params) -> tuple[Any, jax.Array]:
+def _start(flow: AbstractFlow, loss: Loss, params: Params, start: Start | None) -> tuple[Any, jax.Array]:
     """The initial state, and whether it and the loss there are finite."""
-    value, state = scalar_loss(loss, params), flow.initial_state(loss, params)
+    value, state = scalar_loss(loss, params), flow.initial_state(loss, params, start)
     finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((state, value))]
     return state, jnp.stack(finite).all()
 
@@ -193,7 +199,7 @@ def _run(flow, loss, state, times, numbers: _Numbers, method: Method, observe, m
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(field),
         method.solver,
-        t0=jnp.zeros_like(numbers.steps),
+        t0=numbers.first,
         t1=numbers.steps,
         dt0=first,
         y0=start,
@@ -208,7 +214,7 @@ def _run(flow, loss, state, times, numbers: _Numbers, method: Method, observe, m
     final = decode(jax.tree.map(lambda leaf: leaf[-1], last))
     accepted, rejected = solution.stats["num_accepted_steps"], solution.stats["num_rejected_steps"]
     # Without an accepted step not even the row at n = 0 is written.
-    nothing = (times[0] == 0) & (accepted == 0)
+    nothing = (times[0] == numbers.first) & (accepted == 0)
     rows = jax.lax.cond(nothing, lambda: jax.tree.map(_with_first, rows, row(times[0], start, None)), lambda: rows)
     end = cast(Any, solution.ts)[1][-1]
     code = _meaning(solution.result, largest(flow.params(final)), limit)

@@ -16,8 +16,8 @@ class Method(NamedTuple):
     Attributes:
         solver: the diffrax solver.
         implicit: whether its steps solve equations; these follow logarithms of nonnegative filters.
-        gradients: gradients of the loss in an attempted step, or `None` where that is not known beforehand.
-        first_gradients: gradients of the loss before the first step.
+        gradients: vector fields in an attempted step, or `None` where that is not known beforehand.
+        first_gradients: vector fields before the first step.
         jacobians: dense Jacobians of the vector field in an attempted step.
     """
 

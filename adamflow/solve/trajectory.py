@@ -82,7 +82,8 @@ class Stats(eqx.Module):
     """What a run cost.
 
     Attributes:
-        gradient_evaluations: of the loss; `None` where it cannot be counted (an implicit solver under jit or vmap).
+        gradient_evaluations: of the loss, derivatives of the gradient counted as 2 each (`gradient_equivalents` of a
+            flow); `None` where it cannot be counted (an implicit solver under jit or vmap).
             Implicit solves in several threads at once count each other's.
         accepted_steps: steps taken; a discrete run accepts every iteration.
         rejected_steps: steps computed and thrown away.

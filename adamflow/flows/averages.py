@@ -1,0 +1,117 @@
+"""What the flows of optimizers made of moving averages share: their state, its coordinates, and looks at it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adamflow.checks import is_concrete
+from adamflow.flows.flow import Coordinates, Snapshot, Start
+from adamflow.optimizers import Optimizer
+from adamflow.types import Filters, Loss, Params, Scalar
+
+#: Where ln v starts for a v of 0: far below what an iteration adds to it, (ηH)² of the largest.
+_SHARE_OF_LARGEST = 1e-12
+
+
+class FlowState(eqx.Module):
+    """The state of a flow of an optimizer made of averages.
+
+    Attributes:
+        params: θ.
+        velocity: dθ/dn in a flow of second order in time, otherwise `None`.
+        filters: by stage, a dict from the filter's name to a pytree like the parameters (before bias correction).
+    """
+
+    params: Params
+    velocity: Params | None
+    filters: Filters
+
+
+def check_averages(optimizer: Optimizer, flow: str) -> None:
+    """Raise unless all memory of the optimizer consists of averages that have a rate."""
+    for stage in optimizer.stages:
+        if any(_is_zero(filter.decay) for filter in stage.filters()):
+            raise ValueError(
+                f"a filter of {type(stage).__name__} has decay 0, so it forgets at once and has no rate; give the "
+                "constructor the plain number 0 (gamma=0.0), which leaves that filter out"
+            )
+        if not stage.only_averages:
+            raise TypeError(
+                f"{flow} needs stages made of moving averages, but {type(stage).__name__} keeps other memory or "
+                "differences of its input, for which it has no equations; run it with af.iterate instead"
+            )
+
+
+def initial_state(optimizer: Optimizer, loss: Loss, params: Params, start: Start | None) -> tuple[FlowState, Params]:
+    """The state when the first gradient has been consumed, x̄(0) = (1−α) x(0) at n = 0, and the direction there."""
+    iteration, memory = (0, optimizer.initial_state(params)) if start is None else start
+    direction, state = optimizer.update(jax.grad(loss)(params), memory, iteration)
+    return FlowState(params, None, state.filters), direction
+
+
+def snapshot(optimizer: Optimizer, time: Scalar, state: FlowState, loss: Loss) -> Snapshot:
+    """A look at a state: the loss, its gradient, and the direction that the filters yield."""
+    value, gradient = jax.value_and_grad(loss)(state.params)
+    direction, _ = optimizer.read(gradient, state.filters, time)
+    return Snapshot(time, state.params, gradient, direction, state.filters, value)
+
+
+def log_coordinates(optimizer: Optimizer, state: FlowState) -> Coordinates:
+    """ln v for a nonnegative filter v, and others divided by their largest entry in `state`, the start of the run.
+
+    So v stays positive between the steps, and a factor in front of the loss changes nothing. A v of exactly 0, in
+    coordinates whose first gradient vanishes, starts at a share of the largest one.
+    """
+    scales = map_filters(optimizer, lambda values, nonnegative: _largest(values), state.filters)
+
+    def encode(values: Params, nonnegative: bool, scale: jax.Array) -> Params:
+        start = scale * _SHARE_OF_LARGEST
+        if nonnegative:
+            return jax.tree.map(lambda v: jnp.log(jnp.where(v > 0, v, start)).astype(v.dtype), values)
+        return jax.tree.map(lambda m: (m / scale).astype(m.dtype), values)
+
+    def decode(values: Params, nonnegative: bool, scale: jax.Array) -> Params:
+        if nonnegative:
+            return jax.tree.map(lambda log: jnp.exp(jnp.maximum(log, jnp.log(jnp.finfo(log.dtype).tiny))), values)
+        return jax.tree.map(lambda m: (m * scale).astype(m.dtype), values)
+
+    def convert(function: Callable) -> Callable[[FlowState], FlowState]:
+        return lambda state: FlowState(
+            state.params, state.velocity, map_filters(optimizer, function, state.filters, scales)
+        )
+
+    return Coordinates(convert(encode), convert(decode))
+
+
+def clipped(optimizer: Optimizer, filters: Filters) -> Filters:
+    """The filters without the negative values of nonnegative ones that the stages of an explicit step may have."""
+
+    def clip(values: Params, nonnegative: bool) -> Params:
+        return jax.tree.map(lambda v: jnp.maximum(v, 0.0), values) if nonnegative else values
+
+    return map_filters(optimizer, clip, filters)
+
+
+def map_filters(optimizer: Optimizer, function: Callable[..., Any], *filters: Any) -> Any:
+    """Apply `function(values, nonnegative, ...)` to every filter of every stage."""
+    return tuple(
+        {
+            filter.name: function(parts[0][filter.name], filter.nonnegative, *(p[filter.name] for p in parts[1:]))
+            for filter in stage.filters()
+        }
+        for stage, *parts in zip(optimizer.stages, *filters, strict=True)
+    )
+
+
+def _largest(values: Params) -> jax.Array:
+    """The largest magnitude, or 1 if all are 0."""
+    largest = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree.leaves(values)]).max()
+    return jnp.where(largest > 0, largest, 1.0)
+
+
+def _is_zero(decay: Any) -> bool:
+    return not callable(decay) and is_concrete(decay) and bool(np.any(np.asarray(decay) == 0))

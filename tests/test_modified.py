@@ -1,0 +1,144 @@
+"""The modified flow against the iterates it follows, order by order, and its coefficients against their series."""
+
+import functools
+from fractions import Fraction
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adamflow as af
+from adamflow.flows.modified import filter_coefficients, step_coefficients
+from tests.stages import AdaBeliefStage, AdaFomStage, AMSGradStage
+
+SPAN = 1.6
+PRECISE = {"solver": diffrax.Tsit5(), "rtol": 1e-11, "atol": 1e-13}
+
+
+class Quartic(eqx.Module):
+    """The loss ½ Σ aᵢθᵢ² + ¼ Σ θᵢ⁴ + (Σ θᵢ)²/40, whose gradient is positive where all θ are."""
+
+    curvatures: jax.Array
+
+    def __call__(self, params):
+        bowl = jnp.sum(self.curvatures * params**2) / 2 + jnp.sum(params**4) / 4
+        return bowl + jnp.sum(params) ** 2 / 40
+
+
+LOSS, START = Quartic(jnp.array([0.5, 1.0, 1.5, 2.0, 3.0, 4.0])), jnp.array([3.0, 2.5, 2.8, 3.2, 2.6, 3.4])
+ADAMW = {"beta": 0.999, "gamma": 0.9, "weight_decay": 0.1}
+COARSE = 0.04
+
+
+def errors(constructor, flow, *, ratio=2, look=None, after=0.0, **numbers):
+    """The largest distance from the iterates at times up to 1.6, at η = .04 and `ratio` times less, in one program."""
+    steps = round(SPAN / COARSE) * ratio
+    found = []
+    for eta in (COARSE, COARSE / ratio):
+        record, rows = constructor(eta, **numbers), slice(round(after / eta), round(SPAN / eta) + 1)
+        iterates = af.iterate(record, LOSS, START, steps, observe=look)
+        run = af.solve(flow(record), LOSS, START, steps, observe=look, **PRECISE)
+        assert run.outcome.successful
+        sides = ((r.params if look is None else r.observed) for r in (run, iterates))
+        apart = jax.tree.map(lambda a, b, rows=rows: float(jnp.abs(a - b)[rows].max()), *sides)
+        found.append(max(jax.tree.leaves(apart)))
+    return found
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_order_of_the_flow_is_its_own(order):
+    # At order 3 what m leaves in the first iterations, of size η² A⁴/720, is below what is seen here.
+    coarse, fine = errors(af.adamw, lambda record: af.ModifiedFlow(record, order), **ADAMW)
+    assert order - 0.25 < np.log2(coarse / fine) < order + (0.6 if order == 3 else 0.25)
+
+
+@pytest.mark.slow
+def test_formula_errors_of_the_equations_page():
+    # η = .005, β = .999, γ = .9, λ = .1, up to t = 1.6: at most 2.5e-6 for p = 2 and 7e-9 for p = 3.
+    for order, most in ((2, 2.5e-6), (3, 7e-9)):
+        _, fine = errors(af.adamw, lambda record, order=order: af.ModifiedFlow(record, order), ratio=8, **ADAMW)
+        assert most / 50 < fine < most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("constructor", "numbers"),
+    [
+        (af.rmsprop, {"beta": 0.99}),
+        (af.adamw, {"beta": 0.99, "gamma": 0.8, "epsilon": 1.0, "epsilon_inside": True, "weight_decay": 0.1}),
+    ],
+)
+def test_order_two_for_other_records(constructor, numbers):
+    coarse, fine = errors(constructor, lambda record: af.ModifiedFlow(record, 2), **numbers)
+    assert 1.75 < np.log2(coarse / fine) < 2.35
+
+
+def test_order_of_directions_of_two_stages():
+    def look(snapshot):
+        return snapshot.params, snapshot.direction
+
+    # After the first iterations, in which the filters of two stages settle one after the other.
+    kadam, settled = functools.partial(af.kadam, 2, beta=0.99, gamma=0.8), 0.8
+    coarse, fine = errors(kadam, lambda record: af.ModifiedFlow(record, 2), look=look, after=settled)
+    assert 1.75 < np.log2(coarse / fine) < 2.6
+
+
+def test_identity_order_one_is_the_flow_of_the_paper_with_exact_rates():
+    record = af.kadam(2, 0.02, weight_decay=0.1)
+    flows = af.ModifiedFlow(record, 1), af.PaperFlow(record, rate="exact")
+    state = flows[0].initial_state(LOSS, START)
+    ours, theirs = (flow.vector_field(3.0, state, LOSS) for flow in flows)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-13)
+
+
+def test_identity_filters_that_read_others_are_followed_to_order_from_a_discrete_state():
+    # AdaBelief's second moment is driven by its first one; both have settled where the flow starts.
+    apart, steps = [], 120
+    for eta in (0.02, 0.01):
+        record, begin = af.Optimizer(eta, (AdaBeliefStage(0.5, 0.8),), epsilon=30.0), round(1 / eta)
+        first = af.iterate(record, LOSS, START, begin)
+        flow = af.ModifiedFlow(record, 2)
+        run = af.solve(flow, LOSS, first.final[0], steps, start=(begin, first.final[1]), **PRECISE)
+        np.testing.assert_array_equal(run.iterations, np.arange(begin, steps + 1))
+        iterates = af.iterate(record, LOSS, START, steps)
+        np.testing.assert_array_equal(run.params[0], iterates.params[begin])
+        upto = round(1.2 / eta) + 1
+        apart.append(float(jnp.abs(run.params[: upto - begin] - iterates.params[begin:upto]).max()))
+    assert np.log2(apart[0] / apart[1]) > 1.75
+
+
+def test_formula_coefficients_are_those_of_their_series():
+    np.testing.assert_allclose(step_coefficients(6), [1, -1 / 2, 1 / 12, 0, -1 / 720, 0], atol=1e-16)
+    # (1 + y/A)(1−α) = Σ c_j y^j · (1 − α e^{−y}), by exact arithmetic in the decay, for α on both sides of 1/e.
+    for decay in (0.05, 0.3, 0.36, 0.37, 0.9, 0.999, 0.99999):
+        c, rate = [float(x) for x in filter_coefficients(decay, 6)], -np.log(decay)
+        assert c[0] == pytest.approx(1, rel=1e-13)
+        kernel = [Fraction((-1) ** (i + 1), int(np.prod(range(1, i + 1)))) * Fraction(decay) for i in range(6)]
+        kernel[0] += 1
+        for k in range(1, 6):
+            product = sum(Fraction(c[j]) * kernel[k - j] for j in range(k + 1))
+            expected = (1 - decay) / rate if k == 1 else 0.0
+            assert float(product) == pytest.approx(expected, abs=2e-13 * decay)
+    np.testing.assert_allclose(filter_coefficients(0.9, 3)[1:], [0.4912215810, 0.0790057707], atol=1e-10)
+
+
+def test_formula_linear_stability_is_that_of_the_truncated_series():
+    # RMSprop: θ' = −η s Σ B_j/j! D^j θ has the growth rate d with d = −ηs Σ_{j<p} B_j/j! d^j, order by order in ηs.
+    s = 1e-2
+    record = af.rmsprop(1.0)
+    for order in (1, 2, 3):
+        rate = float(af.analysis.linear_stability(record, s, model=af.ModifiedFlow(record, order)))
+        assert rate == pytest.approx(np.log1p(-s), abs=s ** (order + 1))
+
+
+def test_failure_orders_and_records_that_have_none(unchecked):
+    with pytest.raises(ValueError, match="order must be a whole number of at least 1, got 0"):
+        af.ModifiedFlow(af.adam(1e-3), 0)
+    with pytest.raises(TypeError, match="ModifiedFlow needs stages made of moving averages, but AMSGradStage"):
+        af.ModifiedFlow(af.Optimizer(1e-3, (AMSGradStage(0.99, 0.9),)))
+    with pytest.raises(TypeError, match="ModifiedFlow needs constant decays, but one of AdaFomStage depends"):
+        af.ModifiedFlow(af.Optimizer(1e-3, (AdaFomStage(0.9),)))
