@@ -185,8 +185,8 @@ def test_formula_cycle_in_several_dimensions_of_a_pytree():
     optimizer = af.adam(ETA, beta, gamma, epsilon)
     curvature = {"a": jnp.array([1.0, 5.0]), "b": jnp.array(0.5)}
     loss = Bowl(curvature, jax.tree.map(jnp.zeros_like, curvature))
-    cycles = jax.tree.map(lambda s: two_cycle(ETA, beta, gamma, epsilon, s), curvature)
-    amplitude = {name: cycle.amplitude for name, cycle in cycles.items()}
+    cycles = jax.tree.map(lambda s: two_cycle(ETA, beta, gamma, epsilon, np.asarray(s)), curvature)
+    amplitude = {name: jnp.asarray(cycle.amplitude) for name, cycle in cycles.items()}
     guess = on_cycle(optimizer, jax.tree.map(lambda a: 0.98 * a, amplitude), gamma, curvature)
     orbit = periodic_orbit(optimizer, loss, guess, 2)
     assert orbit.stable
@@ -203,6 +203,55 @@ def test_identity_a_search_for_period_2_that_finds_a_fixed_point_says_so():
     assert (orbit.period, orbit.searched, orbit.stable) == (1, 2, True)
     assert orbit.points[0]["x"].shape == (1,)
     assert str(orbit).startswith("fixed point, found in a search for period 2, stable")
+
+
+def test_identity_a_long_period_is_reduced_to_the_least_one(caplog):
+    """With multipliers of the cycle itself, and without another compilation for each period."""
+
+    class Fresh(Bowl):
+        """A loss that no other test has compiled."""
+
+    def search(period):
+        caplog.clear()
+        with jax.log_compiles():
+            orbit = periodic_orbit(optimizer, Fresh({"x": jnp.asarray(1.0)}, {"x": jnp.asarray(0.0)}), guess, period)
+        return orbit, any(
+            "Finished XLA compilation of jit(_newton)" in record.getMessage() for record in caplog.records
+        )
+
+    optimizer = af.adam(ETA, 0.9, 0.1)
+    amplitude = jnp.asarray(0.99 * two_cycle(ETA, 0.9, 0.1).amplitude)
+    guess = on_cycle(optimizer, {"x": amplitude}, 0.1, {"x": 1.0})
+    short, compiled = search(2)
+    assert compiled
+    orbit, compiled = search(64)
+    assert not compiled
+    assert (orbit.period, orbit.searched, orbit.stable) == (2, 64, True)
+    assert orbit.points[0]["x"].shape == (2,)
+    np.testing.assert_allclose(orbit.points[0]["x"], short.points[0]["x"], rtol=1e-9)
+    np.testing.assert_allclose(orbit.multipliers, short.multipliers, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [af.adamw, af.signsgd])
+def test_failure_fixed_points_without_derivative_have_no_multipliers(make):
+    """At ε = 0 the minimum repels however near to it a run starts, although it is a fixed point."""
+    optimizer = make(ETA, weight_decay=0.1)
+    orbit = periodic_orbit(optimizer, bowl(1.0), {"x": jnp.asarray(0.0)}, 1)
+    assert orbit.converged
+    assert not orbit.stable
+    assert np.isnan(orbit.multipliers).all()
+    assert "not differentiable where v = 0; use epsilon > 0" in orbit.reason
+    assert str(orbit).startswith(f"fixed point, of unknown stability: {orbit.reason}")
+    start = {"x": jnp.asarray(1e-9)}
+    path = follow(optimizer, bowl(1.0), (start, optimizer.initial_state(start)), 300)["x"]
+    assert abs(path).max() > ETA / 2
+
+
+def test_identity_a_coordinate_without_gradient_has_a_derivative():
+    optimizer = af.adamw(ETA, 0.9, 0.5, weight_decay=0.1)
+    orbit = periodic_orbit(optimizer, bowl(0.0), {"x": jnp.asarray(0.0)}, 1)
+    assert (orbit.stable, orbit.reason) == (True, "")
+    np.testing.assert_allclose(orbit.multipliers, [1 - 0.1 * ETA, 0.9, 0.5], rtol=1e-12)
 
 
 def test_failure_newton_far_from_any_orbit():

@@ -7,13 +7,20 @@ copies all eigenvectors several times at the end.
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from scipy.linalg import schur
+
+from adamflow.checks import is_concrete
 
 #: How leading an eigenvalue is: its modulus, or its real part. Conjugates rank the same.
 Rank: TypeAlias = Callable[[Any], Any]
 Apply: TypeAlias = Callable[[np.ndarray], np.ndarray]
 
+#: How often `balance` improves the scales.
+BALANCING_ROUNDS = 6
 #: Columns of the basis that a restart rotates at once: its temporary memory.
 _SLICE = 4096
 
@@ -65,6 +72,30 @@ def krylov_space(
         if used >= max_products or np.all(errors <= 0.1 * tolerance * np.abs(values).max()):
             return KrylovSpace(basis[:depth], values[order], coordinates[:, order])
         kept = _restart(basis, small, rank, _threshold(rank(values[order]), count))
+
+
+def balance(product: Callable, transposed: Callable, like: Array, seed: Any) -> Array:
+    """Scales S for which the rows and columns of S⁻¹ A S have about equal norms, by products with random signs."""
+    key = jax.random.key(seed)
+
+    def improve(round_: Any, scales: Array) -> Array:
+        signs = jax.random.rademacher(jax.random.fold_in(key, round_), like.shape, like.dtype)
+        row, column = jnp.abs(product(scales, signs)), jnp.abs(transposed(scales, signs))
+        ratio = jnp.sqrt(row) / jnp.where(column > 0, jnp.sqrt(column), 1.0)
+        return jnp.where((row > 0) & (column > 0) & jnp.isfinite(ratio), scales * ratio, scales)
+
+    scales = jnp.ones_like(like)
+    if not is_concrete(like):
+        return jax.lax.fori_loop(0, BALANCING_ROUNDS, improve, scales)
+    # Outside of jit the products are compiled programs that a loop would compile once more.
+    for round_ in range(BALANCING_ROUNDS):
+        scales = improve(round_, scales)
+    return scales
+
+
+def real_part(values: Any) -> Any:
+    """A rank: the real part, in NumPy or jax."""
+    return jnp.real(values) if isinstance(values, jax.Array) else np.real(values)
 
 
 def sort_keys(values: Any, rank: Rank) -> tuple[Any, Any, Any]:

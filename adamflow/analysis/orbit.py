@@ -10,12 +10,12 @@ import lineax
 import numpy as np
 import optimistix
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Complex, Float
+from jaxtyping import Array, Bool, Complex, Float
 from numpy import ndarray
 
 from adamflow.checks import check_count, check_range, is_concrete
-from adamflow.optimizers import Optimizer, OptimizerState
-from adamflow.types import Loss, Params
+from adamflow.optimizers import Optimizer, OptimizerState, SignStage
+from adamflow.types import Filters, Leaf, Loss, Params
 
 #: The most entries of a state: Newton's method forms the Jacobian and solves with it.
 SIZE_LIMIT = 1000
@@ -26,6 +26,11 @@ _NOT_AUTONOMOUS = (
     "{name!r} has {what} that depends on the iteration, so its map changes with n and has no periodic orbits; use a "
     "record with constant decays and stages"
 )
+
+#: What to say where a map `lacks_derivative`.
+NOT_DIFFERENTIABLE = "not differentiable where v = 0; use epsilon > 0 (sign descent: where a gradient is 0)"
+
+_ONE = np.asarray(1)
 
 Flat: TypeAlias = Float[Array, "size"]
 
@@ -38,13 +43,14 @@ class PeriodicOrbit(eqx.Module):
             memory after n − 1, as `Trajectory.final` holds them. Of a failed search, where it ended (or started, if
             it ended in numbers that are not finite).
         multipliers: the eigenvalues of the Jacobian of the map composed over `period`, largest modulus first; NaN if
-            the search failed.
+            the search failed or the map has no derivative on the orbit.
         stable: whether it converged and all moduli are below 1 − √(machine epsilon), so that neighbours approach it.
         residual: how far `period` steps take the first point from itself: the largest change of an entry, relative to
             the largest entry of its leaf, at the guess or in the orbit (for the parameters at least η).
         converged: whether the residual is at most the tolerance.
         period: the least period of what was found.
         searched: the period that was asked for, a multiple of `period`.
+        reason: why an orbit that was found has no multipliers, in words; empty if it has.
     """
 
     points: tuple[Params, OptimizerState]
@@ -54,6 +60,7 @@ class PeriodicOrbit(eqx.Module):
     converged: bool
     period: int = eqx.field(static=True)
     searched: int = eqx.field(static=True)
+    reason: str = eqx.field(static=True, default="")
 
     def __str__(self) -> str:
         if not self.converged:
@@ -64,6 +71,8 @@ class PeriodicOrbit(eqx.Module):
         kind = "fixed point" if self.period == 1 else f"cycle of period {self.period}"
         if self.period < self.searched:
             kind += f", found in a search for period {self.searched}"
+        if self.reason:
+            return f"{kind}, of unknown stability: {self.reason}. Residual {self.residual:.1e}"
         modulus = abs(self.multipliers[0])
         word = "stable" if self.stable else "unstable" if modulus > 1 else "not stable beyond rounding"
         return f"{kind}, {word}: largest multiplier {modulus:.8g} in modulus, residual {self.residual:.1e}"
@@ -85,6 +94,9 @@ def periodic_orbit(
     says. Newton's method finds unstable orbits as well as stable ones. A solution that fewer steps bring back to itself
     (to 1000 times the tolerance) is reported with its least period.
 
+    At ε = 0 Adam's map is not continuous at v = 0: beside it the direction is of size 1, however small the gradient. An
+    orbit there, in a coordinate whose gradient is not 0 all around, has no multipliers, and `reason` says so.
+
     Args:
         optimizer: the record; its decays and stages must not depend on the iteration.
         loss: `loss(params)`, a real scalar with second derivatives.
@@ -95,7 +107,7 @@ def periodic_orbit(
             period, if the guess is closer to them.
         settle: how long a guess without memory runs first.
         tolerance: of the residual, by default 1e6 times the arithmetic's epsilon (float64: 2e-10), 1e3 in float32.
-        max_steps: the most Newton steps. Each takes as many products with the Jacobian as the state has entries.
+        max_steps: the most Newton steps. Each takes `period` times as many Jacobian products as the state has entries.
 
     Returns:
         a `PeriodicOrbit`. If Newton's method fails, its `converged` and `stable` are `False`.
@@ -121,7 +133,9 @@ def periodic_orbit(
     precision = jnp.finfo(_flat(start).dtype)
     limit = float(precision.eps) * (1e6 if precision.bits > 32 else 1e3) if tolerance is None else tolerance
     check_range("tolerance", limit, 0, 1, low_open=True, high_open=True)
-    found = _newton(chain, start, period, jnp.asarray(limit / 10, precision.dtype), max_steps)
+    accuracy = jnp.asarray(limit / 10, precision.dtype)
+    scales, lowest = _scales(chain.optimizer, start), _lowest(chain.optimizer, start)
+    found = _newton(chain, start, jnp.asarray(period), scales, lowest, accuracy, max_steps)
     end = found if bool(jnp.all(jnp.isfinite(found))) else _flat(start)
     return _record(chain, start, end, period, limit)
 
@@ -137,80 +151,61 @@ class _Chain(eqx.Module):
         direction, memory = self.optimizer.update(jax.grad(self.loss)(params), memory, iteration)
         return self.optimizer.apply(params, direction), memory
 
-    def follow(self, like: Any, flat: Flat, steps: int) -> Flat:
+    @eqx.filter_jit
+    def follow(self, like: Any, flat: Flat, steps: Any, iteration: Any = _ONE) -> Flat:
         """The flattened state after some steps; `like` is a state of the same structure, with its constants."""
-        moving, fixed = eqx.partition(like, eqx.is_inexact_array)
-        state = eqx.combine(ravel_pytree(moving)[1](flat), fixed)
-        for _ in range(steps):
-            state = self.step(state, jnp.ones((), int))
-        return _flat(state)
+        # The number of steps is no constant of this program, so that one compilation serves every period.
+        return _flat(jax.lax.fori_loop(0, steps, lambda _, state: self.step(state, iteration), _state(like, flat)))
 
 
 def _flat(state: Any) -> Flat:
     return ravel_pytree(eqx.filter(state, eqx.is_inexact_array))[0]
 
 
-@eqx.filter_jit
-def _settle(chain: _Chain, state: Any, steps: Array) -> Any:
-    one = jnp.ones((), int)
-    return jax.lax.fori_loop(0, steps, lambda _, inner: chain.step(inner, one), state)
+def _state(like: Any, flat: Flat) -> Any:
+    moving, fixed = eqx.partition(like, eqx.is_inexact_array)
+    return eqx.combine(ravel_pytree(moving)[1](flat), fixed)
 
 
 @eqx.filter_jit
-def _step_at(chain: _Chain, state: Any, iteration: Array) -> Flat:
-    return _flat(chain.step(state, iteration))
+def _jacobian(chain: _Chain, like: Any, flat: Flat, steps: Array) -> Float[Array, "size size"]:
+    return jax.jacfwd(lambda x: chain.follow(like, x, steps))(flat)
 
 
 @eqx.filter_jit
-def _newton(chain: _Chain, start: Any, period: int, tolerance: Any, max_steps: int) -> Flat:
-    scales = _scales(chain.optimizer, start)
-
+def _newton(chain: _Chain, start: Any, period: Array, scales: Flat, lowest: Flat, tolerance: Any, steps: int) -> Flat:
     def change(scaled: Flat, _: None) -> Flat:
         return chain.follow(start, scales * scaled, period) / scales - scaled
 
     solver = optimistix.Newton(tolerance, tolerance, linear_solver=lineax.AutoLinearSolver(well_posed=True))
     # At a minimum v is 0, and a Newton step overshoots to negative ones, where the root is NaN.
-    bounds = {"lower": _lowest(chain.optimizer, start)}
     solution = optimistix.root_find(
-        change, solver, _flat(start) / scales, options=bounds, max_steps=max_steps, throw=False
+        change, solver, _flat(start) / scales, options={"lower": lowest}, max_steps=steps, throw=False
     )
     return scales * solution.value
 
 
 def _lowest(optimizer: Optimizer, state: Any) -> Flat:
     """0 for the entries of filters that cannot be negative, −∞ for all others."""
-    lowest = jax.tree.map(lambda leaf: jnp.full_like(leaf, -jnp.inf), eqx.filter(state, eqx.is_inexact_array))
+    lowest = jax.tree.map(lambda leaf: np.full_like(leaf, -np.inf), eqx.filter(state, eqx.is_inexact_array))
     for place, stage in enumerate(optimizer.stages):
         for filter in stage.filters():
             if filter.nonnegative:
-                zeros = jax.tree.map(jnp.zeros_like, lowest[1].filters[place][filter.name])
+                zeros = jax.tree.map(np.zeros_like, lowest[1].filters[place][filter.name])
                 lowest[1].filters[place][filter.name] = zeros
     return _flat(lowest)
-
-
-@eqx.filter_jit
-def _points(chain: _Chain, like: Any, flat: Flat, steps: int) -> Float[Array, "rows size"]:
-    rows = [flat]
-    for _ in range(steps):
-        rows.append(chain.follow(like, rows[-1], 1))
-    return jnp.stack(rows)
-
-
-@eqx.filter_jit
-def _jacobian(chain: _Chain, like: Any, flat: Flat, steps: int) -> Float[Array, "size size"]:
-    return jax.jacfwd(lambda x: chain.follow(like, x, steps))(flat)
 
 
 def _scales(optimizer: Optimizer, *states: Any) -> Flat:
     """For each entry the largest in its leaf in any of the states; for parameters at least η, and 1 where all are 0."""
 
-    def largest(least: Any, *leaves: Array) -> Array:
-        size = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in leaves]).max()
-        size = jnp.maximum(size, least)
-        return jnp.full(leaves[0].shape, jnp.where(size > 0, size, 1.0), leaves[0].dtype)
+    def largest(least: float, *leaves: Any) -> np.ndarray:
+        size = np.max([least, *(np.max(np.abs(leaf), initial=0.0) for leaf in leaves)])
+        return np.full(leaves[0].shape, size if size > 0 else 1.0, leaves[0].dtype)
 
     moving = [eqx.filter(state, eqx.is_inexact_array) for state in states]
-    params = jax.tree.map(lambda *leaves: largest(optimizer.learning_rate, *leaves), *(state[0] for state in moving))
+    eta = float(optimizer.learning_rate)
+    params = jax.tree.map(lambda *leaves: largest(eta, *leaves), *(state[0] for state in moving))
     memory = jax.tree.map(lambda *leaves: largest(0.0, *leaves), *(state[1] for state in moving))
     return _flat((params, memory))
 
@@ -227,33 +222,79 @@ def _start(chain: _Chain, guess: Any, settle: int) -> Any:
             f"the state has {size} entries, over the {SIZE_LIMIT} whose Jacobian Newton's method can handle; for a "
             "larger model run af.iterate until it settles, and take jacobian_spectrum there"
         )
-    state = state if has_memory else _settle(chain, state, jnp.asarray(settle))
-    images = [_step_at(chain, state, jnp.asarray(n)) for n in _ITERATIONS]
-    if not bool(jnp.all(jnp.isfinite(images[0]))):
+    flat = _flat(state)
+    if not has_memory:
+        flat = chain.follow(state, flat, jnp.asarray(settle))
+    images = [np.asarray(chain.follow(state, flat, _ONE, jnp.asarray(n))) for n in _ITERATIONS]
+    if not np.all(np.isfinite(images[0])):
         raise ValueError("the guess, or its image under one step, is not finite; give one nearer to the orbit")
-    if any(bool(jnp.any(image != images[0])) for image in images):
+    if any(np.any(image != images[0]) for image in images):
         raise ValueError(_NOT_AUTONOMOUS.format(name=chain.optimizer.name, what="a stage"))
-    return state
+    return _state(state, flat)
 
 
 def _record(chain: _Chain, start: Any, end: Flat, searched: int, tolerance: float) -> PeriodicOrbit:
-    rows = _points(chain, start, end, searched)
-    unravel = ravel_pytree(eqx.filter(start, eqx.is_inexact_array))[1]
-    fixed = eqx.filter(start, eqx.is_inexact_array, inverse=True)
-
-    def states(rows: Array) -> Any:
-        return jax.vmap(lambda row: eqx.combine(unravel(row), fixed))(rows)
-
-    scales = _scales(chain.optimizer, start, states(rows))
-    distances = np.asarray(jnp.max(jnp.abs(rows - rows[0]) / scales, axis=1))
+    rows = [end]
+    for _ in range(searched):
+        rows.append(chain.follow(start, rows[-1], _ONE))
+    states = [_state(start, row) for row in rows]
+    scales, table = np.asarray(_scales(chain.optimizer, start, *states)), np.stack(rows)
+    distances = np.max(np.abs(table - table[0]) / scales, axis=1)
     residual = float(distances[-1])
-    converged, period = residual <= tolerance, searched
+    converged, period, reason = residual <= tolerance, searched, ""
     multipliers = np.full(end.size, np.nan + 0j)
     if converged:
         close = [n for n in range(1, searched) if searched % n == 0 and distances[n] <= 1000 * tolerance]
         period = min(close, default=searched)
-        multipliers = np.linalg.eigvals(np.asarray(_jacobian(chain, start, end, period))).astype(complex)
-        multipliers = multipliers[np.argsort(-np.abs(multipliers), kind="stable")]
+        if any(lacks_derivative(chain.optimizer, chain.loss, params, memory, 1) for params, memory in states[:period]):
+            reason = NOT_DIFFERENTIABLE
+        else:
+            jacobian = _jacobian(chain, start, end, jnp.asarray(period))
+            multipliers = np.linalg.eigvals(np.asarray(jacobian)).astype(complex)
+            multipliers = multipliers[np.argsort(-np.abs(multipliers), kind="stable")]
     margin = float(jnp.finfo(end.dtype).eps) ** 0.5
     stable = converged and bool(np.all(np.abs(multipliers) < 1 - margin))
-    return PeriodicOrbit(states(rows[:period]), multipliers, stable, residual, converged, period, searched)
+    points = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *states[:period])
+    return PeriodicOrbit(points, multipliers, stable, residual, converged, period, searched, reason)
+
+
+class _Marked(Optimizer):
+    """A record with NaN as its ratio where the denominator is 0."""
+
+    def ratio(self, numerator: Leaf, square: Leaf) -> Leaf:
+        nothing = super().ratio(jnp.ones_like(square), square) == 0
+        return jnp.where(nothing, jnp.nan, super().ratio(numerator, square))
+
+
+def lacks_derivative(
+    optimizer: Optimizer, loss: Loss, params: Params, memory: OptimizerState | Filters, iteration: Any
+) -> Any:
+    """Whether a step with this memory, or a flow with these filters, divides by 0 where the gradient is not 0 for ever.
+
+    The direction is 0 there by convention, as is its derivative, while beside that point it is of size 1. A coordinate
+    whose gradient vanishes at the point and at a random one close by (a pixel that is always dark) does no harm.
+    """
+    signs = isinstance(optimizer.stages[-1], SignStage)
+    if is_concrete(optimizer.epsilon) and np.all(optimizer.epsilon > 0) and not signs:
+        return False
+    return _lacks_derivative(optimizer, loss, params, memory, jnp.asarray(iteration), signs)
+
+
+@eqx.filter_jit
+def _lacks_derivative(
+    optimizer: Optimizer, loss: Loss, params: Params, memory: Any, iteration: Array, signs: bool
+) -> Bool[Array, ""]:
+    flat, unravel = ravel_pytree(params)
+    noise = jax.random.normal(jax.random.key(0), flat.shape, flat.dtype) * jnp.finfo(flat.dtype).eps ** 0.5
+    near = unravel(flat + noise * (jnp.abs(flat) + optimizer.learning_rate.astype(flat.dtype)))
+    gradients = [jax.grad(loss)(place) for place in (params, near)]
+    marked = _Marked(**{field.name: getattr(optimizer, field.name) for field in dataclasses.fields(Optimizer)})
+
+    def direction(record: Optimizer) -> Flat:
+        consume: Any = record.update if isinstance(memory, OptimizerState) else record.read
+        return ravel_pytree(consume(gradients[0], memory, iteration)[0])[0]
+
+    plain, other = direction(optimizer), direction(marked)
+    missing = (plain == 0) if signs else jnp.isnan(other) & ~jnp.isnan(plain)
+    here, there = (ravel_pytree(gradient)[0] != 0 for gradient in gradients)
+    return jnp.any(missing & (here | there))

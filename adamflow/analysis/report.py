@@ -29,7 +29,7 @@ _LONG_NAMES = {
 
 
 #: Why a discrete run exceeds a bound that is a theorem: nothing else is left.
-_REASON = " (in a discrete run: second moments underflowed, so try float64 or epsilon > 0, or another record ran)"
+_REASON = " (second moments underflowed, so try float64 or epsilon > 0, or another record ran)"
 
 
 class _Updates(NamedTuple):
@@ -60,7 +60,7 @@ def largest_update(snapshot: Snapshot) -> Float[Array, ""]:
 
 
 def bound_report(
-    trajectory: Trajectory, optimizer: Optimizer, *, kind: str = "discrete", rate: str = "exact"
+    trajectory: Trajectory, optimizer: Optimizer, *, kind: str | None = None, rate: str | None = None
 ) -> xr.Dataset:
     r"""The largest update $\|u_n\|_\infty$ of a run beside the bound $B_n$ of `update_bound`.
 
@@ -83,9 +83,10 @@ def bound_report(
     Args:
         trajectory: a single run that observed `largest_update`, or a discrete one that saved its parameters.
         optimizer: the record that ran. For a flow, its `optimizer`.
-        kind: which bound, "paper", "flow" or "discrete". A discrete run keeps to "discrete", a flow with exact or
-            paper rates to "flow" with that `rate`. "paper" is exceeded in early iterations, see `update_bound`.
-        rate: the rates of the flow's filters, "exact" or "paper". Only kind "flow" depends on it.
+        kind: which bound, "paper", "flow" or "discrete"; by default that to which the run keeps, "discrete" or "flow".
+            "paper" is exceeded in early iterations, see `update_bound`.
+        rate: for kind "flow", the rates of its filters, "exact" or "paper". By default that of the `PaperFlow` that
+            ran, which its run bears in its name. No bound is known for other flows: name one to compare with.
 
     Returns:
         A Dataset with dimension "iteration". A run that ended early keeps the rows before its end.
@@ -102,7 +103,7 @@ def bound_report(
     Raises:
         ValueError: the run is a batch or traced by jax; it observed something else, or saved no two iterations in a
             row; the last stage has no such filters, or decays that vary; `kind` or `rate` is unknown, or is infinite
-            at γ = 0.
+            at γ = 0; the run is that of a flow whose rate is neither given nor in its name.
 
     Source: [GT] = R. Gould and H. Tanaka, Continuous-Time Analysis of Adaptive Optimization and Normalization,
     arXiv:2411.05746, for "paper" and k-Adam; derivation of this project for the others. It writes (β, γ) where PyTorch
@@ -118,7 +119,8 @@ def bound_report(
     >>> print(report.summary)
     adam, discrete: the updates stay within the bound in all 51 iterations (kind 'discrete', β = 0.9, γ = 0.95) and ...
     """
-    check_kind(kind, rate)
+    kind = ("discrete" if _is_discrete(trajectory) else "flow") if kind is None else kind
+    check_kind(kind, "exact" if rate is None else rate)
     if not is_concrete(trajectory, optimizer) or trajectory.iterations.ndim != 1:
         raise ValueError(
             "bound_report takes one run with known numbers, got a batch or a run that jax is tracing; take one lane "
@@ -126,6 +128,7 @@ def bound_report(
         )
     updates = _recovered(trajectory, optimizer) if trajectory.observed is None else _observed(trajectory)
     decays = _decays_of_last_stage(optimizer)
+    rate = _rate(trajectory, kind) if rate is None else rate
     log_bound, age = _bound(decays, updates.iterations, kind, rate, optimizer.bias_correction)
     with np.errstate(divide="ignore", over="ignore"):
         margin = np.where(updates.sizes > 0, log_bound - np.log(updates.sizes), np.inf)
@@ -152,7 +155,25 @@ def bound_report(
     )
     for name, long_name in _LONG_NAMES.items():
         report[name].attrs.update(long_name=long_name, units="1")
-    return report.assign_attrs(summary=_summary(report))
+    return report.assign_attrs(summary=_summary(report, _REASON if _is_discrete(trajectory) else ""))
+
+
+def _is_discrete(trajectory: Trajectory) -> bool:
+    final = trajectory.final
+    return isinstance(final, tuple) and len(final) == 2 and isinstance(final[1], OptimizerState)
+
+
+def _rate(trajectory: Trajectory, kind: str) -> str:
+    """The rate of the filters in the flow that ran; any where the bound does not depend on it."""
+    if kind != "flow" or _is_discrete(trajectory):
+        return "exact"
+    for rate in ("exact", "paper"):
+        if trajectory.name.endswith(f", {rate} rate"):
+            return rate
+    raise ValueError(
+        f"the bound of a flow depends on the rates of its filters, which the run {trajectory.name!r} does not name; "
+        "give rate='exact' or rate='paper', or for a flow that follows the iterates closely kind='discrete'"
+    )
 
 
 def _observed(trajectory: Trajectory) -> _Updates:
@@ -176,7 +197,7 @@ def _observed(trajectory: Trajectory) -> _Updates:
 
 def _recovered(trajectory: Trajectory, optimizer: Optimizer) -> _Updates:
     """‖uₙ‖∞ from θₙ and θₙ₊₁, with the error that the rounding of θₙ₊₁ leaves."""
-    if not (isinstance(trajectory.final, tuple) and isinstance(trajectory.final[-1], OptimizerState)):
+    if not _is_discrete(trajectory):
         raise ValueError(
             "the parameters of a flow do not show its direction; run it with observe=af.analysis.largest_update"
         )
@@ -241,7 +262,7 @@ def _bound(
     return np.asarray(log_bound), np.minimum(n, 1 / forgetting) if forgetting > 0 else n
 
 
-def _summary(report: xr.Dataset) -> str:
+def _summary(report: xr.Dataset, reason: str) -> str:
     """Whether the bound was exceeded, where the run came closest to it, and its largest update of all."""
     n, exceeded = report.iteration.values, int(report.exceeded)
     numbers = "".join(
@@ -253,7 +274,7 @@ def _summary(report: xr.Dataset) -> str:
     if exceeded:
         first = n[np.argmax(report.margin.values < -report.rounding.values)]
         verdict = f"exceed the bound in {exceeded} of {n.size} iterations, first in {first:g}"
-        verdict += _REASON if report.kind == "discrete" else ""
+        verdict += reason if report.kind == "discrete" else ""
     else:
         verdict = f"stay within the bound in all {n.size} iterations"
     if margin == np.inf:

@@ -14,14 +14,17 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 from jax.typing import DTypeLike
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from matfree.decomp import hessenberg
 
 from adamflow.analysis._numbers import with_namespace
-from adamflow.checks import check_count, check_range
+from adamflow.checks import check_count, check_range, is_concrete
 from adamflow.flows import Snapshot
 from adamflow.optimizers import Optimizer
 from adamflow.types import Loss, Numbers, Params, Scalar
+
+#: An eigenvalue has converged if its residual is at most this share of it; its error is about the square of that.
+TOLERANCE = 1e-3
 
 Flat: TypeAlias = Float[Array, "size"]
 
@@ -30,14 +33,29 @@ class Sharpness(eqx.Module):
     """What `preconditioned_sharpness` returns: an estimate of an eigenvalue, and how far it can be trusted."""
 
     #: θ = ⟨y, A y⟩, the estimate of the largest eigenvalue of A = P^{−1/2} H P^{−1/2}; above it only by rounding.
-    value: Float[Array, ""]
+    value: Float[Array, "*batch"]
     #: ‖A y − θ y‖: some eigenvalue of A lies within this distance of `value`. Not small against it: not converged.
-    residual: Float[Array, ""]
+    residual: Float[Array, "*batch"]
     #: The unit vector y, with the structure of the parameters. The direction in parameter space is P^{−1/2} y.
     vector: Params
     #: The smallest eigenvalue that the same iterations saw, an upper bound of A's smallest: negative says that the
     #: Hessian is indefinite (or negative definite), positive says nothing for sure.
-    lowest: Float[Array, ""]
+    lowest: Float[Array, "*batch"]
+
+    @property
+    def converged(self) -> Bool[Array, "*batch"]:
+        """Whether the residual is at most `TOLERANCE` = 1e-3 of the value."""
+        return _converged(self.value, self.residual)
+
+    def __str__(self) -> str:
+        if not is_concrete(self.value) or self.value.ndim:
+            return repr(self)
+        if not jnp.isfinite(self.value):
+            return f"largest eigenvalue {float(self.value)}: the Hessian or the preconditioner is not finite"
+        word = "converged" if self.converged else "not converged, so take more iterations"
+        rounding = 10 * jnp.finfo(self.value.dtype).eps * jnp.abs(self.value)
+        sign = f"; indefinite, lowest {float(self.lowest):.4g}" if self.lowest < -rounding < 0 < self.value else ""
+        return f"largest eigenvalue {float(self.value):.6g}, residual {float(self.residual):.1e}: {word}{sign}"
 
 
 class SharpnessRow(eqx.Module):
@@ -49,6 +67,11 @@ class SharpnessRow(eqx.Module):
     residual: Float[Array, "*saved"]
     #: An upper bound of the smallest eigenvalue: negative where the Hessian is indefinite.
     lowest: Float[Array, "*saved"]
+
+    @property
+    def converged(self) -> Bool[Array, "*saved"]:
+        """Whether the residual is at most `TOLERANCE` = 1e-3 of the value."""
+        return _converged(self.value, self.residual)
 
 
 def adaptive_edge(gamma: Numbers) -> Numbers:
@@ -104,9 +127,10 @@ def preconditioned_sharpness(
         seed: a whole number that determines the start. Nothing else is random.
 
     Returns:
-        A `Sharpness`. If the Hessian is not finite, its numbers are nan. A small residual says that `value`
-        is an eigenvalue. It is then the largest one unless the start happens to be nearly orthogonal to that
-        eigenvector, or eigenvalues are so close that `iterations` do not tell them apart.
+        A `Sharpness`; `print` says it in words. If the Hessian is not finite, its numbers are nan. A small residual, at
+        most 1e-3 of the value where it has `converged`, says that `value` is an eigenvalue. It is then the largest one
+        unless the start happens to be nearly orthogonal to that eigenvector, or eigenvalues are so close that
+        `iterations` do not tell them apart.
 
     Raises:
         ValueError: `preconditioner` has another structure or other shapes than `params`, or a negative entry or nan;
@@ -117,8 +141,8 @@ def preconditioned_sharpness(
 
     >>> curvature, preconditioner = jnp.array([1.0, 2.0, 3.0]), jnp.array([1.0, 0.5, 4.0])
     >>> sharpness = preconditioned_sharpness(lambda x: (curvature * x**2).sum() / 2, jnp.ones(3), preconditioner)
-    >>> print(round(float(sharpness.value), 4), bool(sharpness.residual < 1e-3))
-    4.0 True
+    >>> print(sharpness)
+    largest eigenvalue 4, residual ...: converged
     """
     _check_preconditioner(params, preconditioner)
     iterations = check_count("iterations", iterations)
@@ -159,7 +183,7 @@ def observe_sharpness(optimizer: Optimizer, loss: Loss, *, iterations: int = 32,
 
     Returns:
         a function for `observe=` of `af.iterate` and `af.solve`. Those made with the same settings share compiled
-        programs. The run's `observed` is a `SharpnessRow` with a leading axis of time; look at its `residual` too.
+        programs. The run's `observed` is a `SharpnessRow` with a leading axis of time; look at its `converged` too.
 
     Raises:
         ValueError: `iterations` is no whole number of at least 1; once it is called, if the record has no single
@@ -180,7 +204,7 @@ def observe_sharpness(optimizer: Optimizer, loss: Loss, *, iterations: int = 32,
 @eqx.filter_jit
 def _sharpness(loss: Loss, params: Params, preconditioner: Params, depth: int, seed: Scalar) -> Sharpness:
     flat, unravel = ravel_pytree(params)
-    weights = _weights(preconditioner, flat.dtype)
+    weights, unit = _weights(preconditioner, flat.dtype)
     _, hessian = jax.linearize(jax.grad(loss), params)
 
     def operator(vector):
@@ -189,14 +213,22 @@ def _sharpness(loss: Loss, params: Params, preconditioner: Params, depth: int, s
     top, lowest = jax.lax.stop_gradient(_extremes(operator, weights, depth, seed))
     image = operator(top)
     value = jnp.vdot(top, image)
+    residual = jnp.linalg.norm(image - value * top)
     lowest = jnp.where(jnp.isfinite(value), jnp.minimum(lowest, value), jnp.nan)
-    return Sharpness(value, jnp.linalg.norm(image - value * top), unravel(top), jax.lax.stop_gradient(lowest))
+    return Sharpness(value / unit, residual / unit, unravel(top), jax.lax.stop_gradient(lowest / unit))
 
 
-def _weights(preconditioner: Params, dtype: DTypeLike) -> Flat:
+def _weights(preconditioner: Params, dtype: DTypeLike) -> tuple[Flat, Float[Array, ""]]:
+    """(p/P)^½ with the smallest P > 0 as the unit p, without which the square of 1/P overflows; 0 where P is."""
     diagonal = ravel_pytree(preconditioner)[0].astype(dtype)
     moves = diagonal != 0
-    return jnp.where(moves, 1 / jnp.sqrt(jnp.where(moves, diagonal, 1.0)), 0.0)
+    unit = jnp.min(diagonal, where=moves, initial=jnp.inf)
+    unit = jax.lax.stop_gradient(jnp.where(jnp.isfinite(unit), unit, 1.0))
+    return jnp.where(moves, jnp.sqrt(unit / jnp.where(moves, diagonal, 1.0)), 0.0), unit
+
+
+def _converged(value: Float[Array, "*batch"], residual: Float[Array, "*batch"]) -> Bool[Array, "*batch"]:
+    return residual <= TOLERANCE * jnp.abs(value)
 
 
 def _extremes(
@@ -222,7 +254,7 @@ def _extremes(
 
 
 def _check_preconditioner(params: Params, preconditioner: Params) -> None:
-    hint = "pass sqrt(v_hat) + epsilon, a pytree like params"
+    hint = "pass sqrt(v_hat) + epsilon, a pytree like params: optimizer.preconditioner(filters, iteration)"
     shapes, expected = (jax.tree.map(jnp.shape, tree) for tree in (preconditioner, params))
     if jax.tree.structure(preconditioner) != jax.tree.structure(params) or shapes != expected:
         raise ValueError(f"preconditioner must have the shapes of params, {expected}, got {shapes}; {hint}")

@@ -1,9 +1,6 @@
-r"""The leading eigenvalues of one discrete step, or of a flow's vector field, at a state of it.
+r"""The leading eigenvalues of one discrete step, or of a flow's vector field, at a state of it."""
 
-What this file computes is a derivation of this project, with methods from the literature on eigenvalues.
-"""
-
-from collections.abc import Callable
+import contextlib
 from typing import Any, TypeAlias
 
 import equinox as eqx
@@ -13,7 +10,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Complex, Float
 
-from adamflow.analysis._krylov import Rank, krylov_space, sort_keys
+from adamflow.analysis._krylov import BALANCING_ROUNDS, Rank, balance, krylov_space, real_part, sort_keys
+from adamflow.analysis.orbit import NOT_DIFFERENTIABLE, lacks_derivative
 from adamflow.checks import check_choice, check_count, check_range, is_concrete
 from adamflow.flows import AbstractFlow
 from adamflow.optimizers import Optimizer, OptimizerState
@@ -21,20 +19,13 @@ from adamflow.types import Loss, Scalar
 
 #: Up to this many entries of the state method="auto" is "dense": below a second on one core.
 DENSE_LIMIT = 400
-#: How often the scales are improved before they are used.
-_BALANCING_ROUNDS = 6
-_NOT_FINITE = (
-    "the Jacobian is not finite at this state; look at the state and at the loss's second derivatives there, or try "
-    "epsilon > 0: without it the root has no derivative where v is tiny"
-)
+_NOT_FINITE = "the Jacobian is not finite at this state; look at the loss's second derivatives, or try epsilon > 0"
 
 Flat: TypeAlias = Float[Array, "size"]
 
 
 class Spectrum(eqx.Module):
     r"""Leading eigenvalues μ of a Jacobian A, and how far each can be trusted; `print` says it in words.
-
-    Under vmap each array has the axes of the batch in front.
 
     Attributes:
         values: μ, the most leading first; of a conjugate pair the one above the real axis first.
@@ -61,7 +52,7 @@ class Spectrum(eqx.Module):
     def __str__(self) -> str:
         if not is_concrete(self.values) or self.values.ndim != 1:
             return repr(self)
-        rows = [f"{self.method}, {self.products} products: {_summary(np.asarray(self.converged))}"]
+        rows = [f"{self.method}, {self.products} products: {_summary(np.asarray(self.converged), self.values)}"]
         for value, residual, converged in zip(self.values, self.residuals, self.converged, strict=True):
             number = complex(value)
             shown = f"{number.real:.8g}" if number.imag == 0 else f"{number.real:.8g} {number.imag:+.8g}i"
@@ -90,9 +81,9 @@ def jacobian_spectrum(
     correction at n as the record says, and leading means largest modulus: above 1 the state's neighbours separate. For
     a flow it is the vector field at the time n, per iteration, and leading means largest real part: above 0 they do.
 
-    Both methods divide each entry of the state by a scale that makes rows and columns of A of about equal size (Chen
-    and Demmel's balancing with random signs), which changes no eigenvalue. Without it the sizes of θ, m and v, apart
-    by orders of magnitude, let rounding in float32 make up eigenvalues with small residuals.
+    Both methods divide each entry of the state by a scale that makes rows and columns of A about equal (Chen and
+    Demmel's balancing), which changes no eigenvalue. Without it rounding of θ, m and v, of very different sizes, makes
+    up eigenvalues in float32.
 
     - "dense": the full Jacobian and all its eigenvalues. Works under jit and vmap.
     - "arnoldi": the Krylov-Schur method, the restarted Arnoldi method of Stewart, by products with A alone (a jvp of
@@ -110,16 +101,17 @@ def jacobian_spectrum(
             the limit in which bias correction is over.
         count: how many eigenvalues; at most the number of entries of the state.
         method: "dense", "arnoldi", or "auto": dense up to 400 entries (`DENSE_LIMIT`).
-        tolerance: of the residuals, relative to the largest modulus; by default the root of the arithmetic's epsilon.
+        tolerance: of the residuals, relative to the largest modulus; by default √(machine epsilon).
         max_products: "arnoldi" stops after about so many products with A, converged or not.
         depth: vectors that "arnoldi" keeps, by default 2 `count` + 8. More need fewer products.
-        seed: a whole number that determines the random signs and the start. Nothing else is random.
+        seed: a whole number that determines the random signs and the start.
 
     Returns:
-        a `Spectrum`. Where products are not finite under jit or vmap, values and residuals are NaN.
+        a `Spectrum`. Where there is no finite Jacobian, under jit or vmap, values and residuals are NaN.
 
     Raises:
-        ValueError: the Jacobian is not finite; "arnoldi" is asked for under jit or vmap; an argument is out of range.
+        ValueError: the Jacobian is not finite, or does not exist: ε = 0 and v = 0, in a coordinate whose gradient does
+            not vanish all around; "arnoldi" is asked for under jit or vmap; an argument is out of range.
         TypeError: the state is none of this model's.
 
     Source: derivation of this project for the map; T.-Y. Chen and J. W. Demmel, Balancing sparse matrices for computing
@@ -135,6 +127,9 @@ def jacobian_spectrum(
           0.999, residual ...
     """
     system = _system(model, loss, state, iteration)
+    missing = _lacks_derivative(system)
+    if is_concrete(missing) and missing:
+        raise ValueError(f"the Jacobian does not exist at this state: the map is {NOT_DIFFERENTIABLE}")
     size = system.point.size
     check_choice("method", method, ("auto", "dense", "arnoldi"))
     count = check_count("count", count)
@@ -142,19 +137,20 @@ def jacobian_spectrum(
         raise ValueError(f"count must be at most the number of entries of the state, {size}, got {count}")
     limit = float(jnp.finfo(system.point.dtype).eps) ** 0.5 if tolerance is None else tolerance
     check_range("tolerance", limit, 0, 1, low_open=True, high_open=True)
-    rank = abs if isinstance(model, Optimizer) else _real_part
+    rank = abs if isinstance(model, Optimizer) else real_part
     if method == "dense" or (method == "auto" and size <= DENSE_LIMIT):
         parts = _dense(system, rank, jnp.asarray(seed))
+        if not is_concrete(missing):
+            parts = [*(jnp.where(missing, jnp.nan, part) for part in parts[:2]), *parts[2:]]
         if is_concrete(parts) and not np.all(np.isfinite(parts[1])):
             raise ValueError(_NOT_FINITE)
         return _spectrum(*parts, count=count, tolerance=limit, method="dense", products=size)
     if not is_concrete(system):
         raise ValueError(
-            f"a state of {size} entries is traced by jit or vmap, where only method='dense' works, for up to "
-            f"{DENSE_LIMIT} entries unless it is asked for by name; call jacobian_spectrum outside, state by state"
+            f"a state of {size} entries is traced by jit or vmap, where only method='dense' works (by itself up to "
+            f"{DENSE_LIMIT} entries); call jacobian_spectrum outside, state by state"
         )
-    least = min(count + 4, size)
-    depth = 2 * count + 8 if depth is None else check_count("depth", depth, low=least)
+    depth = 2 * count + 8 if depth is None else check_count("depth", depth, low=min(count + 4, size))
     return _arnoldi(system, rank, count, limit, min(depth, size), check_count("max_products", max_products), seed)
 
 
@@ -192,19 +188,40 @@ class _System(eqx.Module):
 def _system(model: Optimizer | AbstractFlow, loss: Loss, state: Any, iteration: Scalar) -> _System:
     check_range("iteration", iteration, 0, hint="take that of the state: trajectory.iterations[-1], or math.inf")
     hint = "hand in Trajectory.final of a run of this very optimizer (af.iterate) or flow (af.solve)"
-    if isinstance(model, Optimizer) and not (
-        isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], OptimizerState)
-    ):
+    is_discrete = isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], OptimizerState)
+    if isinstance(model, AbstractFlow):
+        _check_flow_state(model, loss, state, is_discrete, hint)
+    elif not is_discrete:
         raise TypeError(f"the state of a discrete step is (params, OptimizerState), got {type(state).__name__}; {hint}")
     moving, fixed = eqx.partition(jax.tree.map(jnp.asarray, state), eqx.is_inexact_array)
     system = _System(model, loss, moving, fixed, jnp.asarray(iteration, float))
-    size = system.point.size
-    if size == 0:
+    if (size := system.point.size) == 0:
         raise ValueError("the state has no floating-point entry, so it has no Jacobian")
-    image = eqx.filter_eval_shape(system, system.point)
-    if image.shape != (size,):
+    if (image := eqx.filter_eval_shape(system, system.point)).shape != (size,):
         raise TypeError(f"the state has {size} floating-point entries, its image {image.size}; {hint}")
     return system
+
+
+def _check_flow_state(flow: AbstractFlow, loss: Loss, state: Any, is_discrete: bool, hint: str) -> None:
+    wanted, params = "what its initial_state returns", None
+    with contextlib.suppress(AttributeError, KeyError, IndexError, TypeError):
+        params = state[0] if is_discrete else flow.params(state)
+    if params is not None:
+        expected = jax.eval_shape(lambda params: flow.initial_state(loss, params), params)
+        if jax.tree.structure(expected) == jax.tree.structure(state):
+            return
+        wanted += f", a {type(expected).__name__} with all its parts"
+    got = "(params, OptimizerState) of the discrete step" if is_discrete else type(state).__name__
+    raise TypeError(f"the state of {flow.name!r} is {wanted}, got {got}; {hint}")
+
+
+def _lacks_derivative(system: _System) -> Any:
+    model, state = system.model, eqx.combine(system.moving, system.fixed)
+    if isinstance(model, Optimizer):
+        return lacks_derivative(model, system.loss, state[0], state[1], system.iteration)
+    if not hasattr(state, "filters") or not all(stage.only_averages for stage in model.optimizer.stages):
+        return False
+    return lacks_derivative(model.optimizer, system.loss, model.params(state), state.filters, system.iteration)
 
 
 @eqx.filter_jit
@@ -220,22 +237,11 @@ def _transposed_product(system: _System, scales: Flat, vector: Flat) -> Flat:
     return scales * jax.vjp(system, system.point)[1](vector / scales)[0]
 
 
-def _balance(product: Callable, transposed: Callable, like: Flat, seed: Any) -> Flat:
-    """Scales S for which the rows and columns of S⁻¹ A S have about equal norms, by products with random signs."""
-    key, scales = jax.random.key(seed), jnp.ones_like(like)
-    for round_ in range(_BALANCING_ROUNDS):
-        signs = jax.random.rademacher(jax.random.fold_in(key, round_), like.shape, like.dtype)
-        row, column = jnp.abs(product(scales, signs)), jnp.abs(transposed(scales, signs))
-        ratio = jnp.sqrt(row) / jnp.where(column > 0, jnp.sqrt(column), 1.0)
-        scales = jnp.where((row > 0) & (column > 0) & jnp.isfinite(ratio), scales * ratio, scales)
-    return scales
-
-
 @eqx.filter_jit
 def _dense(system: _System, rank: Rank, seed: Array) -> tuple[Any, ...]:
     """All eigenvalues by rank, their residuals, the first eigenvector, and the scales."""
     matrix = jax.jacfwd(system)(system.point)
-    scales = _balance(lambda s, x: matrix @ (s * x) / s, lambda s, x: s * (matrix.T @ (x / s)), system.point, seed)
+    scales = balance(lambda s, x: matrix @ (s * x) / s, lambda s, x: s * (matrix.T @ (x / s)), system.point, seed)
     balanced = matrix * scales / scales[:, None]
     values, vectors = jnp.linalg.eig(balanced)
     order = jnp.lexsort(sort_keys(values, rank))
@@ -251,14 +257,16 @@ def _spectrum(
     values, residuals = found[:count], residuals[:count]
     has_conjugate = jnp.any(values[:, None] == jnp.conj(values), axis=1)
     converged = residuals <= tolerance * jnp.abs(found).max()
-    return Spectrum(values, residuals, converged, ~jnp.all(has_conjugate), vector, scales, method, products)
+    return Spectrum(
+        values, residuals, converged, ~jnp.all(has_conjugate | jnp.isnan(values)), vector, scales, method, products
+    )
 
 
 def _arnoldi(
     system: _System, rank: Rank, count: int, tolerance: float, depth: int, max_products: int, seed: int
 ) -> Spectrum:
-    point, products = system.point, 2 * _BALANCING_ROUNDS
-    scales = _balance(lambda s, x: _product(system, s, x), lambda s, x: _transposed_product(system, s, x), point, seed)
+    point, products = system.point, 2 * BALANCING_ROUNDS
+    scales = balance(lambda s, x: _product(system, s, x), lambda s, x: _transposed_product(system, s, x), point, seed)
 
     def apply(vector: np.ndarray) -> np.ndarray:
         nonlocal products
@@ -282,11 +290,9 @@ def _arnoldi(
     return _spectrum(*found, *state, count=count, tolerance=tolerance, method="arnoldi", products=products)
 
 
-def _real_part(values: Any) -> Any:
-    return jnp.real(values) if isinstance(values, jax.Array) else np.real(values)
-
-
-def _summary(converged: np.ndarray) -> str:
+def _summary(converged: np.ndarray, values: Array) -> str:
+    if jnp.isnan(values).all():
+        return f"the Jacobian is not finite, or the map is {NOT_DIFFERENTIABLE}"
     if converged.all():
         return f"all {converged.size} converged"
     return f"{converged.sum()} of {converged.size} converged, the others are estimates (see their residuals)"
