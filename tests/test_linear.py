@@ -101,7 +101,9 @@ def test_formula_edges_in_closed_form(gamma, decay):
         assert ETA * float(af.analysis.critical_curvature(record)) == pytest.approx(adaptive, rel=1e-12)
 
 
-@pytest.mark.parametrize(("k", "strategy"), [(2, "naive"), (3, "inverse_exponential")])
+@pytest.mark.parametrize(
+    ("k", "strategy"), [(2, "naive"), pytest.param(3, "inverse_exponential", marks=pytest.mark.slow)]
+)
 def test_identity_edge_is_where_stability_changes(k, strategy):
     record = af.kadam(k, ETA, gamma=GAMMA, strategy=strategy)
     for model, neutral in (("discrete", 1.0), (MODELS["order 1"], 0.0), (MODELS["order 2"], 0.0)):
@@ -170,8 +172,7 @@ def test_formula_dominant_eigenvalue_of_random_matrices(rows, measure):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-@pytest.mark.parametrize("strategy", ["naive", "inverse_exponential"])
-@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize(("k", "strategy"), [(1, "naive"), (2, "inverse_exponential")])
 def test_formula_decays_near_one_keep_their_digits(k, strategy, dtype):
     gamma = jnp.array([0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999])
     records = jax.vmap(lambda g: af.kadam(k, 1.0, gamma=g, strategy=strategy))(gamma)

@@ -81,6 +81,7 @@ READINGS = ["iterate", "observe", "implicit flow", "explicit flow", "optax", "sh
 READINGS += ["linear stability", "critical curvature", "worst case"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reading", READINGS)
 def test_identity_lowers_for_cuda(lowered, reading):
     platforms, size = lowered[reading]

@@ -89,7 +89,10 @@ def test_identity_sign_descent_of_order_one_is_the_flow_of_the_paper():
 
 @pytest.mark.parametrize(
     "record",
-    [pytest.param(af.adam(0.01, 0.95, 0.8), marks=pytest.mark.slow), af.Optimizer(0.01, (AdaFomStage(0.9),))],
+    [
+        pytest.param(record, marks=pytest.mark.slow)
+        for record in (af.adam(0.01, 0.95, 0.8), af.Optimizer(0.01, (AdaFomStage(0.9),)))
+    ],
     ids=["adam", "decay that varies"],
 )
 def test_identity_a_constant_gradient_is_averaged_exactly(record):
@@ -128,7 +131,8 @@ def order_of(make_record, order, first=0):
     return np.polyfit(np.log(RATES), np.log(errors), 1)[0]
 
 
-@pytest.mark.parametrize("order", [pytest.param(2, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("order", [2, 4])
 def test_order_without_filters_is_p(order):
     assert abs(order_of(lambda eta: af.Optimizer(eta, (PlainStage(),)), order) - order) < 0.3
 
@@ -137,12 +141,13 @@ def adamw(eta, **options):
     return af.adamw(eta, 0.5, 0.6, 0.3, weight_decay=0.1, **options)
 
 
-@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("order", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_order_of_adam_is_p_once_its_filters_have_settled(order):
     assert abs(order_of(adamw, order, first=40) - order) < 0.3
 
 
-@pytest.mark.parametrize(("correction", "attained"), [(True, 2), pytest.param(False, 1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("correction", "attained"), [(True, 2), (False, 1)])
 def test_order_of_adam_from_the_start_is_two_and_one_without_bias_correction(correction, attained):
     """What the wrong rates of the filters leave of their start."""
     assert abs(order_of(lambda eta: adamw(eta, bias_correction=correction), 3) - attained) < 0.3
@@ -162,8 +167,7 @@ RECORDS = {
     "name",
     [
         "amsgrad",
-        "adan",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("adabound", "adabelief", "adafom", "2-adam")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("adan", "adabound", "adabelief", "adafom", "2-adam")),
     ],
 )
 def test_identity_every_record_has_a_flow_beside_its_iterates(name):
@@ -187,6 +191,7 @@ def test_identity_implicit_and_explicit_solvers_agree_at_any_scale_of_the_loss()
         np.testing.assert_allclose(run.params, runs[0].params, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_identity_pytrees_single_precision_and_gradients_that_are_zero():
     params = {"w": jnp.array([1.0, -1.0], jnp.float32), "b": (jnp.float32(0.5),)}
 

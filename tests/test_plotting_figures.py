@@ -45,18 +45,25 @@ def test_identity_equal_edges_share_a_line_with_its_value(ax):
     assert texts(ax) == [f"{height:.3g}" for height in across]
 
 
+def test_identity_close_edges_share_a_text(ax):
+    edge.sharpness_of_runs(ax, N, TABLE, np.array([35.0, 38.0, 2.0]))
+    assert texts(ax) == ["2", "35–38"]
+    assert len([line for line in ax.lines if len(line.get_xdata()) == 2]) == 3
+
+
 def test_identity_hovering_marks_the_median_of_each_seed_and_of_all(ax):
     ratios = np.random.default_rng(0).uniform(0.5, 1.5, (2, 3, 50))
     assert edge.hovering(ax, ratios, ["first", "second"]) is ax
     circles = [line.get_xdata() for line in ax.lines if line.get_marker() == "o"]
     np.testing.assert_array_equal(circles, np.median(ratios, axis=-1))
-    assert texts(ax) == ["first", f"{np.median(ratios[0]):.2f}", "second", f"{np.median(ratios[1]):.2f}"]
+    assert texts(ax) == [f"{np.median(values):.2f}" for values in ratios]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["first", "second"]
 
 
 def test_identity_map_stands_on_axes_of_nines_with_borders_in_place(ax):
     edges = 1 - 10.0 ** -np.arange(5)
     largest = np.geomspace(1, 30, 16).reshape(4, 4)
-    mesh = observed_region.map_of_updates(ax, edges, edges, largest, threshold=5.0, top=30.0)
+    mesh = observed_region.map_of_updates(ax, edges, edges, largest, thresholds=[2.0, 5.0], top=30.0)
     np.testing.assert_array_equal(np.ravel(np.asarray(mesh.get_array())), largest.T.ravel())
     np.testing.assert_allclose(ax.get_xticks(), np.arange(5), atol=1e-9)
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0", ".9", ".99", ".999", ".9999"]
@@ -68,12 +75,20 @@ def test_identity_map_stands_on_axes_of_nines_with_borders_in_place(ax):
 
 
 def test_identity_shares_fall_to_the_right_beside_the_theory(ax):
-    eta, shares = np.array([1.0, 0.1, 0.01]), np.array([[0.9, 0.8, 0.7], [0.9, 0.7, 0.9]])
-    assert observed_region.share_bounded(ax, eta, shares, [100, 2000], [0.69, 0.68], threshold=2.0) is ax
-    for line, row in zip(curves(ax), shares, strict=True):
+    eta, rows = np.array([1.0, 0.1, 0.01]), {"up to 2": np.array([0.9, 0.8, 0.7]), "up to 3": np.array([0.9, 0.7, 0.9])}
+    assert observed_region.shares(ax, eta, rows, 0.69) is ax
+    for line, row in zip(curves(ax), rows.values(), strict=True):
         np.testing.assert_array_equal(line.get_xydata(), np.column_stack([eta, row]))
-    assert [line.get_ydata()[0] for line in ax.lines[2:]] == [0.69, 0.68]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["n ≤ 100", "n ≤ 2,000"]
+    assert ax.lines[-1].get_ydata()[0] == 0.69
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [*rows, "γ² < β"]
+    assert ax.xaxis_inverted()
+
+
+def test_identity_chances_stand_beside_one_half(ax):
+    eta, rows = np.array([1.0, 0.1, 0.01]), {"γ² < β": np.array([0.45, 0.8, 0.98])}
+    assert observed_region.chances(ax, eta, rows) is ax
+    np.testing.assert_array_equal(curves(ax)[0].get_ydata(), rows["γ² < β"])
+    assert ax.lines[-1].get_ydata()[0] == 0.5
     assert ax.xaxis_inverted()
 
 

@@ -47,12 +47,18 @@ def test_identity_regions_have_both_borders(ax):
     assert {text.get_text() for text in ax.texts} <= {"−0.2", "0.2"}
 
 
-def test_identity_edges_and_verdicts_are_the_numbers_given(ax):
+def test_identity_edges_and_measured_points_are_the_numbers_given(ax):
     gamma = GAMMAS
     edges = {"step": 2 * (1 + gamma) / (1 - gamma), "no edge": np.full(gamma.size, np.inf)}
     phase.edges(ax, gamma, edges, np.array([0.5, 1e3]))
-    phase.verdicts(ax, [0.1, 0.9], [1.0, 100.0], [False, True])
-    step, decays, grows = ax.lines
+    assert phase.measured(ax, [0.1, 0.9], [2.4, 38.0], "measured") is ax
+    step, measured = ax.lines
     np.testing.assert_array_equal(step.get_ydata(), edges["step"])
-    np.testing.assert_array_equal(decays.get_xydata(), [[0.1, 1.0]])
-    np.testing.assert_array_equal(grows.get_xydata(), [[0.9, 100.0]])
+    np.testing.assert_array_equal(measured.get_xydata(), [[0.1, 2.4], [0.9, 38.0]])
+    assert measured.get_linestyle() == "None"
+
+
+def test_identity_small_rates_differ_in_colour(ax):
+    rates = np.repeat(-np.geomspace(0.004, 2, BETAS.size)[:, None], GAMMAS.size, axis=1)
+    filled = phase.growth(ax, BETAS, GAMMAS, rates, 3.0)
+    assert sum(len(np.asarray(path.vertices)) > 0 for path in filled.get_paths()) > 10

@@ -154,6 +154,7 @@ def test_formula_transformer_attention_with_zero_queries_averages_the_past(trans
     np.testing.assert_allclose(out, past @ np.asarray(block["attention"]["out"]), atol=1e-14)
 
 
+@pytest.mark.slow
 def test_formula_transformer_derivatives_are_finite_to_second_order(transformer):
     def slope(params):
         gradient = jax.grad(transformer.loss)(params)
@@ -202,6 +203,7 @@ def test_identity_batch_loss_on_the_fixed_data_is_the_loss(problem, request):
     np.testing.assert_allclose(fixed, batched, rtol=1e-14)
 
 
+@pytest.mark.slow
 def test_identity_lanes_of_parameters_and_batches_are_separate_runs(transformer):
     batches = transformer.batches(size=3)
     params = lanes(transformer.params, 2)

@@ -23,8 +23,7 @@ def rate_of(decay, rate):
     return (1 - decay) / decay if rate == "paper" else -np.log(decay)
 
 
-@pytest.mark.parametrize("rate", ["paper", "exact"])
-@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize(("order", "rate"), [(1, "paper"), (2, "exact")])
 def test_formula_against_scipy_on_the_written_out_equations(order, rate):
     """θ' = −η(λθ+u) or p' = −2(p + η(λθ+u)); m' = a(g−m); v' = b(g²−v), written again in plain numpy."""
     eta, beta, gamma, decay, epsilon = 1e-2, 0.98, 0.8, 0.1, 1e-3
@@ -95,6 +94,7 @@ def test_formula_chain_completes_within_a_thousandth_of_a_tight_reference(beta, 
     assert np.all(error <= 1e-3 * np.maximum.accumulate(moved))
 
 
+@pytest.mark.slow
 def test_identity_explicit_and_implicit_solvers_agree():
     flow = af.PaperFlow(af.adam(1e-3), order=2, rate="exact")
     runs = [
@@ -123,10 +123,10 @@ def test_identity_term_of_a_flow_is_solved_by_diffrax_alone():
 @pytest.mark.parametrize(
     ("record", "order"),
     [
-        (af.rmsprop(1.0, 0.99, weight_decay=0.1), 2),
+        pytest.param(af.rmsprop(1.0, 0.99, weight_decay=0.1), 2, marks=pytest.mark.slow),
         (af.kadam(2, 1.0, 0.99, weight_decay=0.1), 1),
-        (af.kadam(3, 1.0, 0.99), 2),
-        (af.adam(1.0, 0.99, bias_correction=False), 1),
+        pytest.param(af.kadam(3, 1.0, 0.99), 2, marks=pytest.mark.slow),
+        pytest.param(af.adam(1.0, 0.99, bias_correction=False), 1, marks=pytest.mark.slow),
         (af.Optimizer(1.0, (AdaFomStage(0.9),)), 1),
     ],
     ids=["rmsprop", "2-adam", "3-adam", "adam without bias correction", "decay that depends on n"],
@@ -140,6 +140,7 @@ def test_order_of_the_flows_is_one_for_every_record(record, order):
     assert 0.8 < result.order < 1.2, str(result)
 
 
+@pytest.mark.slow
 def test_identity_flow_of_adam_with_tiny_gamma_is_that_of_rmsprop():
     runs = [
         af.solve(
@@ -174,6 +175,7 @@ def test_identity_snapshot_stands_beside_the_discrete_one():
     np.testing.assert_allclose(flow.direction(0, state, CHAIN.loss), jnp.sign(jax.grad(CHAIN.loss)(CHAIN.params)))
 
 
+@pytest.mark.slow
 def test_identity_coordinates_without_gradient_stay():
     def loss(p):
         return jnp.sum(p[:2] ** 2)
@@ -184,7 +186,10 @@ def test_identity_coordinates_without_gradient_stay():
         np.testing.assert_array_equal(run.params[:, 2], 0.5)
 
 
-@pytest.mark.parametrize("solver", ["auto", diffrax.Tsit5()], ids=["implicit", "explicit"])
+@pytest.mark.parametrize(
+    "solver",
+    [pytest.param("auto", marks=pytest.mark.slow, id="implicit"), pytest.param(diffrax.Tsit5(), id="explicit")],
+)
 def test_identity_gradients_that_are_zero_at_the_start_alone(solver):
     def loss(p):
         return 0.5 * p[0] ** 2 + p[1] * (p[0] - 1) ** 2 + 0.5 * p[1] ** 2
@@ -206,6 +211,7 @@ class Scaled(eqx.Module):
         return self.factor * self.loss(params)
 
 
+@pytest.mark.slow
 def test_identity_without_epsilon_the_scale_of_the_loss_does_not_matter():
     flow = af.PaperFlow(af.adam(1e-3, 0.95))
     losses = [Scaled(CHAIN.loss, jnp.asarray(factor)) for factor in (1.0, 1e-6, 1e12)]
@@ -246,10 +252,8 @@ def test_identity_vmap_over_numbers_and_a_lane_that_fails():
     np.testing.assert_allclose(lanes.params[1, :, 0], 1.05 - 0.01 * np.arange(31), atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "solver",
-    [pytest.param("auto", marks=pytest.mark.slow, id="implicit"), pytest.param(diffrax.Tsit5(), id="explicit")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", ["auto", diffrax.Tsit5()], ids=["implicit", "explicit"])
 def test_formula_derivative_of_the_final_loss_by_beta(solver):
     def final_loss(beta):
         flow = af.PaperFlow(af.adam(1e-2, beta))
@@ -326,7 +330,9 @@ def test_failure_explosion_keeps_what_came_before():
     np.testing.assert_allclose(run.params[:, 0], np.exp(0.1 * run.iterations), rtol=1e-2)
 
 
-@pytest.mark.parametrize("step_size", [None, 1.0], ids=["adaptive", "constant"])
+@pytest.mark.parametrize(
+    "step_size", [pytest.param(None, id="adaptive"), pytest.param(1.0, marks=pytest.mark.slow, id="constant")]
+)
 def test_failure_loss_that_stops_being_finite_ends_the_run(step_size):
     flow = af.PaperFlow(af.signsgd(0.1))
     run = af.solve(flow, root_loss, START, 30, step_size=step_size, solver=diffrax.Tsit5())
@@ -345,6 +351,7 @@ def test_failure_loss_that_is_nan_though_its_gradient_is_finite(observe):
     assert np.isfinite(run.params if observe is None else run.observed).all()
 
 
+@pytest.mark.slow
 def test_failure_step_limit_keeps_what_came_before():
     run = af.solve(af.PaperFlow(af.adam(1e-3, 0.95)), CHAIN.loss, CHAIN.params, 2000, max_steps=10)
     assert run.outcome.name == "step_limit"

@@ -81,10 +81,11 @@ class MapFlow(AbstractFlow):
     Source: derivation of this project.
 
     Example:
-        >>> import adamflow as af
+        >>> import adamflow as af, diffrax
         >>> problem, optimizer = af.problems.chain(dimension=4), af.adam(1e-3)
         >>> discrete = af.iterate(optimizer, problem.loss, problem.params, 100)
-        >>> continuous = af.solve(af.MapFlow(optimizer, order=2), problem.loss, problem.params, 100)
+        >>> flow, solver = af.MapFlow(optimizer, order=2), diffrax.Tsit5()
+        >>> continuous = af.solve(flow, problem.loss, problem.params, 100, solver=solver)
         >>> af.compare(discrete, continuous).maximum < 1e-3
         True
     """

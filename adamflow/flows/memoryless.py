@@ -46,11 +46,12 @@ class MemorylessFlow(AbstractFlow):
         The form above, with weight decay and both places of ε, is a derivation of this project.
 
     Example:
-        >>> import adamflow as af
+        >>> import adamflow as af, diffrax
         >>> problem, optimizer = af.problems.chain(dimension=4), af.adam(1e-4, beta=0.99)
         >>> discrete = af.iterate(optimizer, problem.loss, problem.params, 100)
         >>> flow = af.MemorylessFlow(optimizer, early=True)
-        >>> af.compare(discrete, af.solve(flow, problem.loss, problem.params, 100)).maximum < 1e-3
+        >>> continuous = af.solve(flow, problem.loss, problem.params, 100, solver=diffrax.Tsit5())
+        >>> af.compare(discrete, continuous).maximum < 1e-3
         True
     """
 

@@ -64,11 +64,11 @@ class ModifiedFlow(AbstractFlow):
     Source: derivation of this project.
 
     Example:
-        >>> import adamflow as af
+        >>> import adamflow as af, diffrax
         >>> problem, optimizer = af.problems.quadratic([0.5, 1.0], start=[3.0, 4.0]), af.adam(0.01)
         >>> discrete = af.iterate(optimizer, problem.loss, problem.params, 100)
         >>> for flow in (af.PaperFlow(optimizer), af.ModifiedFlow(optimizer, order=2)):
-        ...     continuous = af.solve(flow, problem.loss, problem.params, 100)
+        ...     continuous = af.solve(flow, problem.loss, problem.params, 100, solver=diffrax.Tsit5())
         ...     print(float(abs(continuous.params - discrete.params).max()) < 1e-4)
         False
         True

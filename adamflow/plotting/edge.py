@@ -15,7 +15,18 @@ Table: TypeAlias = Float[np.ndarray, "runs times"]
 Runs: TypeAlias = Float[np.ndarray, "runs"]
 Times: TypeAlias = Float[np.ndarray, "times"]
 
-_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#D55E00", "#000000", "#8C8C8C")
+_COLOURS = (
+    "#0072B2",
+    "#56B4E9",
+    "#009E73",
+    "#E69F00",
+    "#CC79A7",
+    "#D55E00",
+    "#000000",
+    "#8C8C8C",
+    "#7F3C8D",
+    "#8B5A2B",
+)
 _EDGE: Any = dict(color="0.2", linestyle="--", linewidth=1, zorder=3)
 
 
@@ -27,13 +38,18 @@ def sharpness_of_runs(ax: Axes, iterations: Times, sharpness: Table, edges: Runs
         iterations: n.
         sharpness: η s of each run, positive.
         edges: the η s at which the step of each run turns unstable; a line carries its value, equal ones share it.
+            Close ones share the text.
     """
     _curves(ax, iterations, sharpness)
     ax.set_yscale("log")
-    for edge in np.unique(edges):
+    lines = np.unique(edges)
+    for edge in lines:
         ax.axhline(edge, **_EDGE)
-        place: Any = dict(xy=(1, edge), xycoords=ax.get_yaxis_transform(), xytext=(3, 0), textcoords="offset points")
-        ax.annotate(f"{edge:.3g}", va="center", fontsize=8, annotation_clip=False, **place)
+    # Values of edges within a line's height of each other would overlap: they share a text.
+    for group in np.split(lines, np.flatnonzero(lines[1:] > 1.2 * lines[:-1]) + 1):
+        place: Any = dict(xycoords=ax.get_yaxis_transform(), xytext=(3, 0), textcoords="offset points")
+        text = "–".join(f"{edge:.3g}" for edge in np.unique(group[[0, -1]]))
+        ax.annotate(text, (1, np.sqrt(group[0] * group[-1])), va="center", fontsize=8, annotation_clip=False, **place)
     ax.set_ylabel("preconditioned sharpness, η s")
     return ax
 
@@ -81,20 +97,20 @@ def hovering(ax: Axes, ratios: Float[np.ndarray, "runs seeds times"], labels: Se
             median of all.
         labels: the names of the runs.
     """
-    for place, (values, label) in enumerate(zip(ratios, labels, strict=True)):
+    for place, values in enumerate(ratios):
         colour = _COLOURS[place % len(_COLOURS)]
         low, quarter, middle, three, high = np.quantile(values, (0.05, 0.25, 0.5, 0.75, 0.95))
         ax.plot((low, high), (place, place), color=colour, linewidth=1.5)
         ax.plot((quarter, three), (place, place), color=colour, linewidth=7, solid_capstyle="butt")
         medians = np.median(values, axis=-1)
         ax.plot(medians, np.full(medians.shape, place), "o", color="white", markeredgecolor=colour, markersize=4)
-        side, align = (0.02, "left") if middle > 0.5 else (0.98, "right")
-        ax.text(side, place, label, transform=ax.get_yaxis_transform(), ha=align, va="center", fontsize=8, color=colour)
         above: Any = dict(xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)
         box = dict(boxstyle="square,pad=0.1", facecolor="white", edgecolor="none")
         ax.annotate(f"{middle:.2f}", (middle, place), bbox=box, zorder=4, **above)
     ax.axvline(1, **_EDGE)
-    ax.set_yticks([])
+    ax.set_yticks(range(len(labels)), labels)
+    for place, tick in enumerate(ax.get_yticklabels()):
+        tick.set_color(_COLOURS[place % len(_COLOURS)])
     ax.set_ylim(len(labels) - 0.5, -0.8)
     ax.set_xlim(left=-0.05)
     ax.set_xlabel("η s / edge")

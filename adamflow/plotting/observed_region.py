@@ -4,7 +4,7 @@ Maps have the axes −log₁₀(1−β) and −log₁₀(1−γ), since the deca
 map viridis, told apart by colour-blind readers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import matplotlib.patheffects as effects
@@ -16,7 +16,9 @@ from matplotlib.colors import LogNorm
 
 Points: TypeAlias = Float[np.ndarray, "points"]
 
-_BLUE, _VERMILLION, _GREEN, _ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
+_VERMILLION = "#D55E00"
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "x", "+")
 _TICKS = (0.0, 0.9, 0.99, 0.999, 0.9999, 0.99999)
 
 
@@ -26,16 +28,16 @@ def map_of_updates(
     gamma_edges: Float[np.ndarray, "row_edges"],
     largest: Float[np.ndarray, "columns rows"],
     *,
-    threshold: float,
+    thresholds: Sequence[float],
     top: float,
 ) -> ScalarMappable:
-    """The largest update by (β, γ), and the line along which it is the threshold.
+    """The largest update by (β, γ), and the lines along which it is one of the thresholds.
 
     Args:
         ax: where to draw.
         beta_edges, gamma_edges: the borders of the cells, rising, in [0, 1).
         largest: the largest update of each cell, at least 1; coloured on a log scale from 1 to `top`.
-        threshold: where the observed region ends: a white line.
+        thresholds: rising, where an observed region ends: white lines with their value.
         top: the end of the colours.
 
     Returns:
@@ -44,8 +46,8 @@ def map_of_updates(
     x, y = (-np.log10(1 - edges) for edges in (beta_edges, gamma_edges))
     mesh = ax.pcolormesh(x, y, largest.T, norm=LogNorm(1, top), rasterized=True)
     middles = ((edges[1:] + edges[:-1]) / 2 for edges in (x, y))
-    line = ax.contour(*middles, np.log(largest.T), levels=[np.log(threshold)], colors="white", linewidths=1.3)
-    ax.clabel(line, fmt={np.log(threshold): f"{threshold:g}"}, fontsize=8)
+    line = ax.contour(*middles, np.log(largest.T), levels=np.log(thresholds), colors="white", linewidths=1.3)
+    ax.clabel(line, fmt=lambda level: f"{np.exp(level):g}", fontsize=8)
     for axis, edges in ((ax.xaxis, beta_edges), (ax.yaxis, gamma_edges)):
         shown = [decay for decay in _TICKS if decay <= edges[-1]]
         axis.set_ticks(-np.log10(1 - np.array(shown)), [f"{decay:g}".lstrip("0") or "0" for decay in shown])
@@ -77,35 +79,42 @@ def borders(ax: Axes, gamma: Points, paper_beta: Points, discrete_beta: Points) 
     return ax
 
 
-def share_bounded(
-    ax: Axes,
-    learning_rates: Points,
-    shares: Float[np.ndarray, "lengths points"],
-    iterations: Sequence[int],
-    theory: Sequence[float],
-    *,
-    threshold: float,
-) -> Axes:
-    """The share of the map in which updates stay bounded, against the learning rate, for runs of several lengths.
+def shares(ax: Axes, learning_rates: Points, rows: Mapping[str, Points], theory: float) -> Axes:
+    """The share of the map in which updates stay bounded, against the learning rate.
 
     Args:
         ax: where to draw; its horizontal axis becomes logarithmic, with small learning rates at the right.
         learning_rates: η.
-        shares: by length of the runs and η.
-        iterations: the lengths.
-        theory: the shares of the map where γ² < β (dashed) and where C > 0 (dotted).
-        threshold: the largest update that counts as bounded.
+        rows: by name the shares at each η.
+        theory: the share of the map where γ² < β, a dashed line.
     """
+    _against_learning_rates(ax, learning_rates, rows)
+    ax.axhline(theory, color="black", linestyle="--", linewidth=1, label="γ² < β")
+    ax.set_ylim(min(theory, *(np.min(row) for row in rows.values())) - 0.2, 1.02)
+    ax.legend(ncols=3, loc="lower center", columnspacing=1, handlelength=1.5)
+    ax.set_ylabel("share of lanes with bounded updates")
+    return ax
+
+
+def chances(ax: Axes, learning_rates: Points, rows: Mapping[str, Points]) -> Axes:
+    """The chance that a lane outside of a border has a larger update than one inside, against the learning rate.
+
+    Args:
+        ax: where to draw; its horizontal axis becomes logarithmic, with small learning rates at the right.
+        learning_rates: η.
+        rows: by the name of the border the chances at each η; ½, no relation, is a dashed line.
+    """
+    _against_learning_rates(ax, learning_rates, rows)
+    ax.axhline(0.5, color="black", linestyle="--", linewidth=1, label="no relation")
+    ax.set_ylim(top=1.02)
+    ax.legend(loc="lower center")
+    ax.set_ylabel("P(update outside > update inside)")
+    return ax
+
+
+def _against_learning_rates(ax: Axes, learning_rates: Points, rows: Mapping[str, Points]) -> None:
     ax.set_xscale("log")
-    styles = zip((_ORANGE, _GREEN, _BLUE), ("s", "^", "o"), strict=True)
-    for row, length, (colour, marker) in zip(shares, iterations, styles, strict=False):
-        ax.plot(learning_rates, row, marker + "-", color=colour, markersize=4, label=f"n ≤ {length:,}")
-    for share, line in zip(theory, ("--", ":"), strict=True):
-        ax.axhline(share, color="black", linestyle=line, linewidth=1)
-    ax.text(0.03, 0.03, "theory: γ² < β (dashed), C > 0 (dotted)", transform=ax.transAxes, fontsize=8)
-    ax.set_ylim(min(theory) - 0.08, 1.02)
+    for (name, row), colour, marker in zip(rows.items(), _COLOURS, _MARKERS, strict=False):
+        ax.plot(learning_rates, row, marker + "-", color=colour, markersize=4, linewidth=1.2, label=name)
     ax.invert_xaxis()
     ax.set_xlabel("learning rate η (falls to the right)")
-    ax.set_ylabel(f"share of the map with ‖uₙ‖∞ ≤ {threshold:g}")
-    ax.legend(loc="upper center")
-    return ax

@@ -102,14 +102,14 @@ def growth(
         ax: where to draw.
         betas, gammas: the decays of columns and rows.
         rates: ln of the spectral radius, or the abscissa; NaN, where a run diverged, gets a cross.
-        largest: the end of the colour scale, on both sides; linear below 1/100 of it, logarithmic beyond.
+        largest: the end of the colour scale, on both sides; linear below 1/1000 of it, logarithmic beyond.
 
     Returns:
         the filled contours, for a colour bar.
     """
     decay_plane(ax, betas, gammas)
-    norm = SymLogNorm(largest / 100, vmin=-largest, vmax=largest, base=10)
-    tail = np.geomspace(largest / 100, largest, 9)
+    norm = SymLogNorm(largest / 1000, vmin=-largest, vmax=largest, base=10)
+    tail = np.geomspace(largest / 1000, largest, 13)
     levels = np.concatenate([-tail[::-1], [0.0], tail])
     shown = np.clip(rates.T, -largest, largest)
     filled = ax.contourf(betas, gammas, shown, levels, norm=norm, cmap="PuOr_r", extend="both")
@@ -151,17 +151,16 @@ def edges(
     return ax
 
 
-def verdicts(ax: Axes, x: Any, y: Any, grows: Any) -> Axes:
-    """Measured runs: crosses where they grew, dots where they decayed.
+def measured(ax: Axes, x: Any, y: Any, label: str) -> Axes:
+    """Measured points, as rings over the lines of the theory.
 
     Args:
         ax: where to draw.
-        x, y: the place of each run, one-dimensional.
-        grows: whether it grew.
+        x, y: the places, one-dimensional.
+        label: what they are, for the legend.
     """
-    x, y, grows = (np.asarray(values) for values in (x, y, grows))
-    ax.plot(x[~grows], y[~grows], ".", color="0.35", markersize=3.5, label="measured: decays")
-    ax.plot(x[grows], y[grows], "x", color=_BLACK, markersize=3.5, markeredgewidth=0.8, label="measured: grows")
+    ring: Any = dict(color=_BLACK, markerfacecolor="white", markersize=5.5, linestyle="none", clip_on=False, zorder=4)
+    ax.plot(x, y, "o", label=label, **ring)
     return ax
 
 
