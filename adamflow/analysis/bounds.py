@@ -11,6 +11,7 @@ import numpy as np
 
 from adamflow.analysis._numbers import with_namespace
 from adamflow.checks import check_choice, check_range
+from adamflow.flows.averages import filter_rate
 from adamflow.types import Numbers
 
 _KINDS = ("paper", "flow", "discrete")
@@ -204,7 +205,7 @@ def log_update_bound(
     else:
         paper = has_paper_rates(kind, rate)
         exponent = _paper_exponent(xp, beta, positive) if paper else _exact_exponent(xp, beta, positive)
-        rate_beta, rate_gamma = (filter_rate(xp, decay, paper) for decay in (beta, positive))
+        rate_beta, rate_gamma = (filter_rate(decay, paper, xp) for decay in (beta, positive))
         log_n = xp.where(n > 0, xp.log(xp.where(n > 0, n, 1.0)), -xp.inf)
         log_integral = 2 * xp.log(rate_gamma) - xp.log(rate_beta) + log_n + _log_phi(xp, n * exponent)
         log_square = log_integral if kind == "paper" else xp.logaddexp(log_start - n * exponent, log_integral)
@@ -234,11 +235,6 @@ def _log_phi(xp: Any, x: Any) -> Any:
     square = xp.where(is_small, x, 0.0) ** 2
     near = -x / 2 + square * (1 / 24 - square * (1 / 2880 - square * (1 / 181440 - square / 9676800)))
     return xp.where(is_small, near, far)
-
-
-def filter_rate(xp: Any, decay: Any, paper: bool) -> Any:
-    """The rate per iteration of a filter in a flow: (1−α)/α as in [GT], or the exact −ln α."""
-    return (1 - decay) / decay if paper else -xp.log(decay)
 
 
 def has_paper_rates(kind: str, rate: str) -> bool:

@@ -19,7 +19,7 @@ from jaxtyping import Complex, Float
 from adamflow.analysis.eigenvalues import dominant_of
 from adamflow.checks import check_range
 from adamflow.flows import AbstractFlow
-from adamflow.optimizers import Filter, Optimizer, OptimizerState
+from adamflow.optimizers import Filter, Optimizer
 from adamflow.optimizers.stage import Refiltered
 from adamflow.types import Filters, Loss, Numbers, Scalar
 
@@ -172,12 +172,12 @@ class _System(NamedTuple):
 
 
 def _step(optimizer: Optimizer, loss: Loss) -> _System:
-    def evolve(state: tuple[Array, OptimizerState]) -> tuple[Array, OptimizerState]:
-        direction, inner = optimizer.update(jax.grad(loss)(state[0]), state[1], math.inf)
-        return optimizer.apply(state[0], direction), inner
-
     zero = _zero(optimizer)
-    return _System((zero, optimizer.initial_state(zero)), evolve, lambda state: state[1].filters)
+    return _System(
+        (zero, optimizer.initial_state(zero)),
+        lambda state: optimizer.step(loss, state, math.inf),
+        lambda state: state[1].filters,
+    )
 
 
 def _field(flow: AbstractFlow, loss: Loss) -> _System:

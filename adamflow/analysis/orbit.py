@@ -146,16 +146,12 @@ class _Chain(eqx.Module):
     optimizer: Optimizer
     loss: Loss
 
-    def step(self, state: Any, iteration: Any) -> Any:
-        params, memory = state
-        direction, memory = self.optimizer.update(jax.grad(self.loss)(params), memory, iteration)
-        return self.optimizer.apply(params, direction), memory
-
     @eqx.filter_jit
     def follow(self, like: Any, flat: Flat, steps: Any, iteration: Any = _ONE) -> Flat:
         """The flattened state after some steps; `like` is a state of the same structure, with its constants."""
         # The number of steps is no constant of this program, so that one compilation serves every period.
-        return _flat(jax.lax.fori_loop(0, steps, lambda _, state: self.step(state, iteration), _state(like, flat)))
+        step = self.optimizer.step
+        return _flat(jax.lax.fori_loop(0, steps, lambda _, s: step(self.loss, s, iteration), _state(like, flat)))
 
 
 def _flat(state: Any) -> Flat:

@@ -172,9 +172,7 @@ class _System(eqx.Module):
         if isinstance(self.model, AbstractFlow):
             image = self.model.vector_field(self.iteration, state, self.loss)
         else:
-            params, memory = state
-            direction, memory = self.model.update(jax.grad(self.loss)(params), memory, self.iteration)
-            image = (self.model.apply(params, direction), memory)
+            image = self.model.step(self.loss, state, self.iteration)
         return ravel_pytree(eqx.filter(image, eqx.is_inexact_array))[0]
 
     def unravel(self, flat: Any) -> Any:

@@ -15,8 +15,9 @@ from jax import Array
 from jaxtyping import Float
 
 from adamflow.analysis._numbers import with_namespace
-from adamflow.analysis.bounds import check_decays, check_kind, filter_rate, has_paper_rates, log_update_bound
+from adamflow.analysis.bounds import check_decays, check_kind, has_paper_rates, log_update_bound
 from adamflow.checks import check_count, is_concrete
+from adamflow.flows.averages import filter_rate
 from adamflow.types import Numbers, Scalar
 
 
@@ -147,7 +148,7 @@ def _log_second_moment(beta: Any, gamma: Any, end: int, kind: str, rate: str) ->
         log_ratio = np.log1p(-gamma) - np.log1p(-beta)
     else:
         log_last = np.asarray(_signal(np, beta, gamma, end, rate).log_end)
-        of_beta, of_gamma = (filter_rate(np, decay, has_paper_rates(kind, rate)) for decay in (beta, gamma))
+        of_beta, of_gamma = (filter_rate(decay, has_paper_rates(kind, rate), np) for decay in (beta, gamma))
         log_ratio = np.log(of_gamma / of_beta)
     return 2 * (log_bound + log_last - log_ratio)
 
@@ -161,7 +162,7 @@ def _sequence(xp: Any, beta: Any, gamma: Any, end: int) -> Array:
 
 def _signal(xp: Any, beta: Any, gamma: Any, end: int, rate: str) -> GradientSignal:
     positive = xp.where(gamma > 0, gamma, xp.nan)
-    rate_beta, rate_gamma = (filter_rate(xp, decay, has_paper_rates("flow", rate)) for decay in (beta, positive))
+    rate_beta, rate_gamma = (filter_rate(decay, has_paper_rates("flow", rate), xp) for decay in (beta, positive))
     growth = rate_gamma - rate_beta
     log_end = xp.log(rate_gamma) - xp.log(rate_beta)
     log_start = xp.log1p(-gamma) - xp.log1p(-beta) - end * growth

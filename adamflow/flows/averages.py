@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamflow.checks import is_concrete
-from adamflow.flows.flow import Coordinates, Snapshot, Start
+from adamflow.flows.flow import AbstractFlow, Coordinates, Snapshot, Start
 from adamflow.optimizers import Optimizer
 from adamflow.types import Filters, Loss, Params, Scalar
 
@@ -29,6 +29,21 @@ class FlowState(eqx.Module):
     params: Params
     velocity: Params | None
     filters: Filters
+
+
+class AbstractAveragesFlow(AbstractFlow):
+    """A flow whose state is a `FlowState`; what is left to define are `optimizer`, `initial_state`, `vector_field`."""
+
+    def params(self, state: FlowState) -> Params:
+        return state.params
+
+    def coordinates(self, state: FlowState) -> Coordinates:
+        return log_coordinates(self.optimizer, state)
+
+    def snapshot(self, time: Scalar, state: FlowState, loss: Loss) -> Snapshot:
+        value, gradient = jax.value_and_grad(loss)(state.params)
+        direction, _ = self.optimizer.read(gradient, state.filters, time)
+        return Snapshot(time, state.params, gradient, direction, state.filters, value)
 
 
 def check_averages(optimizer: Optimizer, flow: str) -> None:
@@ -53,11 +68,14 @@ def initial_state(optimizer: Optimizer, loss: Loss, params: Params, start: Start
     return FlowState(params, None, state.filters), direction
 
 
-def snapshot(optimizer: Optimizer, time: Scalar, state: FlowState, loss: Loss) -> Snapshot:
-    """A look at a state: the loss, its gradient, and the direction that the filters yield."""
-    value, gradient = jax.value_and_grad(loss)(state.params)
-    direction, _ = optimizer.read(gradient, state.filters, time)
-    return Snapshot(time, state.params, gradient, direction, state.filters, value)
+def filter_rate(decay: Any, paper: bool, xp: Any = jnp) -> Any:
+    """The rate per iteration of a filter in a flow: (1−α)/α as in [GT], or the exact −ln α."""
+    return (1 - decay) / decay if paper else -xp.log(decay)
+
+
+def relax(rate: Any, targets: Params, values: Params) -> Params:
+    """a (f(x) − x̄), leaf by leaf: how a filter with rate a follows what drives it."""
+    return jax.tree.map(lambda target, value: (rate * (target - value)).astype(value.dtype), targets, values)
 
 
 def log_coordinates(optimizer: Optimizer, state: FlowState) -> Coordinates:

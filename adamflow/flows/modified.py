@@ -15,16 +15,16 @@ from scipy.special import bernoulli
 
 from adamflow.checks import check_count
 from adamflow.flows import averages
-from adamflow.flows.averages import FlowState
-from adamflow.flows.flow import AbstractFlow, Coordinates, Snapshot, Start
-from adamflow.optimizers import Filter, Optimizer, Signal
+from adamflow.flows.averages import AbstractAveragesFlow, FlowState
+from adamflow.flows.flow import Start
+from adamflow.optimizers import Optimizer, Signal
 from adamflow.types import Filters, Loss, Params, Scalar
 
 #: Terms of Bernoulli's series at −ln α < 1: each is smaller than the one before by 1/2π.
 _TERMS = 40
 
 
-class ModifiedFlow(AbstractFlow):
+class ModifiedFlow(AbstractAveragesFlow):
     r"""The flow that follows the iterates of an optimizer made of averages to order p in η, θ and filters alike.
 
     A sequence that is sampled from a smooth function of n moves by $e^D - 1$ in an iteration, $D = d/dn$. Solved for D,
@@ -105,15 +105,6 @@ class ModifiedFlow(AbstractFlow):
             path = self._refine(path, time, loss, order)
         return FlowState(path.params[1], None, path.filters[1])
 
-    def params(self, state: FlowState) -> Params:
-        return state.params
-
-    def coordinates(self, state: FlowState) -> Coordinates:
-        return averages.log_coordinates(self.optimizer, state)
-
-    def snapshot(self, time: Scalar, state: FlowState, loss: Loss) -> Snapshot:
-        return averages.snapshot(self.optimizer, time, state, loss)
-
     def _refine(self, path: "_Path", time: Scalar, loss: Loss, order: int) -> "_Path":
         """The derivatives up to `order` of the solution through a state, from those of one order less."""
         dtype = jnp.result_type(*jax.tree.leaves(path.params[0]))
@@ -152,10 +143,11 @@ class ModifiedFlow(AbstractFlow):
         found = [filters, *(tuple({} for _ in filters) for _ in targets)]
         for index, stage in enumerate(self.optimizer.stages):
             for filter in stage.filters():
-                name, weights = filter.name, filter_coefficients(filter.decay_at(0), len(targets))
+                name, decay = filter.name, filter.decay_at(0)
+                rate, weights = averages.filter_rate(decay, paper=False), filter_coefficients(decay, len(targets))
                 for k in range(len(targets)):
                     driving = combine(weights, [target[index][name] for target in targets[k:]])
-                    found[k + 1][index][name] = _relax(filter, driving, found[k][index][name])
+                    found[k + 1][index][name] = averages.relax(rate, driving, found[k][index][name])
         return found
 
 
@@ -203,7 +195,7 @@ def filter_coefficients(decay: Scalar, order: int) -> Float[Array, "order"]:
     far_decay = jnp.where(rate < 1, 0.1, decay)
     for k in range(1, order):
         terms = [(-1) ** i / math.factorial(i) * quotient[k - i] for i in range(1, k + 1)]
-        quotient.append(-far_decay / (1 - far_decay) * -sum(terms[1:], terms[0]))
+        quotient.append(far_decay / (1 - far_decay) * sum(terms[1:], terms[0]))
     far = [q + (quotient[k - 1] / -jnp.log(far_decay) if k else 0.0) for k, q in enumerate(quotient)]
     return jnp.where(rate < 1, jnp.stack(near), jnp.stack(far))
 
@@ -237,12 +229,6 @@ def combine(weights: Any, trees: list[Any]) -> Any:
         return functools.reduce(jnp.add, terms).astype(parts[0].dtype)
 
     return jax.tree.map(leaf, *trees)
-
-
-def _relax(filter: Filter, driving: Params, value: Params) -> Params:
-    """A (f − x̄), leaf by leaf."""
-    rate = -jnp.log(filter.decay_at(0))
-    return jax.tree.map(lambda target, x: (rate * (target - x)).astype(x.dtype), driving, value)
 
 
 def _factorials(count: int) -> np.ndarray:

@@ -4,17 +4,16 @@ from typing import Literal
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 
 from adamflow.checks import check_choice
 from adamflow.flows import averages
-from adamflow.flows.averages import FlowState
-from adamflow.flows.flow import AbstractFlow, Coordinates, Snapshot, Start
+from adamflow.flows.averages import AbstractAveragesFlow, FlowState
+from adamflow.flows.flow import Start
 from adamflow.optimizers import Optimizer
 from adamflow.types import Filters, Loss, Params, Scalar
 
 
-class PaperFlow(AbstractFlow):
+class PaperFlow(AbstractAveragesFlow):
     """The continuous-time limit of an optimizer made of averages [GT], in units of iterations n = t/η.
 
     A filter with decay α and input f(x) follows dx̄/dn = a (f(x) − x̄), with the *paper rate* a = (1−α)/α of [GT] or
@@ -78,27 +77,13 @@ class PaperFlow(AbstractFlow):
         acceleration = jax.tree.map(lambda s, p: 2 * (s - p), step, state.velocity)
         return FlowState(state.velocity, acceleration, filters)
 
-    def params(self, state: FlowState) -> Params:
-        return state.params
-
-    def coordinates(self, state: FlowState) -> Coordinates:
-        return averages.log_coordinates(self.optimizer, state)
-
-    def snapshot(self, time: Scalar, state: FlowState, loss: Loss) -> Snapshot:
-        return averages.snapshot(self.optimizer, time, state, loss)
-
     def _relax(self, time: Scalar, filters: Filters, targets: Filters) -> Filters:
         """a (f(x) − x̄) for every filter of every stage."""
         changes = []
         for stage, values, wanted in zip(self.optimizer.stages, filters, targets, strict=True):
             change = {}
             for filter in stage.filters():
-                decay = filter.decay_at(time + 1)
-                rate = (1 - decay) / decay if self.rate == "paper" else -jnp.log(decay)
-                change[filter.name] = jax.tree.map(
-                    lambda target, value, rate=rate: (rate * (target - value)).astype(value.dtype),
-                    wanted[filter.name],
-                    values[filter.name],
-                )
+                rate = averages.filter_rate(filter.decay_at(time + 1), self.rate == "paper")
+                change[filter.name] = averages.relax(rate, wanted[filter.name], values[filter.name])
             changes.append(change)
         return tuple(changes)

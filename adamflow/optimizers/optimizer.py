@@ -11,7 +11,7 @@ import optax
 from adamflow.checks import check_range
 from adamflow.optimizers.numbers import is_zero, number
 from adamflow.optimizers.stage import AbstractStage, Signal
-from adamflow.types import Filters, Leaf, Params, Scalar
+from adamflow.types import Filters, Leaf, Loss, Params, Scalar
 
 
 class OptimizerState(eqx.Module):
@@ -163,6 +163,14 @@ class Optimizer(eqx.Module):
     def apply(self, params: Params, direction: Params) -> Params:
         """The parameters after a step: θ − η (λ θ + u)."""
         return jax.tree.map(jnp.add, params, self.change(params, direction))
+
+    def step(
+        self, loss: Loss, state: tuple[Params, OptimizerState], iteration: Scalar
+    ) -> tuple[Params, OptimizerState]:
+        """The whole map of an iteration: from θₙ and the memory before its gradient to θₙ₊₁ and the memory after it."""
+        params, memory = state
+        direction, memory = self.update(jax.grad(loss)(params), memory, iteration)
+        return self.apply(params, direction), memory
 
     def ratio(self, numerator: Leaf, square: Leaf) -> Leaf:
         """The stabilized ratio m/(√v + ε), or m/√(v + ε); 0 where its denominator is 0, in value and in derivative.

@@ -48,7 +48,7 @@ def sharpness_of_runs(ax: Axes, iterations: Times, sharpness: Table, edges: Runs
     # Values of edges within a line's height of each other would overlap: they share a text.
     for group in np.split(lines, np.flatnonzero(lines[1:] > 1.2 * lines[:-1]) + 1):
         place: Any = dict(xycoords=ax.get_yaxis_transform(), xytext=(3, 0), textcoords="offset points")
-        text = "–".join(f"{edge:.3g}" for edge in np.unique(group[[0, -1]]))
+        text = "–".join(dict.fromkeys(f"{edge:.3g}" for edge in group[[0, -1]]))
         ax.annotate(text, (1, np.sqrt(group[0] * group[-1])), va="center", fontsize=8, annotation_clip=False, **place)
     ax.set_ylabel("preconditioned sharpness, η s")
     return ax

@@ -132,7 +132,7 @@ def edges(
     edges: Mapping[str, Float[np.ndarray, "points"]],
     curvature: Float[np.ndarray, "levels"],
 ) -> Axes:
-    """The edges of stability of several models over γ, below the highest of which is filled.
+    """The edges of stability of several models over γ.
 
     Args:
         ax: where to draw.

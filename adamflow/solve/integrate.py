@@ -85,7 +85,7 @@ def solve(
     if is_concrete(finite) and not bool(finite):
         raise ValueError("the loss or its gradient is not finite at the start; check the loss at `params`")
     eager = is_concrete(state, flow, loss, rtol, atol, step_size)
-    counter = _COUNTER if eager and method.gradients is None else None
+    counter = _COUNTER if eager and method.fields is None else None
     counted = _COUNTER.count
     dtype = jnp.result_type(*jax.tree.leaves(params))
     times, numbers = jax.tree.map(
@@ -127,8 +127,8 @@ def _stats(run: "_Run", method: Method, counter: _Counter | None, before: int, e
         jax.block_until_ready(run)
         jax.effects_barrier()
         gradients = jnp.asarray(1 + each * (counter.count - before) + looks)
-    elif method.gradients is not None:
-        gradients = 1 + each * (method.first_gradients + method.gradients * attempted) + looks
+    elif method.fields is not None:
+        gradients = 1 + each * (method.first_fields + method.fields * attempted) + looks
     else:
         gradients = None
     return Stats(gradients, run.accepted, run.rejected, method.jacobians * attempted, None)

@@ -16,15 +16,15 @@ class Method(NamedTuple):
     Attributes:
         solver: the diffrax solver.
         implicit: whether its steps solve equations; these follow logarithms of nonnegative filters.
-        gradients: vector fields in an attempted step, or `None` where that is not known beforehand.
-        first_gradients: vector fields before the first step.
+        fields: vector fields evaluated in an attempted step, or `None` where that is not known beforehand.
+        first_fields: vector fields evaluated before the first step.
         jacobians: dense Jacobians of the vector field in an attempted step.
     """
 
     solver: diffrax.AbstractSolver
     implicit: bool
-    gradients: int | None
-    first_gradients: int
+    fields: int | None
+    first_fields: int
     jacobians: int
 
 
