@@ -23,22 +23,21 @@ Run time on 2 cores: 1.5 minutes; --quick half a minute; --full, with 116,000 pa
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
-import equinox as eqx
 import figure
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import adamflow as af
+from adamflow.types import Loss
 
 Table: TypeAlias = np.ndarray
 
@@ -91,22 +90,11 @@ FULL = Config(width=64, context=64, batch_size=16, learning_rate=1e-4)
 CONFIGS = {"quick": QUICK, "default": Config(), "full": FULL}
 
 
-class VectorLoss(eqx.Module):
-    """A loss as a function of all parameters in one vector, for which the flows compile in a third of the time."""
-
-    loss: Callable[[Any], Any]
-    unravel: Callable[[Any], Any] = eqx.field(static=True)
-
-    def __call__(self, vector: jax.Array) -> jax.Array:
-        return self.loss(self.unravel(vector))
-
-
 def compute(config: Config) -> figure.Data:
     same_names = ("layers", "heads", "width", "context", "batch_size", "seed")
     settings: dict[str, Any] = {name: getattr(config, name) for name in same_names}
-    problem = af.problems.char_transformer(**settings, data_seed=config.seed)
-    start, unravel = ravel_pytree(problem.params)
-    loss = VectorLoss(problem.loss, unravel)
+    problem = af.problems.char_transformer(**settings, data_seed=config.seed).flatten()
+    loss, start = problem.loss, problem.params
     runs = 2 * len(config.weight_decays) * (1 + len(config.flows))
     # Most of the time goes into compiling one program per kind of run, which threads do side by side.
     with figure.progress(describe="runs", total=runs) as bar, ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -132,7 +120,7 @@ def declare(config: Config, weight_decay: float) -> af.Optimizer:
     return dataclasses.replace(optimizer, name="AdamW")
 
 
-def discrete_runs(config: Config, loss: VectorLoss, start: jax.Array, bar: tqdm) -> list[tuple[af.Trajectory, Table]]:
+def discrete_runs(config: Config, loss: Loss, start: jax.Array, bar: tqdm) -> list[tuple[af.Trajectory, Table]]:
     """The iterates of each optimizer; beside them, η s with P = √v̂, and the residual of that eigenvalue."""
     # The preconditioner does not depend on the weight decay, so that both runs share one program.
     record = declare(config, weight_decay=0.0)
@@ -157,7 +145,7 @@ def discrete_runs(config: Config, loss: VectorLoss, start: jax.Array, bar: tqdm)
 
 
 def flow_runs(
-    config: Config, loss: VectorLoss, start: jax.Array, kind: tuple, bar: tqdm
+    config: Config, loss: Loss, start: jax.Array, kind: tuple, bar: tqdm
 ) -> list[tuple[af.Trajectory, af.Trajectory]]:
     """The flow of one kind for each optimizer, and the same integrated more tightly, as a check."""
 

@@ -3,7 +3,6 @@
 import re
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,17 +11,7 @@ import pytest
 import adamflow as af
 from tests.stages import AMSGradStage
 
-
-class Quartic(eqx.Module):
-    """Σ c θ²/2 + θ⁴/4."""
-
-    curvatures: jax.Array
-
-    def __call__(self, params):
-        return jnp.sum(self.curvatures * params**2 / 2 + params**4 / 4)
-
-
-QUARTIC = Quartic(jnp.array([0.5, 1.0, 3.0]))
+QUARTIC = af.problems.quartic([0.5, 1.0, 3.0], coupling=0.0).loss
 START = jnp.array([1.0, -1.2, 1.4])
 
 
@@ -39,7 +28,7 @@ def test_formula_in_one_dimension(beta, gamma, inside):
     drift = -eta * hessian * push
     bias = beta / (1 - beta) * share - gamma / (1 - gamma) - (1 - share) / 2
     expected = -eta * (push + eta / 2 * decay * push + drift / scale * bias)
-    loss, params = Quartic(jnp.array([c])), jnp.array([theta])
+    loss, params = af.problems.quartic([c], coupling=0.0).loss, jnp.array([theta])
     for flow, time in ((af.MemorylessFlow(record), 3.0), (af.MemorylessFlow(record, early=True), 1e5)):
         assert float(flow.vector_field(time, params, loss)[0]) == pytest.approx(expected, rel=1e-9)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import adamflow as af
-from adamflow.plotting import errors, sharpness, trajectories
+from adamflow.plotting import convergence, errors, sharpness, trajectories
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +110,15 @@ def test_identity_sharpness_draws_values_and_every_edge():
     assert len({line.get_linestyle() for line in ax.lines}) == 3
     assert labels(ax) == ["Adam", "iterates, 38", "flow of order 2, 2.11"]
     assert labels(sharpness(n, values, 38.0))[1] == "edge of stability, 38"
+
+
+def test_identity_convergence_draws_errors_and_slopes():
+    result = af.Convergence(np.array([0.02, 0.01]), np.array([8e-3, 1e-3]), "some flow")
+    ax = convergence(result)
+    np.testing.assert_array_equal(ax.lines[0].get_xydata(), np.column_stack([result.learning_rates, result.errors]))
+    assert labels(ax) == ["some flow: slope 3.00"]
+    with pytest.raises(ValueError, match="convergence needs at least one result"):
+        convergence()
 
 
 def test_failure_trajectories_say_what_is_wrong():

@@ -71,6 +71,29 @@ def test_formula_quadratic_starts_at_ones():
     np.testing.assert_array_equal(problems.quadratic([1, -2, 3]).params, np.ones(3))
 
 
+def test_formula_quartic_gradient():
+    c, theta, coupling = np.array([1.0, -2.0, 0.5]), np.array([0.3, -1.2, 2.0]), 0.7
+    problem = problems.quartic(c, start=theta, coupling=coupling)
+    expected = c * theta + theta**3 + coupling * theta.sum()
+    np.testing.assert_allclose(jax.grad(problem.loss)(problem.params), expected, atol=1e-13)
+
+
+def test_identity_flattened_problem_is_the_same_and_shares_programs():
+    problem = problems.logistic()
+    flat = problem.flatten()
+    vector = jnp.arange(flat.params.size) / flat.params.size
+    params = {"weight": vector[10:].reshape(64, 10), "bias": vector[:10]}
+    batch = problem.batches(size=4)(0)
+    assert flat.loss(vector) == problem.loss((params,))
+    assert flat.loss(vector, batch) == problem.loss((params,), batch)
+    assert flat.metrics["test_accuracy"](vector) == problem.metrics["test_accuracy"]((params,))
+    traced = []
+    program = eqx.filter_jit(lambda loss, x: traced.append(None) or loss(x))
+    for seed in (0, 1):
+        program(problems.logistic(data_seed=seed).flatten().loss, vector)
+    assert len(traced) == 1
+
+
 @pytest.mark.parametrize("power", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("x", [-1.5, 0.0, 0.5])
 def test_formula_monomial_value_and_gradient(power, x):
@@ -326,6 +349,7 @@ def test_identity_gradient_steps_learn(mlp):
         (lambda: problems.quadratic([1.0, np.nan]), r"curvatures must lie in \(-inf, inf\), got nan"),
         (lambda: problems.quadratic([1.0], start=[np.inf]), r"start must lie in \(-inf, inf\), got inf"),
         (lambda: problems.quadratic([1.0, 2.0], start=1.0), r"one number per curvature, shape \(2,\), got shape \(\)"),
+        (lambda: problems.quartic(coupling=np.nan), r"coupling must lie in \(-inf, inf\), got nan"),
         (lambda: problems.monomial(0), "power must be a whole number of at least 1, got 0"),
         (lambda: problems.monomial(2, start=np.inf), r"start must lie in \(-inf, inf\), got inf"),
         (lambda: problems.chain(1), "dimension must be a whole number of at least 2, got 1"),

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from adamflow.checks import check_count
-from adamflow.solve import Comparison, Trajectory
+from adamflow.solve import Comparison, Convergence, Trajectory
 
 #: A number for each saved iteration.
 Values: TypeAlias = Sequence[float | int] | Real[np.ndarray | Array, "saved"]
@@ -121,6 +121,37 @@ def errors(*comparisons: Comparison, relative: bool = True, ax: Axes | None = No
     ax.set_xlabel("iteration n")
     way = "error" if norms == ["euclidean"] else "largest error"
     ax.set_ylabel(f"{way} / distance moved" if relative else f"{way} of θ")
+    ax.legend()
+    return ax
+
+
+def convergence(*results: Convergence, ax: Axes | None = None) -> Axes:
+    """Errors against the learning rate, on logarithmic axes, one line for each flow, with its fitted order.
+
+    Args:
+        results: what `af.convergence` returned, at least one; each line is labelled by the name of its flow.
+        ax: where to draw; by default axes of a new figure.
+
+    Returns:
+        the axes.
+
+    Raises:
+        ValueError: if there is no result.
+
+    Example:
+        >>> import adamflow as af
+        >>> result = af.Convergence(np.array([0.02, 0.01]), np.array([4e-4, 1e-4]), "modified flow of order 2")
+        >>> [text.get_text() for text in af.plotting.convergence(result).get_legend().get_texts()]
+        ['modified flow of order 2: slope 2.00']
+    """
+    if not results:
+        raise ValueError("convergence needs at least one result, got none; make one with af.convergence(...)")
+    ax = _axes(ax)
+    for result in results:
+        label = f"{result.name}: slope {result.order:.2f}"
+        ax.loglog(result.learning_rates, result.errors, marker="o", markersize=3.5, label=label)
+    ax.set_xlabel("learning rate η")
+    ax.set_ylabel("largest error of θ")
     ax.legend()
     return ax
 
