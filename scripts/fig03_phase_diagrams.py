@@ -2,9 +2,9 @@
 
 a: the regions of bounded updates over (β, γ), with contours of the exponent C(β, γ) of [GT], its border C = 0 (B₀) and
 the border γ² = β of the discrete optimizer. b: the edges of linear stability over (γ, ηs), s an eigenvalue of
-P^{−1/2}HP^{−1/2}: of the discrete step, (2+2γ)/(1−γ), and of the flow of order 2, 2 + (1−γ)/γ (rate of [GT]) or
-2 − ln γ (exact rate); the flow of order 1 has none. Rings are edges of the real optimizer on a quadratic, found by
-bisection, with v held by a large ε. c: growth of the discrete step over (ηs, ηλ) at γ = .9.
+P^{−1/2}HP^{−1/2}: of the discrete step, (2+2γ)/(1−γ), of the flow of order 2 of [GT], 2 + (1−γ)/γ, and of modified
+flows; both flows of order 1 have none. Rings are edges of the real optimizer on a quadratic, found by bisection, with v
+held by a large ε. c: growth of the discrete step over (ηs, ηλ) at γ = .9.
 
 d to f: the growth rate per iteration of the dominant eigenvalue over (β, γ), of the discrete step and of the flows of
 orders 1 and 2, at several ηs. The system is all of it, v included, at a minimum with P held by ε. There the square of
@@ -14,19 +14,21 @@ slowest; left of it θ's is, and where P = √v it does not change slowly agains
 largest s of a real network instead: digits MLP, full batch, trained by Adam with each (β, γ); there β enters through P
 too, since v forgets the large early gradients.
 
-Claim: the real optimizer turns unstable at the discrete edge. The flows do not: that of order 1 has no edge, and that
-of order 2 turns unstable far below it. At the end of training, discrete runs with slow v are near or below their edge,
-where the flow of order 2 is unstable. That is said of positive curvatures. All runs have saddle directions too, with
-negative curvatures, and every model leaves along these, at nearly the same rate.
+Claim: the real optimizer turns unstable at the discrete edge. The flows do not: those of order 1 have no edge, that of
+order 2 of [GT] is far below, and those of modified flows are above it from γ = .1 on, the less the higher the order. At
+the end of training, discrete runs with slow v are near or below their edge, where the flow of order 2 of [GT] is
+unstable. All have negative curvatures too, saddle directions, along which every model leaves at nearly the same rate.
 
 Source: [GT] = R. Gould and H. Tanaka, Continuous-Time Analysis of Adaptive Optimization and Normalization,
 arXiv:2411.05746, for the regions and flows; the edges are derivations of this project.
-Run time on 2 cores: 40 seconds; --quick 15 seconds; --full, a grid of 48 × 48 and 1000 iterations, about half an hour.
+Run time on 2 cores: 50 seconds; --quick 20 seconds; --full, a grid of 48 × 48 and 1000 iterations, about half an hour.
 """
 
 import dataclasses
+import functools
 import os
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -51,37 +53,32 @@ class Config:
     map_grid: int = 201
     plane_range: tuple[float, float] = (0.01, 0.9999)
     beta_range: tuple[float, float] = (0.5, 0.9999)
-    gamma_range: tuple[float, float] = (0.0, 0.99)
+    gamma_range: tuple[float, float] = (0.001, 0.99)  # above 0: flows have no filter with γ = 0 in an array
     curvatures: tuple[float, ...] = (1.0, 4.0, 40.0)
-    curvature_range: tuple[float, float] = (0.5, 1000.0)
-    measured_grid: int = 16
-    bracket: tuple[float, float] = (0.8, 1.25)
-    bisections: int = 16
+    curvature_range: tuple[float, float] = (0.5, 2000.0)
+    orders: tuple[int, ...] = (1, 2, 3, 4)
+    bracket: tuple[float, float] = (0.5, 4.0)
+    bisections: int = 20
     measured_steps: int = 400
     decay_range: tuple[float, float] = (0.0, 2.4)
     steps: int = 200
     learning_rate: float = 3e-3
     width: int = 32
-    sharpness_iterations: int = 32
     seed: int = 0
 
 
 CONFIGS = {
-    "quick": Config(grid=5, map_grid=41, measured_grid=6),
+    "quick": Config(grid=5, map_grid=41, orders=(1, 2, 3)),
     "default": Config(),
-    "full": Config(grid=48, map_grid=401, measured_grid=48, steps=1000),
+    "full": Config(grid=48, map_grid=401, steps=1000),
 }
 
-#: The models of the rows, in the order of the figure; of a flow only its settings count.
+#: The models of the rows, in their order; of a flow only its settings count.
 MODELS: dict[str, Any] = {
     "discrete": "discrete",
     "order 1": af.PaperFlow(af.adam(1.0)),
     "order 2": af.PaperFlow(af.adam(1.0), order=2),
-    "order 2, exact rate": af.PaperFlow(af.adam(1.0), order=2, rate="exact"),
 }
-ROWS = ("discrete", "order 1", "order 2")
-#: Flows have no filter with γ = 0 in an array: the axis starts just above it.
-LEAST_GAMMA = 1e-3
 
 
 def nines(low: float, high: float, points: int) -> np.ndarray:
@@ -90,8 +87,7 @@ def nines(low: float, high: float, points: int) -> np.ndarray:
 
 def compute(config: Config) -> figure.Data:
     """Maps by theory, runs on a quadratic, and a network trained at each (β, γ)."""
-    betas = nines(*config.beta_range, config.map_grid)
-    gammas = nines(max(LEAST_GAMMA, config.gamma_range[0]), config.gamma_range[1], config.map_grid)
+    betas, gammas = (nines(*ends, config.map_grid) for ends in (config.beta_range, config.gamma_range))
     plane = nines(*config.plane_range, config.map_grid)
     data: dict[str, Any] = {"plane": plane, "beta": betas, "gamma": gammas, "curvatures": config.curvatures}
     for kind in ("paper", "discrete"):
@@ -102,12 +98,26 @@ def compute(config: Config) -> figure.Data:
     for name, model in MODELS.items():
         diagram = af.analysis.phase_diagram(af.adam, numbers, np.array(config.curvatures), model=model)
         data |= {f"growth_{name}": diagram.growth, f"edge_{name}": diagram.critical_curvature}
+    edge, record = af.analysis.adaptive_edge(gammas), af.adam(1.0, gamma=jnp.asarray(gammas))
+    for order in config.orders:
+        # Each turns unstable once; the search of critical_curvature, from 0 on, takes three times as long.
+        growth = functools.partial(af.analysis.linear_stability, record, model=af.ModifiedFlow(record, order))
+        data[f"edge_modified {order}"] = bisect(config, edge, growth)
     decays = np.linspace(*config.decay_range, config.map_grid)
     curvature = np.geomspace(*config.curvature_range, config.map_grid)
-    numbers = {"learning_rate": 1.0, "gamma": 0.9, "weight_decay": decays}
-    diagram = af.analysis.phase_diagram(af.adamw, numbers, curvature)
-    data |= {"decay": decays, "curvature": curvature, "decay_growth": diagram.growth}
-    return data | {"decay_edge": diagram.critical_curvature} | measure_edge(config) | train(config)
+    diagram = af.analysis.phase_diagram(af.adamw, {"learning_rate": 1.0, "weight_decay": decays}, curvature)
+    data |= {"decay_growth": diagram.growth, "decay_edge": diagram.critical_curvature}
+    return data | {"decay": decays, "curvature": curvature} | measure_edge(config) | train(config)
+
+
+def bisect(config: Config, edge: Any, growth: Callable[[Any], Any]) -> np.ndarray:
+    """Where growth turns positive between two multiples of `edge`, elementwise; inf where it does not."""
+    low, high = ends = [factor * edge for factor in config.bracket]
+    for _ in range(config.bisections):
+        middle = (low + high) / 2
+        beyond = growth(middle) > 0
+        low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
+    return np.where(growth(ends[1]) > 0, (low + high) / 2, np.inf)
 
 
 def measure_edge(config: Config) -> dict[str, Any]:
@@ -123,33 +133,22 @@ def measure_edge(config: Config) -> dict[str, Any]:
         # From 1e-100 to 1, or beyond all limits: the gradient is no longer small against ε.
         return (run.outcome.code != 0) | (size.max() > 0) | (late > early)
 
-    def bisect(gamma: jax.Array, *bracket: jax.Array) -> tuple[jax.Array, ...]:
-        def halve(_: Any, ends: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-            middle = (ends[0] + ends[1]) / 2
-            beyond = grows(gamma, middle)
-            return jnp.where(beyond, ends[0], middle), jnp.where(beyond, middle, ends[1])
-
-        return jax.lax.fori_loop(0, config.bisections, halve, bracket)
-
-    gammas = jnp.asarray(nines(*config.gamma_range, config.measured_grid))
-    edge = af.analysis.adaptive_edge(gammas)
-    ends = jax.jit(jax.vmap(bisect))(gammas, *(factor * edge for factor in config.bracket))
-    return {"measured_gamma": gammas, "measured_edge": np.mean(ends, axis=0), "theory_edge": edge}
+    gammas = jnp.asarray(nines(*config.gamma_range, config.grid))
+    edge, growth = af.analysis.adaptive_edge(gammas), functools.partial(jax.jit(jax.vmap(grows)), gammas)
+    return {"measured_gamma": gammas, "measured_edge": bisect(config, edge, growth), "theory_edge": edge}
 
 
 def train(config: Config) -> dict[str, Any]:
     """The preconditioned sharpness of a network at the end of training, for each (β, γ), and the growth rates there."""
     problem = af.problems.mlp(widths=(config.width,), seed=config.seed)
-    betas = nines(*config.beta_range, config.grid)
-    gammas = nines(max(LEAST_GAMMA, config.gamma_range[0]), config.gamma_range[1], config.grid)
+    betas, gammas = (nines(*ends, config.grid) for ends in (config.beta_range, config.gamma_range))
 
     def run(decays: tuple[float, float]) -> list[Any]:
         optimizer = af.adam(config.learning_rate, *decays)
-        look = af.analysis.observe_sharpness(optimizer, problem.loss, iterations=config.sharpness_iterations)
+        look = af.analysis.observe_sharpness(optimizer, problem.loss)
         result = af.iterate(optimizer, problem.loss, problem.params, config.steps, save_at=[config.steps], observe=look)
-        if not result.outcome.successful:
-            return [np.nan] * 3
-        return [result.observed.value[0], result.observed.residual[0], result.observed.lowest[0]]
+        seen = result.observed
+        return [seen.value[0], seen.residual[0], seen.lowest[0]] if result.outcome.successful else [np.nan] * 3
 
     pairs = [(float(beta), float(gamma)) for beta in betas for gamma in gammas]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -162,16 +161,11 @@ def train(config: Config) -> dict[str, Any]:
     records = jax.vmap(lambda gamma: af.adam(1.0, gamma=gamma))(jnp.asarray(gammas))
     for end, values in (("curvature", sharpness), ("lowest", lowest)):
         curvature = data[f"net_{end}"] = config.learning_rate * values
-        for name in ROWS:
+        for name in MODELS:
             rates = af.analysis.linear_stability(records, np.nan_to_num(curvature), model=MODELS[name])
             rates = np.log(rates) if name == "discrete" else rates
             data[f"net_{end}_growth_{name}"] = np.where(np.isfinite(curvature), rates, np.nan)
     return data
-
-
-def own_mode(beta: np.ndarray, name: str) -> np.ndarray:
-    """The growth rate of v's own mode, in a column."""
-    return np.log(beta)[:, None] if name == "discrete" else -((1 - beta) / beta)[:, None]
 
 
 def check(data: figure.Data) -> list[figure.Claim]:
@@ -183,6 +177,8 @@ def claims_of_theory(data: figure.Data) -> list[figure.Claim]:
     error = np.abs(data["measured_edge"] / data["theory_edge"] - 1)
     order_2, order_1, discrete = (data[f"edge_{name}"] for name in ("order 2", "order 1", "discrete"))
     at = int(np.argmin(np.abs(data["gamma"] - 0.9)))
+    first, *others = (edge for name, edge in data.items() if name.startswith("edge_modified"))
+    falling = np.diff([*others, discrete], axis=0)[:, data["gamma"] >= 0.1] < 0
     return [
         figure.Claim(
             "the region C > 0 of [GT] lies strictly inside that of the discrete optimizer, γ² < β",
@@ -195,9 +191,15 @@ def claims_of_theory(data: figure.Data) -> list[figure.Claim]:
             {"gammas": error.size, "largest_relative_error": error.max(), "largest_edge": data["measured_edge"].max()},
         ),
         figure.Claim(
-            "the flow of order 1 has no edge, and that of order 2 lies below the discrete edge wherever γ > 1/2",
+            "the flow of order 1 of [GT] has no edge, and that of order 2 is below the discrete edge wherever γ > 1/2",
             bool(np.all(np.isinf(order_1)) and np.all((order_2 < discrete)[data["gamma"] > 0.5])),
             {"gamma": data["gamma"][at], "discrete": discrete[at], "order_2": order_2[at]},
+        ),
+        figure.Claim(
+            "modified flows: order 1 has no edge; for γ ≥ .1 others fall with the order, all above the discrete one",
+            bool(np.all(np.isinf(first)) and np.all(falling)),
+            {f"order_{p}": edge[at] for p, edge in enumerate(others, 2)}
+            | {f"order_{p}_to_discrete": (edge / discrete)[-1] for p, edge in enumerate(others, 2)},
         ),
     ]
 
@@ -206,9 +208,9 @@ def claims_of_network(data: figure.Data) -> list[figure.Claim]:
     curvature, beta = data["net_curvature"], data["net_beta"][:, None]
     done = np.isfinite(curvature)
     ratio = curvature / af.analysis.adaptive_edge(data["net_gamma"])
-    beyond = {name: data[f"net_curvature_growth_{name}"][done] > 0 for name in ROWS[::2]}
+    beyond = {name: data[f"net_curvature_growth_{name}"][done] > 0 for name in ("discrete", "order 2")}
     between, numbers = beyond["order 2"] & ~beyond["discrete"], {name: x.mean() for name, x in beyond.items()}
-    leaving = {name: data[f"net_lowest_growth_{name}"][done] for name in ROWS}
+    leaving = {name: data[f"net_lowest_growth_{name}"][done] for name in MODELS}
     spread = np.ptp(list(leaving.values()), axis=0) / leaving["discrete"]
     residual = np.max((data["net_residual"] / curvature)[done])
     slow, bounded = done & (beta >= 0.99), data["net_exponent"] > 0
@@ -234,9 +236,7 @@ def claims_of_network(data: figure.Data) -> list[figure.Claim]:
             bool(all(np.all(rate > 0) for rate in leaving.values())),
             {"saddles": int(np.sum(data["net_lowest"] < 0)), **rates, "spread": float(np.median(spread))},
         ),
-        figure.Claim(
-            "residuals of the largest curvatures are below 1e-3 of them", bool(residual < 1e-3), {"largest": residual}
-        ),
+        figure.Claim("residuals of the largest curvatures are below .1%", bool(residual < 1e-3), {"largest": residual}),
     ]
 
 
@@ -250,21 +250,20 @@ def draw(data: figure.Data) -> Figure:
 
 def draw_top(data: figure.Data, axes: Any) -> None:
     left, middle, right = axes
-    plane, gamma = data["plane"], data["gamma"]
-    levels = [-8, -2, -0.5, -0.1, -0.01, 0.01, 0.1, 0.5, 2, 8]
+    plane, levels = data["plane"], [-8, -2, -0.5, -0.1, -0.01, 0.01, 0.1, 0.5, 2, 8]
     phase.regions(left, plane, plane, data["exponent_paper"], levels, dashed=data["exponent_discrete"])
     phase.name(left, 0.997, 0.75, "B₊: bounded")
     phase.name(left, 0.7, 0.995, "B₋: grows")
     phase.name(left, 0.99, 0.99, "B₀")
     left.set_title("a  C(β, γ) [GT]; dashed: γ² = β")
 
-    edges = {name: data[f"edge_{name}"] for name in MODELS}
-    phase.edges(middle, gamma, edges, data["curvature"])
+    edges = {name.removeprefix("edge_"): edge for name, edge in data.items() if name.startswith("edge_")}
+    phase.edges(middle, data["gamma"], edges, data["curvature"])
     phase.measured(middle, data["measured_gamma"], data["measured_edge"], "measured edge")
-    phase.name(middle, 0.6, 100.0, "unstable")
-    phase.name(middle, 0.95, 20.0, "discrete step stable,\nflow of order 2 unstable")
-    middle.legend(loc="lower right")
-    middle.set_title("b  Edges of stability (order 1: none)")
+    phase.name(middle, 0.65, 80.0, "unstable")
+    phase.name(middle, 0.95, 9.0, "discrete step stable,\norder 2 of [GT] unstable")
+    middle.legend(loc="upper left", bbox_to_anchor=(0.05, 1.0))
+    middle.set_title("b  Edges of stability (flows of order 1 have none)")
 
     plane, levels = (data["decay"], data["curvature"], data["decay_growth"].T), np.linspace(-0.15, 0.15, 13)
     filled = right.contourf(*plane, levels, cmap="PuOr_r", extend="both")
@@ -278,14 +277,15 @@ def draw_top(data: figure.Data, axes: Any) -> None:
 
 def draw_maps(data: figure.Data, part: Any, axes: Any) -> None:
     filled, last = None, len(data["curvatures"])
-    for row, name in enumerate(ROWS):
+    for row, name in enumerate(MODELS):
         for column, ax in enumerate(axes[row]):
             if column == last:
                 x, y, rates = data["net_beta"], data["net_gamma"], data[f"net_curvature_growth_{name}"]
             else:
                 x, y, rates = data["beta"], data["gamma"], data[f"growth_{name}"][:, column]
-            filled = phase.growth(ax, x, y, np.maximum(rates, own_mode(x, name) + np.zeros_like(y)), 3.0)
-            phase.border(ax, x, y, rates - own_mode(x, name))
+            of_v = (np.log(x) if name == "discrete" else -(1 - x) / x)[:, None] + np.zeros_like(y)
+            filled = phase.growth(ax, x, y, np.maximum(rates, of_v), 3.0)
+            phase.border(ax, x, y, rates - of_v)
             what = "digits MLP" if column == last else f"ηs = {data['curvatures'][column]:g}"
             ax.set_title(f"{'def'[row]}{column + 1}  {name}, {what}")
     phase.name(axes[0, 0], 0.88, 0.97, "θ slowest")

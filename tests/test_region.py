@@ -87,6 +87,39 @@ def test_identity_map_is_its_elementwise_functions(kind, rate):
             assert point.region == af.analysis.region_sign(beta, gamma, kind, rate)
 
 
+def test_identity_flows_are_read_by_the_rates_of_their_filters():
+    record = af.adam(1e-3)
+    flows = {
+        "exact": [af.PaperFlow(record, rate="exact"), af.PaperFlow(record, 2, "exact"), af.ModifiedFlow(record, 1)],
+        "paper": [af.PaperFlow(record), af.PaperFlow(record, 2)],
+    }
+    for rate, same in flows.items():
+        expected = af.analysis.region(BETAS, GAMMAS, iteration=7, kind="flow", rate=rate)
+        # The argument is for kinds given by name: for a flow the wrong one changes nothing.
+        other = "paper" if rate == "exact" else "exact"
+        maps = af.analysis.region(BETAS, GAMMAS, iteration=7, kind=same, rate=other)
+        assert list(maps.kind.values) == [flow.name for flow in same]
+        for flow in same:
+            xr.testing.assert_equal(maps.sel(kind=flow.name, drop=True), expected.drop_vars("kind"))
+    mixed = af.analysis.region(BETAS, GAMMAS, kind=["flow", flows["paper"][0]])
+    assert not mixed.exponent.sel(kind="flow").equals(mixed.exponent.sel(kind=flows["paper"][0].name))
+
+
+@pytest.mark.parametrize("order", [2, 3, 5])
+def test_identity_modified_flows_have_the_exact_region_and_no_bound_beyond_order_one(order):
+    flow = af.ModifiedFlow(af.adam(1e-3), order)
+    found = af.analysis.region(BETAS, GAMMAS, iteration=np.array([1, 100]), kind=flow)
+    expected = af.analysis.region(BETAS, GAMMAS, iteration=np.array([1, 100]), kind="flow", rate="exact")
+    assert str(found.kind.values) == f"modified flow of order {order}"
+    xr.testing.assert_equal(
+        found[["exponent", "region"]].drop_vars("kind"), expected[["exponent", "region"]].drop_vars("kind")
+    )
+    discrete = af.analysis.region(BETAS, GAMMAS, kind="discrete")
+    np.testing.assert_array_equal(found.region, discrete.region)
+    assert found.log_bound.shape == expected.log_bound.shape
+    assert bool(found.log_bound.isnull().all())
+
+
 def test_identity_names_of_axes_units_and_flags(tmp_path):
     plain = af.analysis.region(BETAS, GAMMAS)
     assert all(plain[name].dims == ("beta", "gamma") for name in ("exponent", "log_bound", "region"))
@@ -160,3 +193,10 @@ def test_failure_under_tracing_names_the_elementwise_functions():
         jax.jit(lambda n: af.analysis.region(BETAS, GAMMAS, iteration=n).log_bound.values)(5)
     with pytest.raises(ValueError, match=r"beta must lie in \(0, 1\), got 1.5; .*b2 in optax"):
         af.analysis.region_sign(1.5, 0.9)
+
+
+@pytest.mark.parametrize("flow", [af.MapFlow, af.MemorylessFlow])
+def test_failure_flows_without_rates_name_the_discrete_kind(flow):
+    message = rf"got {flow.__name__}; a flow that follows the discrete step .*: take kind='discrete'"
+    with pytest.raises(TypeError, match=message):
+        af.analysis.region(BETAS, GAMMAS, kind=["paper", flow(af.adam(1e-3))])

@@ -5,7 +5,7 @@ It writes (β, γ) for the decays of the second and the first moment, where PyTo
 """
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import xarray as xr
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from adamflow.analysis._numbers import with_namespace
 from adamflow.analysis.bounds import check_decays, check_kind, growth_rate, has_paper_rates, log_update_bound
 from adamflow.checks import check_range, is_concrete
+from adamflow.flows import AbstractFlow, ModifiedFlow, PaperFlow
 from adamflow.types import Numbers
 
 Betas: TypeAlias = Float[Array | np.ndarray, "beta"] | Sequence[float]
@@ -82,7 +83,7 @@ def region(
     gammas: Gammas,
     *,
     iteration: Numbers = 100,
-    kind: str | Sequence[str] = "paper",
+    kind: str | AbstractFlow | Sequence[str | AbstractFlow] = "paper",
     rate: str = "exact",
 ) -> xr.Dataset:
     r"""The exponent, the logarithm of the bound and the region of bounded updates on a grid of (β, γ).
@@ -100,23 +101,30 @@ def region(
     Everything is computed in float64 by NumPy. Inside a program of jax, use the functions in the last column, which
     work elementwise under jit and vmap.
 
+    A flow stands for kind "flow" with the rates of its own filters. Those of `ModifiedFlow` forget exactly as αⁿ at
+    every order, so exponent and region are those of the exact rates. From order 2 on `log_bound` is nan: derivatives of
+    the gradient drive the filters, and where it changes within a fraction of an iteration, on a cliff of the loss, the
+    direction can exceed the bound of order 1 more than tenfold.
+
     Args:
         betas: decays β of the second moment, shape (beta,), increasing, inside (0, 1). [GT] writes (β, γ) where PyTorch
             and optax write (b2, b1).
         gammas: decays γ of the first moment, shape (gamma,), increasing, inside (0, 1).
         iteration: the iteration n ≥ 0 of the bound, a number or an array of shape (iteration,).
-        kind: "paper", "flow" or "discrete" as in `update_bound`, or a sequence of these.
-        rate: the rates of the flow's filters, "exact" or "paper". Only kind "flow" depends on it.
+        kind: "paper", "flow" or "discrete" as in `update_bound`, a `PaperFlow` or `ModifiedFlow`, or a sequence of
+            these. Of a flow its order and rate count, and not the optimizer that it holds.
+        rate: the rates of the flow's filters, "exact" or "paper". Only kind "flow", the string, depends on it.
 
     Returns:
         A Dataset of the three variables with dimensions ("beta", "gamma"). If `kind` is a sequence, all have a leading
-        dimension "kind". If `iteration` is an array, `log_bound` has a dimension "iteration" before "beta". Each has
-        attributes `long_name`, `units` and `source`; `region` has the `flag_values` and `flag_meanings` of the CF
-        conventions. The attribute `rate` keeps the argument.
+        dimension "kind", with flows under their names. If `iteration` is an array, `log_bound` has a dimension
+        "iteration" before "beta". Each has attributes `long_name`, `units` and `source`; `region` has the `flag_values`
+        and `flag_meanings` of the CF conventions. The attribute `rate` keeps the argument.
 
     Raises:
         ValueError: `betas` or `gammas` is not one-dimensional and increasing inside (0, 1), or is traced by jax;
             `iteration` has more than one dimension or is negative; `kind` or `rate` is unknown.
+        TypeError: `kind` is another flow, such as `MapFlow`, which follows the discrete step: "discrete" is its kind.
 
     Source: [GT] for "paper"; derivation of this project for the others.
 
@@ -129,23 +137,24 @@ def region(
     """
     beta, gamma = _axis("betas", betas), _axis("gammas", gammas)
     n = _iterations(iteration)
-    kinds = (kind,) if isinstance(kind, str) else tuple(kind)
+    single_kind = isinstance(kind, str | AbstractFlow)
+    kinds = [_read_kind(each, rate) for each in ((kind,) if single_kind else kind)]
     if not kinds:
         raise ValueError("kind must name at least one of 'paper', 'flow', 'discrete', got an empty sequence")
-    maps = [_map(beta, gamma, n, each, rate) for each in kinds]
+    maps = [_map(beta, gamma, n, each) for each in kinds]
     coordinates = {
-        "kind": ("kind", list(kinds), {"long_name": "whose bound"}),
+        "kind": ("kind", [each.name for each in kinds], {"long_name": "whose bound"}),
         "iteration": ("iteration", np.atleast_1d(n), {"long_name": "iteration n", "units": "1"}),
         "beta": ("beta", beta, {"long_name": "decay β of the second moment (b2 in PyTorch and optax)", "units": "1"}),
         "gamma": ("gamma", gamma, {"long_name": "decay γ of the first moment (b1 in PyTorch and optax)", "units": "1"}),
     }
-    source = "; ".join(_SOURCES[each] for each in dict.fromkeys(kinds))
+    source = "; ".join(_SOURCES[each] for each in dict.fromkeys(each.kind for each in kinds))
     variables = {}
     for name, attributes in _ATTRIBUTES.items():
         dims = ("kind", "iteration", "beta", "gamma") if name == "log_bound" else ("kind", "beta", "gamma")
         variables[name] = dims, np.stack([each[name] for each in maps]), {**attributes, "source": source}
     grid = xr.Dataset(variables, coordinates, {"rate": rate, "references": _ARTICLE})
-    single = {"kind": isinstance(kind, str), "iteration": n.ndim == 0}
+    single = {"kind": single_kind, "iteration": n.ndim == 0}
     return grid.isel({name: 0 for name, drops in single.items() if drops})
 
 
@@ -161,12 +170,36 @@ _ATTRIBUTES: dict[str, dict[str, Any]] = {
 }
 
 
-def _map(beta: np.ndarray, gamma: np.ndarray, n: np.ndarray, kind: str, rate: str) -> dict[str, Any]:
-    column = beta[:, None]
+class _Kind(NamedTuple):
+    """What a map is of: its name, kind and rate, and whether a bound is known."""
+
+    name: str
+    kind: str
+    rate: str
+    bounded: bool = True
+
+
+def _read_kind(kind: Any, rate: str) -> _Kind:
+    if isinstance(kind, PaperFlow):
+        return _Kind(kind.name, "flow", kind.rate)
+    if isinstance(kind, ModifiedFlow):
+        return _Kind(kind.name, "flow", "exact", kind.order == 1)
+    if isinstance(kind, AbstractFlow):
+        raise TypeError(
+            "kind must be a flow whose filters forget at rates known as exact or paper, af.PaperFlow or "
+            f"af.ModifiedFlow, got {type(kind).__name__}; a flow that follows the discrete step without such filters "
+            "shares its region: take kind='discrete'"
+        )
+    return _Kind(kind, kind, rate)
+
+
+def _map(beta: np.ndarray, gamma: np.ndarray, n: np.ndarray, kind: _Kind) -> dict[str, Any]:
+    arguments = beta[:, None], gamma, kind.kind, kind.rate
+    log_bound = log_update_bound(*arguments[:2], np.atleast_1d(n)[:, None, None], *arguments[2:])
     return {
-        "exponent": -2 * growth_rate(column, gamma, kind, rate),
-        "log_bound": log_update_bound(column, gamma, np.atleast_1d(n)[:, None, None], kind, rate),
-        "region": region_sign(column, gamma, kind, rate),
+        "exponent": -2 * growth_rate(*arguments),
+        "log_bound": log_bound if kind.bounded else np.full_like(log_bound, np.nan),
+        "region": region_sign(*arguments),
     }
 
 

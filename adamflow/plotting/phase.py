@@ -4,6 +4,7 @@ Axes of decays run in −log₁₀(1 − x), since decays crowd at 1. Colours ar
 is unstable is hatched too.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ from matplotlib.colors import SymLogNorm
 from matplotlib.contour import QuadContourSet
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-_BLUE, _VERMILLION, _GREEN, _ORANGE, _BLACK = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#000000"
+_BLUE, _VERMILLION, _GREEN, _ORANGE, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7"
+_BLACK = "#000000"
 _TICKS = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999)
 _OUTLINE = [effects.Stroke(linewidth=3, foreground="white"), effects.Normal()]
 
@@ -143,10 +145,11 @@ def edges(
     decay_scale(ax.xaxis, gamma, "γ (first moment, b1)")
     ax.set_yscale("log")
     ax.set_ylim(curvature[0], curvature[-1])
-    styles = zip((_VERMILLION, _BLUE, _GREEN, _ORANGE), ("-", "--", "-.", ":"), strict=True)
-    for (name, edge), (colour, style) in zip(edges.items(), styles, strict=False):
-        if np.isfinite(edge).any():
-            ax.plot(gamma, edge, style, color=colour, linewidth=2.2, label=name, path_effects=_OUTLINE)
+    drawn = {name: edge for name, edge in edges.items() if np.isfinite(edge).any()}
+    colours = itertools.cycle((_VERMILLION, _BLUE, _GREEN, _ORANGE, _PURPLE))
+    # Four styles to five colours: together they tell 20 lines apart.
+    for (name, edge), colour, style in zip(drawn.items(), colours, itertools.cycle(("-", "--", "-.", ":"))):
+        ax.plot(gamma, edge, style, color=colour, linewidth=2.2, label=name, path_effects=_OUTLINE)
     ax.set_ylabel("ηs")
     return ax
 
