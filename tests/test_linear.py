@@ -114,6 +114,18 @@ def test_identity_edge_is_where_stability_changes(k, strategy):
         assert excess[-1] > 0
 
 
+@pytest.mark.slow
+def test_formula_edges_of_map_flows_are_those_of_the_truncated_logarithm():
+    # Order p maps a multiplier z of the step to the rate Σ_k (−1)^{k+1} (z − 1)^k / k.
+    record = af.adam(1.0, gamma=0.9)
+    assert np.isinf(af.analysis.critical_curvature(record, model=af.MapFlow(record, 3)))
+    edge = float(af.analysis.critical_curvature(record, model=af.MapFlow(record, 4)))
+    for factor, stable in ((0.999, True), (1.001, False)):
+        change = np.linalg.eigvals(np.array([[1 - 0.1 * factor * edge, -0.9], [0.1 * factor * edge, 0.9]])) - 1
+        rates = sum((-1) ** (k + 1) * change**k / k for k in range(1, 5))
+        assert (rates.real.max() < 0) == stable
+
+
 def test_identity_no_curvature_is_stable_beyond_a_weight_decay_of_two():
     edges = [af.analysis.critical_curvature(af.adamw(1.0, weight_decay=decay)) for decay in (1.9, 2.0, 2.5)]
     assert edges[0] == pytest.approx(1.9, rel=1e-9)

@@ -168,8 +168,12 @@ def _by_search(optimizer: Optimizer, model: Model) -> Array:
 
 def _first_crossing(optimizer: Optimizer, model: Model) -> Array:
     def excess(log: Array, _: Any = None) -> Array:
-        measured = linear_stability(optimizer, jnp.exp(log) / optimizer.learning_rate, model=model)
-        return measured - (1.0 if model == "discrete" else 0.0)
+        curvature = jnp.exp(log) / optimizer.learning_rate
+        measured = linear_stability(optimizer, curvature, model=model)
+        # The rates of a flow of high order grow as powers of ηs: a small one drowns in the rounding of the largest.
+        largest = jnp.max(jnp.abs(linear_system(optimizer, curvature, model=model)))
+        rounding = 8 * jnp.finfo(largest.dtype).eps * largest
+        return measured - (1.0 if model == "discrete" else 0.0) - rounding
 
     logs = jnp.asarray(_LOG_SAMPLES, jnp.result_type(optimizer.learning_rate))
     unstable = jax.vmap(excess)(logs) > 0
