@@ -1,7 +1,8 @@
 """Ratios of adamflow's times to those of a peer or a baseline, in turn in one run: medians, as a table and json.
 
-Run it with `make bench`, or `python bench/run.py --out bench.json`. A ratio below 1 means that adamflow is faster. Both
-sides are warm; the time of the first call, compilation included, stands in the last columns.
+Run it with `make bench`, or `python bench/run.py --out bench.json`. A ratio below 1 means that adamflow is faster; in
+the rows of vector fields it is what an evaluation costs, in gradients. Both sides are warm; the time of the first call,
+compilation included, stands in the last columns.
 """
 
 import argparse
@@ -129,6 +130,27 @@ def eigenvalues(name: str, model: Any, repeats: int) -> Row:
     return Row(f"dominant eigenvalues, 256 x 256, {name} / numpy.linalg.eigvals", ours, theirs, repeats)
 
 
+def evaluation(where: str, problem: af.Problem, flow: af.AbstractFlow, repeats: int) -> Row:
+    """One vector field of a flow against one gradient: what an evaluation costs, in gradients."""
+    state = flow.initial_state(problem.loss, problem.params)
+    field = jax.jit(lambda state: flow.vector_field(0.0, state, problem.loss))
+    gradient = jax.jit(jax.grad(problem.loss))
+    name = f"vector field, {flow.name}, {where} / gradient"
+    return Row(name, lambda: field(state), lambda: gradient(problem.params), repeats)
+
+
+def evaluations(repeats: int) -> list[Row]:
+    """Gradient equivalents: by time, where `gradient_equivalents` of a flow counts without what XLA merges."""
+    optimizer, rows = af.adam(1e-3), []
+    small = af.problems.char_transformer(layers=1, heads=2, width=32, context=32, batch_size=8)
+    # Order 5 compiles for a minute on a transformer.
+    for where, problem, highest in (("perceptron", af.problems.mlp(), 5), ("transformer", small, 4)):
+        flows = [af.ModifiedFlow(optimizer, order) for order in range(1, highest + 1)]
+        flows += [af.MapFlow(optimizer, 2), af.MemorylessFlow(optimizer)]
+        rows += [evaluation(where, problem, flow, repeats) for flow in flows]
+    return rows
+
+
 def rows() -> list[Row]:
     pairs = [(0.999, 0.9), (0.95, 0.9), (0.95, 0.5), (0.9999, 0.5)]
     return [
@@ -140,6 +162,7 @@ def rows() -> list[Row]:
         eigenvalues("flow of order 1", af.PaperFlow(af.adam(1.0)), 20),
         eigenvalues("flow of order 2", af.PaperFlow(af.adam(1.0), order=2), 20),
         *(continuous(beta, gamma, 5) for beta, gamma in pairs),
+        *evaluations(20),
     ]
 
 

@@ -17,18 +17,9 @@ from tests.stages import AdaBeliefStage, AdaFomStage, AMSGradStage
 SPAN = 1.6
 PRECISE = {"solver": diffrax.Tsit5(), "rtol": 1e-11, "atol": 1e-13}
 
-
-class Quartic(eqx.Module):
-    """The loss ½ Σ aᵢθᵢ² + ¼ Σ θᵢ⁴ + (Σ θᵢ)²/40, whose gradient is positive where all θ are."""
-
-    curvatures: jax.Array
-
-    def __call__(self, params):
-        bowl = jnp.sum(self.curvatures * params**2) / 2 + jnp.sum(params**4) / 4
-        return bowl + jnp.sum(params) ** 2 / 40
-
-
-LOSS, START = Quartic(jnp.array([0.5, 1.0, 1.5, 2.0, 3.0, 4.0])), jnp.array([3.0, 2.5, 2.8, 3.2, 2.6, 3.4])
+#: Its gradient is positive where all θ are.
+PROBLEM = af.problems.quartic(start=[3.0, 2.5, 2.8, 3.2, 2.6, 3.4])
+LOSS, START = PROBLEM.loss, PROBLEM.params
 ADAMW = {"beta": 0.999, "gamma": 0.9, "weight_decay": 0.1}
 COARSE = 0.04
 
@@ -144,3 +135,62 @@ def test_failure_orders_and_records_that_have_none(unchecked):
         af.ModifiedFlow(af.Optimizer(1e-3, (AMSGradStage(0.99, 0.9),)))
     with pytest.raises(TypeError, match="ModifiedFlow needs constant decays, but one of AdaFomStage depends"):
         af.ModifiedFlow(af.Optimizer(1e-3, (AdaFomStage(0.9),)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", [4, 5])
+def test_order_four_and_five_where_no_filter_is_fast(order):
+    # Without m the rate is A = .01: what v leaves in the first iterations, A⁴/720 of it, is below rounding. With m that
+    # part, of order 2 in η, is seen: at γ = .5 it rules order 4; at γ = .9 slopes are 4.3 and 5.9 until it does.
+    coarse, fine = errors(af.rmsprop, lambda record: af.ModifiedFlow(record, order), beta=0.99)
+    assert order - 0.25 < np.log2(coarse / fine) < order + 0.25
+
+
+def test_formula_stats_count_derivatives_of_the_gradient_as_two():
+    # Of order 2: a gradient in the first pass; in the second one more, merged with the first, and its derivative.
+    flow, steps = af.ModifiedFlow(af.adamw(COARSE, **ADAMW), 2), 2 * round(SPAN / COARSE)
+    run = af.solve(flow, LOSS, START, steps, **PRECISE)
+    attempted = run.stats.accepted_steps + run.stats.rejected_steps
+    # Tsit5 takes six vector fields in an attempted step and one before the first.
+    assert run.stats.gradient_evaluations == 1 + (1 + 2) * (1 + 6 * attempted)
+
+
+def test_failure_losses_with_kinks_are_named_and_run():
+    def kinked(params):
+        return jnp.sum(jax.nn.relu(params) ** 2) + jnp.sum(jnp.clip(params, -1.0, 1.0))
+
+    flow = af.ModifiedFlow(af.adam(1e-3), 2)
+    with pytest.warns(UserWarning, match="of order 2 differentiates the loss 3 times, but .*take a smooth activation"):
+        assert np.isfinite(flow.initial_state(kinked, START).filters[0]["first_moment"]).all()
+    # Smooth functions whose programs compare and bound: no warning, which would be an error here.
+    flow.initial_state(lambda x: jax.nn.softplus(x).sum() + jax.nn.logsumexp(x) + jax.nn.gelu(x).sum(), START)
+    af.ModifiedFlow(af.adam(1e-3), 1).initial_state(kinked, START)
+
+
+class Drifting(eqx.Module):
+    """A loss times e^(rate n), with the iteration as its batch."""
+
+    loss: eqx.Module
+    rate: jax.Array
+
+    def __call__(self, params, n):
+        return jnp.exp(self.rate * n) * self.loss(params)
+
+
+@pytest.mark.parametrize(("beta", "gamma", "order"), [(0.9, 0.9, 2), (0.95, 0.9, 1), (0.9, 0.95, 1)])
+def test_order_of_a_drifting_scale_is_two_at_equal_decays(beta, gamma, order):
+    # u = Σ wₖ g e^{−ck} / √(Σ wₖ g² e^{−2ck}): to first order in c the mean ages of both filters cancel.
+    moved = []
+    for eta in (0.004, 0.002):
+        ends = [
+            af.iterate(
+                af.adam(eta, beta, gamma),
+                Drifting(LOSS, jnp.asarray(c * eta)),
+                START,
+                round(SPAN / 0.002),
+                batches=jnp.asarray,
+            ).params[: round(SPAN / eta)]
+            for c in (0.0, 1.0)
+        ]
+        moved.append(float(jnp.abs(ends[1] - ends[0]).max()))
+    assert order - 0.2 < np.log2(moved[0] / moved[1]) < order + 0.2

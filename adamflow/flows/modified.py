@@ -2,6 +2,7 @@
 
 import functools
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from adamflow.checks import check_count
 from adamflow.flows import averages
 from adamflow.flows.averages import AbstractAveragesFlow, FlowState
 from adamflow.flows.flow import Start
+from adamflow.flows.smoothness import has_kinks
 from adamflow.optimizers import Optimizer, Signal
 from adamflow.types import Filters, Loss, Params, Scalar
 
@@ -37,19 +39,21 @@ class ModifiedFlow(AbstractAveragesFlow):
     with Bernoulli's numbers $B_j/j! = 1, -\tfrac12, \tfrac1{12}, 0, \dots$ and
     $\sum_j c_j y^j = (1 + y/A)(1-\alpha)/(1-\alpha e^{-y})$. At n = 0 the first gradient has been consumed, and bias
     correction divides by $1-\alpha^{n+1}$, as in `PaperFlow`, which with order 1 and the exact rate is this flow for
-    p = 1. The error against the iterates at fixed ηn is $O(\eta^p)$ for smooth losses, while no coordinate of the
-    gradient crosses zero: there, with ε = 0, u is not smooth, and order 1 remains.
+    p = 1. The error against the iterates at fixed ηn is $O(\eta^p)$ once filters have settled, for smooth losses, while
+    no coordinate of the gradient crosses zero. Where one does, order 1 remains if ε = 0, and at most 3 if ε stands
+    outside the root; with ε inside nothing is lost.
 
     What is fast in n is only as exact as the truncated series at its rate A: a part $\alpha^n$ of u is integrated with
     a relative error of about $A^p B_p/p!$, whatever η. With bias correction such parts are of size η and die out in
-    the first 1/A iterations. Without it, or where a filter starts far from its input (AdaBelief), they are of size 1:
-    a small error of order η remains. `start=` of `af.solve` leaves the first iterations to the optimizer.
+    the first 1/A iterations: from n = 0 a small error of order 2 remains beside $O(\eta^p)$, 1e-10 at p = 4, γ = .9,
+    η = .01. Without it, or where a filter starts far from its input (AdaBelief), they are of size 1, and a small error
+    of order 1 remains. `start=` of `af.solve` leaves the first iterations to the optimizer.
 
     $D^j$ is the derivative along this flow itself. The equations of order p need it from those of order p − 1 alone,
     so it is found from p passes, each of which differentiates the gradient once along a Taylor polynomial of the path
-    by nested forward mode. XLA merges what nesting repeats: measured on a perceptron, derivatives up to 1, 2, 3, 4
-    cost 1.9, 2.3, 3.6, 4.7 gradients (2.5, 6.4, 12, 19 on a small transformer, where the Taylor mode of jax costs the
-    same), so that one evaluation at p = 1, …, 5 costs the sums of these: 1, 3, 5, 9, 14 gradients.
+    by nested forward mode (the Taylor mode of jax costs the same). XLA merges what nesting repeats: an evaluation takes
+    the time of some 1, 2, 5, 10, 21 gradients for p = 1, …, 5 on a perceptron, and 1, 2.3, 8, 14, 27 on a small
+    transformer (`make bench`).
 
     Args:
         optimizer: a record whose memory consists of averages alone, with constant decays (Adam, AdamW, RMSprop, sign
@@ -61,7 +65,10 @@ class ModifiedFlow(AbstractAveragesFlow):
         TypeError: if a stage keeps memory that is no average, asks for differences of its input, or has decays that
             depend on the iteration.
 
-    Source: derivation of this project.
+    Warns:
+        UserWarning: if order > 1 and the loss has kinks, as far as its program shows them: relu, clip, elu.
+
+    Source: derivation of this project, step by step in docs/modified-flows.md.
 
     Example:
         >>> import adamflow as af, diffrax
@@ -97,6 +104,13 @@ class ModifiedFlow(AbstractAveragesFlow):
         return 1 + self.order * (self.order - 1)
 
     def initial_state(self, loss: Loss, params: Params, start: Start | None = None) -> FlowState:
+        if self.order > 1 and has_kinks(loss, params):
+            warnings.warn(
+                f"{self.name} differentiates the loss {self.order + 1} times, but the loss bounds numbers by a "
+                "constant or compares them with one, as relu and clip do. Where it has kinks the flow is of order 1; "
+                "take a smooth activation such as tanh, gelu or softplus, or order=1 at a third of the cost",
+                stacklevel=2,
+            )
         return averages.initial_state(self.optimizer, loss, params, start)[0]
 
     def vector_field(self, time: Scalar, state: FlowState, loss: Loss) -> FlowState:

@@ -24,8 +24,10 @@ class PaperFlow(AbstractAveragesFlow):
         order 2:  dθ/dn + ½ d²θ/dn² = −η (λθ + u),   dθ/dn = −η (λθ + u) at n = 0
 
     which is λθ + θ' (+ (η/2) θ'') = −u in the time t = ηn of [GT]. At n = 0 the first gradient has been consumed,
-    x̄(0) = (1−α) f(x(0)), and bias correction divides by 1 − αⁿ⁺¹, so that x̄(n) stands beside x̄ₙ. Both orders follow
-    the iterates to O(η): order 2 models θ'' but not the filters.
+    x̄(0) = (1−α) f(x(0)), and bias correction divides by 1 − αⁿ⁺¹, so that x̄(n) stands beside x̄ₙ. From n = 0 both
+    orders follow the iterates to O(η): with the paper's rate filters forget their start too fast, with the exact one
+    they lag behind their input by half an iteration less than the iterates' do. Once filters have settled
+    (`start=` of `af.solve`), order 2 with the paper's rate is of order 2.
 
     Args:
         optimizer: a record whose memory consists of averages alone (Adam, AdamW, RMSprop, sign descent, k-Adam).
