@@ -108,6 +108,41 @@ def continuous(beta: float, gamma: float, repeats: int) -> Row:
     return Row(f"solve, chain(10), beta {beta}, gamma {gamma} / diffrax's Kvaerno5", ours, diffrax_alone, repeats)
 
 
+def collocation(
+    where: str, problem: af.Problem, numbers: tuple[float, float, float], steps: int, rtol: float, check: str
+) -> Row:
+    """`solve` by collocation against the discrete run; the name says what it costs in gradients, and its error.
+
+    The error is relative to the distance moved, against the diffrax solver named `check` at a tolerance far below.
+    """
+    flow, saved = af.PaperFlow(af.adam(*numbers)), np.linspace(0, steps, 21)
+
+    def ours() -> af.Trajectory:
+        return af.solve(flow, problem.loss, problem.params, steps, save_at=saved, rtol=rtol, solver="collocation")
+
+    def discrete_run() -> Any:
+        return af.iterate(flow.optimizer, problem.loss, problem.params, steps, save_at=saved).params
+
+    run, name = ours(), f"collocation, {where}, eta, beta, gamma {numbers[0]:g}, {numbers[1]}, {numbers[2]}"
+    name += f": {int(run.stats.gradient_evaluations) / steps:.3f} gradients/iteration"
+    if check:
+        solver = "auto" if check == "auto" else getattr(diffrax, check)()
+        reference = af.solve(
+            flow, problem.loss, problem.params, steps, save_at=saved, rtol=1e-7, atol=1e-13, solver=solver
+        )
+        name += f", error {af.compare(reference, run).maximum:.0e}"
+    return Row(f"{name} / iterate", lambda: ours().params, discrete_run, 5)
+
+
+def collocations() -> list[Row]:
+    chain, network = af.problems.chain(10), af.problems.mlp()
+    pairs = [(0.999, 0.9), (0.95, 0.9), (0.95, 0.5), (0.9999, 0.5)]
+    rows = [collocation("chain(10)", chain, (1e-3, *pair), 2000, 3e-4, "auto") for pair in pairs]
+    rows += [collocation("chain(10)", chain, (eta, 0.999, 0.9), round(2 / eta), 3e-4, "auto") for eta in (1e-2, 1e-4)]
+    rows.append(collocation("digits", network, (1e-3, 0.999, 0.9), 1000, 1e-3, "Dopri8"))
+    return [*rows, collocation("digits", network, (1e-4, 0.999, 0.9), 10_000, 1e-3, "")]
+
+
 def eigenvalues(name: str, model: Any, repeats: int) -> Row:
     """The dominant eigenvalues of 256 x 256 systems over (gamma, eta s) against NumPy's eigvals of the same."""
     gamma, curvature = (x.ravel() for x in np.meshgrid(np.linspace(0.0, 0.99, 256), np.geomspace(0.1, 1e3, 256)))
@@ -162,6 +197,7 @@ def rows() -> list[Row]:
         eigenvalues("flow of order 1", af.PaperFlow(af.adam(1.0)), 20),
         eigenvalues("flow of order 2", af.PaperFlow(af.adam(1.0), order=2), 20),
         *(continuous(beta, gamma, 5) for beta, gamma in pairs),
+        *collocations(),
         *evaluations(20),
     ]
 

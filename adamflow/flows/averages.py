@@ -10,7 +10,7 @@ import numpy as np
 
 from adamflow.checks import is_concrete
 from adamflow.flows.flow import AbstractFlow, Coordinates, Snapshot, Start
-from adamflow.optimizers import Optimizer
+from adamflow.optimizers import Optimizer, Signal
 from adamflow.types import Filters, Loss, Params, Scalar
 
 #: Where ln v starts for a v of 0: far below what an iteration adds to it, (ηH)² of the largest.
@@ -73,6 +73,19 @@ def filter_rate(decay: Any, paper: bool, xp: Any = jnp) -> Any:
     return (1 - decay) / decay if paper else -xp.log(decay)
 
 
+def levels(optimizer: Optimizer) -> int:
+    """How many filters stand in a row, each driven by what depends on the one before, up to the direction."""
+    zero, count = jnp.zeros(()), 0
+    for stage in optimizer.stages:
+        averages_so_far = _Watched({filter.name: zero for filter in stage.filters()})
+        for filter in stage.filters():
+            averages_so_far.read = False
+            filter.average(Signal(zero), averages_so_far)
+            count += averages_so_far.read
+        count += bool(stage.filters())
+    return count
+
+
 def relax(rate: Any, targets: Params, values: Params) -> Params:
     """a (f(x) − x̄), leaf by leaf: how a filter with rate a follows what drives it."""
     return jax.tree.map(lambda target, value: (rate * (target - value)).astype(value.dtype), targets, values)
@@ -123,6 +136,16 @@ def map_filters(optimizer: Optimizer, function: Callable[..., Any], *filters: An
         }
         for stage, *parts in zip(optimizer.stages, *filters, strict=True)
     )
+
+
+class _Watched(dict):
+    """Averages that remember whether one of them was read."""
+
+    read = False
+
+    def __getitem__(self, name: str) -> Any:
+        self.read = True
+        return super().__getitem__(name)
 
 
 def _largest(values: Params) -> jax.Array:

@@ -19,7 +19,7 @@ from adamflow.flows import averages
 from adamflow.flows.averages import AbstractAveragesFlow, FlowState
 from adamflow.flows.flow import Start
 from adamflow.flows.smoothness import has_kinks
-from adamflow.optimizers import Optimizer, Signal
+from adamflow.optimizers import Optimizer
 from adamflow.types import Filters, Loss, Params, Scalar
 
 #: Terms of Bernoulli's series at −ln α < 1: each is smaller than the one before by 1/2π.
@@ -130,27 +130,13 @@ class ModifiedFlow(AbstractAveragesFlow):
             return self.optimizer.change(taylor(path.params, x), direction), targets
 
         readings = derivatives(read, order - 1, dtype)
-        for _ in range(self._levels if order > 1 else 0):
+        for _ in range(averages.levels(self.optimizer) if order > 1 else 0):
             filters = self._filters(path.filters[0], [targets for _, targets in readings])
             readings = derivatives(read, order - 1, dtype)
         steps, targets = ([reading[i] for reading in readings] for i in (0, 1))
         weights = step_coefficients(order)
         params = [combine(weights, steps[k:]) for k in range(order)]
         return _Path([path.params[0], *params], self._filters(path.filters[0], targets))
-
-    @property
-    def _levels(self) -> int:
-        """How many filters stand in a row, each driven by what depends on the one before, up to the direction."""
-        zero = jnp.zeros(())
-        levels = 0
-        for stage in self.optimizer.stages:
-            averages_so_far = _Watched({filter.name: zero for filter in stage.filters()})
-            for filter in stage.filters():
-                averages_so_far.read = False
-                filter.average(Signal(zero), averages_so_far)
-                levels += averages_so_far.read
-            levels += bool(stage.filters())
-        return levels
 
     def _filters(self, filters: Filters, targets: list[Filters]) -> list[Filters]:
         """The filters and their derivatives, from those of what drives them."""
@@ -163,16 +149,6 @@ class ModifiedFlow(AbstractAveragesFlow):
                     driving = combine(weights, [target[index][name] for target in targets[k:]])
                     found[k + 1][index][name] = averages.relax(rate, driving, found[k][index][name])
         return found
-
-
-class _Watched(dict):
-    """Averages that remember whether one of them was read."""
-
-    read = False
-
-    def __getitem__(self, name: str) -> Array:
-        self.read = True
-        return super().__getitem__(name)
 
 
 class _Path(eqx.Module):

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from adamflow.checks import check_count, check_range, is_concrete
-from adamflow.flows import AbstractFlow, Snapshot, Start
+from adamflow.flows import AbstractFlow, PaperFlow, Snapshot, Start
+from adamflow.solve.collocation import check_collocation, collocate
 from adamflow.solve.inputs import check_run, check_tolerance, scalar_loss
 from adamflow.solve.methods import Method, choose_method, step_controller
 from adamflow.solve.trajectory import OUTCOMES, Outcome, Stats, Trajectory, conclude, divergence_limit, largest, within
@@ -26,7 +27,7 @@ def solve(
     save_at: Any = None,
     start: Start | None = None,
     observe: Callable[[Snapshot], Any] | None = None,
-    solver: diffrax.AbstractSolver | Literal["auto"] = "auto",
+    solver: diffrax.AbstractSolver | Literal["auto", "collocation"] = "auto",
     rtol: Scalar = 1e-5,
     atol: Scalar | None = None,
     step_size: Scalar | None = None,
@@ -39,6 +40,9 @@ def solve(
     integrated by Kvaerno5 with a chord iteration and dense Jacobians, which stiff flows need, more of them by Tsit5.
     Implicit solvers follow the logarithm of filters that cannot be negative, which keeps them positive.
 
+    solver="collocation" is made for a `PaperFlow` whose gradient is dear: filters are exact, and a Hessian learnt from
+    past gradients stands in for most of them (docs/collocation.md). Its rtol is relative to the distance moved.
+
     Args:
         flow: the vector field, for example `PaperFlow(optimizer)`.
         loss: `loss(params)`, deterministic, a real scalar. Programs are cached by the identity of the function.
@@ -50,9 +54,9 @@ def solve(
             What flows follow worst are the first iterations, in which filters settle.
         observe: a jax-traceable function of a `Snapshot`, called at the saved times; what it returns is kept in
             `observed` *instead of* the parameters. Each call costs a gradient.
-        solver: "auto" or any diffrax solver.
+        solver: "auto", "collocation" or any diffrax solver.
         rtol: relative tolerance of a step.
-        atol: absolute tolerance of a step, by default rtol/100.
+        atol: absolute tolerance of a step, by default rtol/100; "collocation" has none.
         step_size: a constant step in iterations instead of an adaptive one; what a solver without error estimate needs.
         max_steps: attempted steps after which the run gives up.
         progress: whether to show a bar.
@@ -79,19 +83,29 @@ def solve(
     if step_size is not None:
         check_range("step_size", step_size, 0, steps - first, low_open=True)
     max_steps = check_count("max_steps", max_steps)
-    method = choose_method(solver, sum(leaf.size for leaf in jax.tree.leaves(params)), step_size)
+    if solver == "collocation":
+        method = None
+        check_collocation(flow, params, step_size, progress)
+    else:
+        method = choose_method(solver, sum(leaf.size for leaf in jax.tree.leaves(params)), step_size)
     started = time.perf_counter()
     state, finite = _start(flow, loss, params, start)
     if is_concrete(finite) and not bool(finite):
         raise ValueError("the loss or its gradient is not finite at the start; check the loss at `params`")
     eager = is_concrete(state, flow, loss, rtol, atol, step_size)
-    counter = _COUNTER if eager and method.fields is None else None
+    counter = _COUNTER if eager and method is not None and method.fields is None else None
     counted = _COUNTER.count
     dtype = jnp.result_type(*jax.tree.leaves(params))
     times, numbers = jax.tree.map(
         lambda value: jnp.asarray(value, dtype), (rows, _Numbers(first, steps, rtol, atol, step_size))
     )
-    run = _run(flow, loss, state, times, numbers, method, observe, max_steps, progress, counter)
+    looks = 0 if observe is None else len(rows)
+    if method is None:
+        run = collocate(cast(PaperFlow, flow), loss, state, times, numbers, observe, max_steps)
+        stats = Stats(run.gradients + looks, run.accepted, run.rejected, run.hessians, None)
+    else:
+        run = _run(flow, loss, state, times, numbers, method, observe, max_steps, progress, counter)
+        stats = _stats(run, method, counter, counted, flow.gradient_equivalents, looks)
     trajectory = Trajectory(
         iterations=jnp.asarray(rows),
         params=run.rows if observe is None else None,
@@ -99,7 +113,7 @@ def solve(
         start=params,
         final=run.final,
         outcome=Outcome(run.code, run.reached.astype(float)),
-        stats=_stats(run, method, counter, counted, flow.gradient_equivalents, 0 if observe is None else len(rows)),
+        stats=stats,
         name=f"{flow.optimizer.name}, {flow.name}",
     )
     return conclude(trajectory, started)

@@ -1,0 +1,179 @@
+"""Collocation: its integrals, its agreement with tight solves of every kind of record, its cost, and bad input."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.integrate import quad
+
+import adamflow as af
+from adamflow.solve.collocation.nodes import extrapolation, nodes
+from tests.stages import AdaBeliefStage, AdaFomStage
+
+CHAIN = af.problems.chain(10)
+TOLERANCE = 3e-4
+
+
+def apart(flow, problem, steps, *, start=None, params=None, rtol=TOLERANCE):
+    """A run by collocation, and its largest distance from a tight solve, in units of the distance moved."""
+    first = 0 if start is None else start[0]
+    params = problem.params if params is None else params
+    options = {"save_at": np.linspace(first, steps, 21), "start": start}
+    reference = af.solve(flow, problem.loss, params, steps, rtol=1e-8, **options)
+    run = af.solve(flow, problem.loss, params, steps, rtol=rtol, solver="collocation", **options)
+    assert run.outcome.successful
+    assert reference.outcome.successful
+    return run, af.compare(reference, run).maximum
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("rate", [0.0, 1e-3, 1.0, 30.0, 1e4])
+def test_formula_integrals_against_exponentials(count, rate):
+    points = nodes(count)
+    values = np.sin(3 * points.fine) + 2
+    polynomial = np.polynomial.Polynomial.fit(points.fine, values, points.fine.size - 1)
+    expected = [
+        quad(lambda x, end=end: np.exp(-rate * (end - x)) * polynomial(x), max(0.0, end - 40 / max(rate, 1)), end)[0]
+        for end in points.fine
+    ]
+    np.testing.assert_allclose(points.integrals(jnp.asarray(rate)) @ values, expected, rtol=1e-9, atol=1e-14)
+
+
+def test_formula_polynomials_through_the_nodes():
+    points = nodes(3)
+    cubic = np.polynomial.Polynomial([1.0, -2.0, 0.5, 3.0])
+    ends = np.array([0.0, *points.radau])
+    np.testing.assert_allclose(points.from_ends @ cubic(ends), cubic(points.fine), atol=1e-13)
+    assert points.interpolate(jnp.asarray(0.37), jnp.asarray(cubic(points.fine))) == pytest.approx(cubic(0.37))
+    past, ahead = jnp.array([-3.0, -1.5, -0.2, 0.0]), jnp.array([0.4, 1.0])
+    np.testing.assert_allclose(extrapolation(past, ahead) @ cubic(past), cubic(ahead), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("beta", "gamma", "most"),
+    [
+        (0.999, 0.9, 60),
+        pytest.param(0.95, 0.9, 400, marks=pytest.mark.slow),
+        pytest.param(0.95, 0.5, 500, marks=pytest.mark.slow),
+    ],
+)
+def test_identity_chain_to_a_tenth_of_a_percent_with_few_gradients(beta, gamma, most):
+    run, error = apart(af.PaperFlow(af.adam(1e-3, beta, gamma)), CHAIN, 2000)
+    assert error < 1e-3
+    assert run.stats.gradient_evaluations < most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flow",
+    [
+        af.PaperFlow(af.rmsprop(1e-3, beta=0.99)),
+        af.PaperFlow(af.adamw(1e-3, weight_decay=0.1), rate="exact"),
+        af.PaperFlow(af.adam(1e-3), order=2),
+        af.PaperFlow(af.Optimizer(1e-3, (AdaBeliefStage(0.99, 0.9),), epsilon=1.0)),
+    ],
+    ids=lambda flow: f"{flow.optimizer.name}, {flow.name}",
+)
+def test_identity_every_record_of_one_stage(flow):
+    _, error = apart(flow, CHAIN, 500)
+    assert error < 1e-3
+
+
+@pytest.mark.slow
+def test_identity_trees_starts_zero_gradients_saddles_and_networks():
+    record = af.adam(1e-3)
+    flow = af.PaperFlow(record)
+    # The first gradient is zero for ever, the second direction one of descent without end.
+    run, error = apart(flow, af.problems.quadratic([0.0, -1.0, 2.0]), 500)
+    assert error < 1e-3
+    np.testing.assert_allclose(run.params[:, 0], 1.0, rtol=1e-11)
+    first = af.iterate(record, CHAIN.loss, CHAIN.params, 100)
+    _, error = apart(flow, CHAIN, 500, start=(100, first.final[1]), params=first.final[0])
+    assert error < 1e-3
+    network = af.problems.mlp((8,))
+    run, error = apart(flow, network, 200, rtol=1e-3)
+    assert error < 1e-2
+    assert run.stats.gradient_evaluations < 100
+    assert run.stats.jacobian_evaluations == 0
+
+
+@pytest.mark.slow
+def test_identity_single_precision_and_lanes():
+    def end(beta):
+        flow = af.PaperFlow(af.adam(1e-3, beta))
+        run = af.solve(flow, CHAIN.loss, CHAIN.params, 500, save_at=[500], rtol=TOLERANCE, solver="collocation")
+        return run.params[0]
+
+    betas = jnp.array([0.99, 0.999])
+    ends = jnp.stack([end(beta) for beta in betas])
+    np.testing.assert_allclose(jax.vmap(end)(betas), ends, rtol=1e-9)
+    single = CHAIN.params.astype(jnp.float32)
+    flow = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), af.PaperFlow(af.adam(1e-3)))
+    loss = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), CHAIN.loss)
+    run = af.solve(flow, loss, single, 500, save_at=[500], rtol=TOLERANCE, solver="collocation")
+    assert run.params.dtype == jnp.float32
+    np.testing.assert_allclose(run.params[0], ends[1], atol=1e-3)
+
+
+@pytest.mark.slow
+def test_order_errors_fall_with_the_tolerance():
+    flow = af.PaperFlow(af.adam(1e-3))
+    coarse, fine = (apart(flow, CHAIN, 500, rtol=rtol)[1] for rtol in (1e-3, 1e-6))
+    assert coarse > 30 * fine
+
+
+@pytest.mark.slow
+def test_identity_what_is_observed_is_what_the_flow_shows():
+    flow, saved = af.PaperFlow(af.adam(1e-3)), [0, 250, 500]
+
+    def look(snapshot):
+        return {"params": snapshot.params, "direction": snapshot.direction}
+
+    options = {"save_at": saved, "observe": look}
+    run = af.solve(flow, CHAIN.loss, CHAIN.params, 500, rtol=1e-5, solver="collocation", **options)
+    reference = af.solve(flow, CHAIN.loss, CHAIN.params, 500, rtol=1e-8, **options)
+    for name in ("params", "direction"):
+        np.testing.assert_allclose(run.observed[name], reference.observed[name], atol=2e-4)
+
+
+@pytest.mark.slow
+def test_identity_other_numbers_compile_nothing(caplog):
+    def run(eta, beta):
+        flow = af.PaperFlow(af.adam(eta, beta))
+        return af.solve(flow, CHAIN.loss, CHAIN.params, 300, save_at=[300], rtol=10 * eta, solver="collocation")
+
+    run(1e-3, 0.999)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        run(2e-3, 0.99)
+    assert not [record for record in caplog.records if "collocate" in record.getMessage()]
+
+
+def test_failure_flows_and_options_that_it_does_not_take(unchecked):
+    def solve(flow, **options):
+        return af.solve(flow, CHAIN.loss, CHAIN.params, 10, solver="collocation", **options)
+
+    with pytest.raises(TypeError, match="integrates a PaperFlow, got the modified flow of order 2; take solver="):
+        solve(af.ModifiedFlow(af.adam(1e-3), 2))
+    for record in (af.kadam(2, 1e-3), af.signsgd(1e-3), af.Optimizer(1e-3, (AdaFomStage(0.9),))):
+        with pytest.raises(ValueError, match=r"needs one stage, with filters of constant decay; .* has another form"):
+            solve(af.PaperFlow(record))
+    for options in ({"step_size": 1.0}, {"progress": True}):
+        with pytest.raises(ValueError, match="chooses its own steps and shows no bar"):
+            solve(af.PaperFlow(af.adam(1e-3)), **options)
+
+
+@pytest.mark.slow
+def test_failure_step_limit_and_losses_that_end():
+    flow = af.PaperFlow(af.adam(1e-2))
+    run = af.solve(flow, CHAIN.loss, CHAIN.params, 500, solver="collocation", max_steps=5)
+    assert run.outcome.name == "step_limit"
+    assert 0 < len(run) < 500
+
+    def loss(params):
+        return jnp.sum(jnp.sqrt(params))
+
+    run = af.solve(flow, loss, jnp.ones(3), 500, solver="collocation")
+    assert run.outcome.name in ("not_finite", "stalled")
+    assert np.isfinite(run.params).all()
