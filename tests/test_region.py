@@ -195,8 +195,16 @@ def test_failure_under_tracing_names_the_elementwise_functions():
         af.analysis.region_sign(1.5, 0.9)
 
 
-@pytest.mark.parametrize("flow", [af.MapFlow, af.MemorylessFlow])
-def test_failure_flows_without_rates_name_the_discrete_kind(flow):
-    message = rf"got {flow.__name__}; a flow that follows the discrete step .*: take kind='discrete'"
-    with pytest.raises(TypeError, match=message):
-        af.analysis.region(BETAS, GAMMAS, kind=["paper", flow(af.adam(1e-3))])
+@pytest.mark.parametrize(("order", "beta", "sign"), [(1, 0.3, 1), (2, 0.28, -1), (8, 0.3, -1), (8, 0.4, 1), (1, 0.2, 0)])
+def test_formula_map_flows_forget_at_the_rate_of_the_truncated_logarithm(order, beta, sign):
+    # γ = .6: order 1 borders at β = 2γ − 1 = .2, order 2 near .29, and all orders together at γ² = .36.
+    found = af.analysis.region([beta], [0.6], kind=af.MapFlow(af.adam(1e-3), order))
+    assert int(found.region[0, 0]) == sign
+    rates = [sum((1 - a) ** k / k for k in range(1, order + 1)) for a in (0.6, beta)]
+    assert float(found.exponent[0, 0]) == pytest.approx(2 * rates[0] - rates[1], abs=1e-15)
+    assert bool(found.log_bound.isnull().all())
+
+
+def test_failure_flows_without_filters_have_no_region():
+    with pytest.raises(TypeError, match="got MemorylessFlow: a region says what filters remember"):
+        af.analysis.region(BETAS, GAMMAS, kind=["paper", af.MemorylessFlow(af.adam(1e-3))])

@@ -171,16 +171,19 @@ def _first_crossing(optimizer: Optimizer, model: Model) -> Array:
         curvature = jnp.exp(log) / optimizer.learning_rate
         measured = linear_stability(optimizer, curvature, model=model)
         # The rates of a flow of high order grow as powers of ηs: a small one drowns in the rounding of the largest.
-        largest = jnp.max(jnp.abs(linear_system(optimizer, curvature, model=model)))
-        rounding = 8 * jnp.finfo(largest.dtype).eps * largest
+        # Their size is that of the entries of the balanced matrix.
+        system = linear_system(optimizer, curvature, model=model)
+        largest = jnp.sqrt(jnp.max(jnp.abs(system * system.T)))
+        rounding = 4 * jnp.finfo(largest.dtype).eps * largest
         return measured - (1.0 if model == "discrete" else 0.0) - rounding
 
     logs = jnp.asarray(_LOG_SAMPLES, jnp.result_type(optimizer.learning_rate))
-    unstable = jax.vmap(excess)(logs) > 0
+    samples = jax.vmap(excess)(logs)
+    unstable = samples > 0
     first = jnp.argmax(unstable)
     bracket = {"lower": logs[jnp.maximum(first, 1) - 1], "upper": logs[jnp.maximum(first, 1)]}
     tolerance = 4 * float(jnp.finfo(logs.dtype).eps)
     method = optimistix.Bisection(rtol=tolerance, atol=tolerance, flip=False)
     crossing = optimistix.root_find(excess, method, bracket["lower"], options=bracket, throw=False).value
     found = jnp.where(first > 0, jnp.exp(crossing), jnp.where(unstable[0], 0.0, jnp.inf))
-    return found / optimizer.learning_rate
+    return jnp.where(jnp.any(jnp.isnan(samples)), jnp.nan, found) / optimizer.learning_rate

@@ -160,7 +160,10 @@ def _without_bias(optimizer: Optimizer) -> Optimizer:
 
 def _held(filter: Filter) -> Filter:
     """A second moment that does not move: the limit in which it forgets infinitely slowly."""
-    return filter._replace(decay=1 - jnp.finfo(float).eps, mass=None) if filter.nonnegative else filter
+    if not filter.nonnegative:
+        return filter
+    dtype = jnp.result_type(float if callable(filter.decay) else filter.decay)
+    return filter._replace(decay=1 - float(jnp.finfo(dtype).eps), mass=None)
 
 
 class _System(NamedTuple):
@@ -247,7 +250,7 @@ def _check_linear(optimizer: Optimizer, model: Model) -> Model:
                     f"moments of; that of {type(model).__name__} has none"
                 )
         bent = float(_bend(sample, model))
-    if bent > 0.1:
+    if not bent <= 0.1:
         raise TypeError(
             f"the direction of {optimizer.name!r} is not linear in the gradients while second moments are held, so it "
             "has no linear stability; sign descent, for one, has no step size at which it settles"

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from adamflow.analysis._numbers import with_namespace
 from adamflow.analysis.bounds import check_decays, check_kind, growth_rate, has_paper_rates, log_update_bound
 from adamflow.checks import check_range, is_concrete
-from adamflow.flows import AbstractFlow, ModifiedFlow, PaperFlow
+from adamflow.flows import AbstractFlow, MapFlow, ModifiedFlow, PaperFlow
 from adamflow.types import Numbers
 
 Betas: TypeAlias = Float[Array | np.ndarray, "beta"] | Sequence[float]
@@ -102,17 +102,18 @@ def region(
     work elementwise under jit and vmap.
 
     A flow stands for kind "flow" with the rates of its own filters. Those of `ModifiedFlow` forget exactly as αⁿ at
-    every order, so exponent and region are those of the exact rates. From order 2 on `log_bound` is nan: derivatives of
-    the gradient drive the filters, and where it changes within a fraction of an iteration, on a cliff of the loss, the
-    direction can exceed the bound of order 1 more than tenfold.
+    every order, so exponent and region are those of the exact rates. Those of `MapFlow` of order p have the rate
+    $r(\alpha) = \sum_{k\le p} (1-\alpha)^k/k$, so its exponent is $2r(\gamma) - r(\beta)$: at p = 1, β > 2γ − 1 is
+    inside. For `MapFlow`, and `ModifiedFlow` from order 2 on, `log_bound` is nan: differences or derivatives of the
+    gradient drive the filters, and no bound is known.
 
     Args:
         betas: decays β of the second moment, shape (beta,), increasing, inside (0, 1). [GT] writes (β, γ) where PyTorch
             and optax write (b2, b1).
         gammas: decays γ of the first moment, shape (gamma,), increasing, inside (0, 1).
         iteration: the iteration n ≥ 0 of the bound, a number or an array of shape (iteration,).
-        kind: "paper", "flow" or "discrete" as in `update_bound`, a `PaperFlow` or `ModifiedFlow`, or a sequence of
-            these. Of a flow its order and rate count, and not the optimizer that it holds.
+        kind: "paper", "flow" or "discrete" as in `update_bound`, a `PaperFlow`, `ModifiedFlow` or `MapFlow`, or a
+            sequence of these. Of a flow its order and rate count, and not the optimizer that it holds.
         rate: the rates of the flow's filters, "exact" or "paper". Only kind "flow", the string, depends on it.
 
     Returns:
@@ -124,7 +125,7 @@ def region(
     Raises:
         ValueError: `betas` or `gammas` is not one-dimensional and increasing inside (0, 1), or is traced by jax;
             `iteration` has more than one dimension or is negative; `kind` or `rate` is unknown.
-        TypeError: `kind` is another flow, such as `MapFlow`, which follows the discrete step: "discrete" is its kind.
+        TypeError: `kind` is another flow, such as `MemorylessFlow`, whose direction has no bound.
 
     Source: [GT] for "paper"; derivation of this project for the others.
 
@@ -171,11 +172,12 @@ _ATTRIBUTES: dict[str, dict[str, Any]] = {
 
 
 class _Kind(NamedTuple):
-    """What a map is of: its name, kind and rate, and whether a bound is known."""
+    """What a map is of: its name, kind and rate, the order of a `MapFlow`, and whether a bound is known."""
 
     name: str
     kind: str
     rate: str
+    map_order: int = 0
     bounded: bool = True
 
 
@@ -183,12 +185,13 @@ def _read_kind(kind: Any, rate: str) -> _Kind:
     if isinstance(kind, PaperFlow):
         return _Kind(kind.name, "flow", kind.rate)
     if isinstance(kind, ModifiedFlow):
-        return _Kind(kind.name, "flow", "exact", kind.order == 1)
+        return _Kind(kind.name, "flow", "exact", bounded=kind.order == 1)
+    if isinstance(kind, MapFlow):
+        return _Kind(kind.name, "flow", "exact", kind.order, bounded=False)
     if isinstance(kind, AbstractFlow):
         raise TypeError(
-            "kind must be a flow whose filters forget at rates known as exact or paper, af.PaperFlow or "
-            f"af.ModifiedFlow, got {type(kind).__name__}; a flow that follows the discrete step without such filters "
-            "shares its region: take kind='discrete'"
+            "kind must be a flow with filters, af.PaperFlow, af.ModifiedFlow or af.MapFlow, got "
+            f"{type(kind).__name__}: a region says what filters remember of past gradients"
         )
     return _Kind(kind, kind, rate)
 
@@ -196,10 +199,16 @@ def _read_kind(kind: Any, rate: str) -> _Kind:
 def _map(beta: np.ndarray, gamma: np.ndarray, n: np.ndarray, kind: _Kind) -> dict[str, Any]:
     arguments = beta[:, None], gamma, kind.kind, kind.rate
     log_bound = log_update_bound(*arguments[:2], np.atleast_1d(n)[:, None, None], *arguments[2:])
+    exponent, region = -2 * growth_rate(*arguments), region_sign(*arguments)
+    if kind.map_order:
+        first, second = (sum((1 - a) ** k / k for k in range(1, kind.map_order + 1)) for a in (gamma, beta[:, None]))
+        exponent = 2 * first - second
+        rounding = 4 * np.finfo(float).eps * (1 + 2 * first + second)
+        region = np.where(np.abs(exponent) <= rounding, 0, np.sign(exponent)).astype(np.int8)
     return {
-        "exponent": -2 * growth_rate(*arguments),
+        "exponent": exponent,
         "log_bound": log_bound if kind.bounded else np.full_like(log_bound, np.nan),
-        "region": region_sign(*arguments),
+        "region": region,
     }
 
 

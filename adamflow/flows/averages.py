@@ -57,7 +57,8 @@ def check_averages(optimizer: Optimizer, flow: str) -> None:
         if not stage.only_averages:
             raise TypeError(
                 f"{flow} needs stages made of moving averages, but {type(stage).__name__} keeps other memory or "
-                "differences of its input, for which it has no equations; run it with af.iterate instead"
+                "differences of its input, for which it has no equations; take af.MapFlow, which needs the discrete "
+                "step alone"
             )
 
 

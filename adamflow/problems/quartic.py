@@ -52,6 +52,7 @@ def quartic(
         5.25
     """
     check_range("coupling", coupling, -jnp.inf, jnp.inf, low_open=True, high_open=True)
-    bowl = quadratic(curvatures, start)
-    params = bowl.params if start is not None else jnp.linspace(2.5, 3.4, bowl.params.size)
-    return Problem("quartic", params, Quartic(bowl.loss.curvatures, jnp.asarray(coupling, dtype=float)))
+    params = quadratic(curvatures, start).params
+    if start is None:
+        params = jnp.linspace(2.5, 3.4, params.size)
+    return Problem("quartic", params, Quartic(jnp.asarray(curvatures, dtype=float), jnp.asarray(coupling, dtype=float)))
