@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from adamflow import analysis, problems
-from adamflow.flows import AbstractFlow, FlowState, MapFlow, MemorylessFlow, ModifiedFlow, PaperFlow, Snapshot
+from adamflow.flows import AbstractFlow, EdgeFlow, FlowState, MapFlow, MemorylessFlow, ModifiedFlow, PaperFlow, Snapshot
 from adamflow.optimizers import (
     AbstractStage,
     AdamStage,
@@ -51,6 +51,7 @@ __all__ = [
     "AdamStage",
     "Comparison",
     "Convergence",
+    "EdgeFlow",
     "Filter",
     "FlowState",
     "MapFlow",

@@ -100,9 +100,9 @@ RATES, TIME = (4e-3, 2e-3, 1e-3), 0.4
     ("options", "early"),
     [
         ({"epsilon": 0.0}, True),
-        ({"epsilon": 0.3}, True),
+        pytest.param({"epsilon": 0.3}, True, marks=pytest.mark.slow),
         ({"epsilon": 0.3}, False),
-        ({"epsilon": 0.3, "epsilon_inside": True}, True),
+        pytest.param({"epsilon": 0.3, "epsilon_inside": True}, True, marks=pytest.mark.slow),
     ],
     ids=["no epsilon", "epsilon", "epsilon, late form", "epsilon inside"],
 )

@@ -195,7 +195,9 @@ def test_failure_under_tracing_names_the_elementwise_functions():
         af.analysis.region_sign(1.5, 0.9)
 
 
-@pytest.mark.parametrize(("order", "beta", "sign"), [(1, 0.3, 1), (2, 0.28, -1), (8, 0.3, -1), (8, 0.4, 1), (1, 0.2, 0)])
+@pytest.mark.parametrize(
+    ("order", "beta", "sign"), [(1, 0.3, 1), (1, 0.2, 0), (2, 0.28, -1), (8, 0.3, -1), (8, 0.4, 1)]
+)
 def test_formula_map_flows_forget_at_the_rate_of_the_truncated_logarithm(order, beta, sign):
     # γ = .6: order 1 borders at β = 2γ − 1 = .2, order 2 near .29, and all orders together at γ² = .36.
     found = af.analysis.region([beta], [0.6], kind=af.MapFlow(af.adam(1e-3), order))

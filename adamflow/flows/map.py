@@ -65,7 +65,8 @@ class MapFlow(AbstractFlow):
     is off; a run with `start=` leaves it out. Multipliers near 0, such as that of the last input that Adan keeps, or
     negative ones have no such logarithm: the flow damps them, and does not see the edge of stability. (At γ = .9 those
     of order 1 to 3 are stable for every step size, that of order 4 up to ηs = 5.7, the discrete step up to 38.) The
-    maximum that AMSGrad keeps moves by the same formula.
+    maximum that AMSGrad keeps moves by the same formula. An average that cannot be negative falls no faster than αⁿ,
+    which the series beyond order 1 would allow where the next gradients are many times this one.
 
     *Bias correction* divides by the mass of each filter, the same average of the constant 1, which is part of y. So the
     wrong rates cancel: a constant gradient is averaged exactly.
@@ -129,15 +130,14 @@ class MapFlow(AbstractFlow):
     def vector_field(self, time: Scalar, state: MapState, loss: Loss) -> MapState:
         def visit(carry: tuple[MapState, MapState], term: tuple[Any, Any]) -> tuple[tuple[MapState, MapState], None]:
             (state, total), (ahead, weight) = carry, term
-            change = self._change(time + ahead, state, loss)
+            change = self.change(time + ahead, state, loss)
             total = jax.tree.map(lambda t, c: (t + weight * c).astype(c.dtype), total, change)
             return (jax.tree.map(jnp.add, state, change), total), None
 
-        filters = averages.clipped(self.optimizer, state.filters)
-        state = MapState(state.params, dataclasses.replace(state.inner, filters=filters), state.masses)
-        terms = (jnp.arange(self.order), jnp.asarray(_weights(self.order)))
+        state = self.clipped(state)
+        terms = (jnp.arange(self.order), jnp.asarray(weights(self.order)))
         (_, total), _ = jax.lax.scan(visit, (state, jax.tree.map(jnp.zeros_like, state)), terms)
-        return total
+        return self.limited(time, state, total)
 
     def params(self, state: MapState) -> Params:
         return state.params
@@ -161,8 +161,7 @@ class MapFlow(AbstractFlow):
                 return jax.tree.map(lambda leaf: operation(leaf, unit).astype(leaf.dtype), values)
 
             def change(state: MapState) -> MapState:
-                filters = averages.map_filters(self.optimizer, scale, state.filters, units)
-                return MapState(state.params, dataclasses.replace(state.inner, filters=filters), state.masses)
+                return _with_filters(state, averages.map_filters(self.optimizer, scale, state.filters, units))
 
             return change
 
@@ -170,9 +169,7 @@ class MapFlow(AbstractFlow):
 
     def snapshot(self, time: Scalar, state: MapState, loss: Loss) -> Snapshot:
         value, gradient = jax.value_and_grad(loss)(state.params)
-        filters = averages.clipped(self.optimizer, state.filters)
-        state = MapState(state.params, dataclasses.replace(state.inner, filters=filters), state.masses)
-        direction, inner, masses = self._consume(time, state, gradient)
+        direction, inner, masses = self._consume(time, self.clipped(state), gradient)
         if self.optimizer.bias_correction:
             # What iteration n divides by is 1 − αⁿ⁺¹, so that is the mass that users expect in a filter.
             inner = dataclasses.replace(inner, filters=self._with_mass(time, inner.filters, masses))
@@ -189,11 +186,35 @@ class MapFlow(AbstractFlow):
             optimizer = dataclasses.replace(optimizer, stages=stages)
         return *optimizer.update(gradient, state.inner, time), masses
 
-    def _change(self, time: Scalar, state: MapState, loss: Loss) -> MapState:
+    def change(self, time: Scalar, state: MapState, loss: Loss) -> MapState:
         """F(y, n) − y; that of θ as the step itself has it, without a difference of large numbers."""
         direction, inner, masses = self._consume(time, state, jax.grad(loss)(state.params))
         inner, masses = jax.tree.map(jnp.subtract, (inner, masses), (state.inner, state.masses))
         return MapState(self.optimizer.change(state.params, direction), inner, masses)
+
+    def clipped(self, state: MapState) -> MapState:
+        """The state without the negative values of nonnegative filters that the stages of an explicit step may have."""
+        return _with_filters(state, averages.clipped(self.optimizer, state.filters))
+
+    def limited(self, time: Scalar, state: MapState, rate: MapState) -> MapState:
+        """A rate at which nonnegative filters stay so: without input v falls as αⁿ, and never faster.
+
+        Beyond order 1 the series goes below that where the next gradients are many times this one.
+        """
+        limited = []
+        for stage, rates, values in zip(self.optimizer.stages, rate.filters, state.filters, strict=True):
+            lowest = {filter.name: _log(filter.decay_at(time)) for filter in stage.filters() if filter.nonnegative}
+            limited.append(
+                {
+                    name: jax.tree.map(
+                        lambda r, v, low=lowest[name]: jnp.maximum(r, low * v).astype(r.dtype), change, values[name]
+                    )
+                    if name in lowest
+                    else change
+                    for name, change in rates.items()
+                }
+            )
+        return _with_filters(rate, tuple(limited))
 
     def _masses_after(self, iteration: Scalar, params: Params) -> Masses:
         """The masses that the discrete step has after an iteration; none where it does not correct the bias."""
@@ -228,7 +249,17 @@ class MapFlow(AbstractFlow):
         return tuple(rescaled)
 
 
-def _weights(order: int) -> np.ndarray:
+def _with_filters(state: MapState, filters: Filters) -> MapState:
+    return MapState(state.params, dataclasses.replace(state.inner, filters=filters), state.masses)
+
+
+def _log(decay: Scalar) -> jax.Array:
+    """ln α; finite at α = 0."""
+    decay = jnp.asarray(decay, float)
+    return jnp.log(jnp.maximum(decay, jnp.finfo(decay.dtype).tiny))
+
+
+def weights(order: int) -> np.ndarray:
     """w: Σ_{k≤p} ((−1)^{k+1}/k) Δᵏ = Σ_j cⱼ Fʲ with cⱼ = (−1)^{j+1} C(p, j)/j for j ≥ 1, and wᵢ = Σ_{j>i} cⱼ."""
     terms = [(-1) ** (j + 1) * math.comb(order, j) / j for j in range(1, order + 1)]
     return np.cumsum(terms[::-1])[::-1].copy()
