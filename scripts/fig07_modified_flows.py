@@ -4,8 +4,9 @@ a: AdamW with ε = 0 on a transformer that predicts characters, full batch: dist
 all parameters, divided by the distance moved; "from n = 8": from that state of the iterates. Dotted: where η s, the
 learning rate times the preconditioned sharpness, rises through the iterates' edge. b to d: the largest error over
 parameters and iterations at fixed ηn, with fitted slopes, with weight decay; on the networks with √(v + 1e-4), without
-which coordinates of the gradient cross zero. e: there, with ε = 0, v dips, and for 1/(1−β) iterations the direction
-changes as fast as v, whatever η is. f: how far a drift of the gradient's scale, g → e^(ct) g, moves Adam's iterates.
+which gradients cross zero; grey: other flows at β = .95, γ = .9. e: where a coordinate of the gradient crosses zero and
+ε = 0, v dips, and for 1/(1−β) iterations the direction changes as fast as v, whatever η is. f: how far a drift of the
+gradient's scale, g → e^(ct) g, moves Adam's iterates.
 
 Claim: errors of `ModifiedFlow` of order p fall as η^p, until the share of order 2 shows that the first iterations leave
 (p = 3 and 4 at 1e-11). Where a gradient coordinate crosses zero with ε = 0, order 1 remains, with a constant that falls
@@ -39,8 +40,6 @@ import adamflow as af
 
 jax.config.update("jax_enable_x64", True)
 
-Pairs = tuple[tuple[float, float], ...]
-
 
 @dataclasses.dataclass(frozen=True)
 class Study:
@@ -50,10 +49,11 @@ class Study:
     time: float
     learning_rates: tuple[float, ...]
     orders: tuple[int, ...]
-    pairs: Pairs
+    pairs: tuple[tuple[float, float], ...]
     epsilon: float = 0.0
     weight_decay: float = 0.1
     rtol: float = 1e-11
+    flow: str = "modified"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Config:
     weight_decay: float = 0.1
     rtol: float = 1e-5
     lanczos_iterations: int = 16
-    drift_pairs: Pairs = ((0.9, 0.9), (0.95, 0.95), (0.95, 0.9), (0.9, 0.95))
+    drift_pairs: tuple[tuple[float, float], ...] = ((0.9, 0.9), (0.95, 0.95), (0.95, 0.9), (0.9, 0.95))
     drift_rates: tuple[float, ...] = (0.004, 0.002, 0.001, 0.0005)
     drift_time: float = 1.6
     seed: int = 0
@@ -81,6 +81,8 @@ PAIRS = ((0.999, 0.9), (0.95, 0.9), (0.999, 0.8))
 HALVED = (0.004, 0.002, 0.001, 0.0005)
 STUDIES = (
     Study("quartic", 1.6, HALVED, (1, 2, 3, 4), PAIRS, rtol=1e-13),
+    Study("quartic", 1.6, HALVED, (2, 3), PAIRS[1:2], rtol=1e-13, flow="map"),
+    Study("quartic", 1.6, HALVED, (2,), PAIRS[1:2], rtol=1e-11, flow="memoryless"),
     Study("perceptron", 0.1, (5e-4, 2.5e-4, 1.25e-4), (1, 2, 3), PAIRS, epsilon=1e-4),
     Study("transformer", 0.04, (1e-4, 5e-5, 2.5e-5), (1, 2), PAIRS, epsilon=1e-4),
     Study("transformer", 0.04, (2e-4, 1e-4, 5e-5), (3,), PAIRS[:1], epsilon=1e-4),
@@ -95,9 +97,9 @@ CONFIGS = {
     "default": Config(STUDIES, dict(layers=2, width=32, heads=4, context=32, batch_size=8)),
     "full": Config(STUDIES, dict(layers=2, width=64, heads=4, context=64, batch_size=16), 1e-4, 380, 4),
 }
-#: What a study measures, beside the problem.
 NUMBERS = ("epsilon", "beta", "gamma", "order", "learning_rate", "error", "slope")
 FLOWS: dict[str, Any] = {"paper": af.PaperFlow, "modified": af.ModifiedFlow, "map": af.MapFlow}
+FLOWS["memoryless"] = lambda optimizer, _: af.MemorylessFlow(optimizer, early=True)
 MARKS = ("o-", "s--", "^:")
 
 
@@ -140,16 +142,17 @@ def compute(config: Config) -> figure.Data:
 def measure(study: Study, order: int, seed: int) -> np.ndarray:
     """The errors of a flow of one order, and their slopes, for each (β, γ), which share one program."""
     problem, rows = problem_of(study.problem, seed, SMALL), []
+    name = study.problem if study.flow == "modified" else study.flow
     options: dict[str, Any] = {"rtol": study.rtol, "solver": diffrax.Dopri8(), "points": 200}
     for pair in study.pairs:
 
-        def flow(rate: float, pair: tuple[float, float] = pair) -> af.ModifiedFlow:
+        def flow(rate: float, pair: tuple[float, float] = pair) -> af.AbstractFlow:
             optimizer = af.adamw(rate, *pair, study.epsilon, epsilon_inside=True, weight_decay=study.weight_decay)
-            return af.ModifiedFlow(optimizer, order)
+            return FLOWS[study.flow](optimizer, order)
 
         found = af.convergence(flow, problem.loss, problem.params, study.learning_rates, time=study.time, **options)
         for rate, error in zip(found.learning_rates, found.errors, strict=True):
-            rows.append((study.problem, study.epsilon, *pair, order, rate, error, found.order))
+            rows.append((name, study.epsilon, *pair, order, rate, error, found.order))
     return np.array(rows, [("problem", "U12"), *((name, float) for name in NUMBERS)])
 
 
@@ -192,11 +195,9 @@ def drift(config: Config) -> dict[str, Any]:
         steps, loss = round(config.drift_time / rate), Drifting(problem.loss, jnp.asarray(c * rate))
         return np.asarray(af.iterate(af.adam(rate, *pair), loss, problem.params, steps, batches=jnp.asarray).params)
 
-    moved = [
-        [np.abs(run(rate, pair, 1.0) - run(rate, pair, 0.0)).max() for rate in config.drift_rates]
-        for pair in config.drift_pairs
-    ]
-    return {"drift_pairs": config.drift_pairs, "drift_rates": config.drift_rates, "drift": moved}
+    rates, pairs = config.drift_rates, config.drift_pairs
+    moved = [[np.abs(run(rate, pair, 1.0) - run(rate, pair, 0.0)).max() for rate in rates] for pair in pairs]
+    return {"drift_pairs": pairs, "drift_rates": rates, "drift": moved}
 
 
 def at_edge(data: figure.Data) -> float:
@@ -211,7 +212,7 @@ def slopes(data: figure.Data, rows: np.ndarray) -> dict[str, tuple[float, float]
 
 
 def check(data: figure.Data) -> list[figure.Claim]:
-    crossing, low = data["problem"] == "crossing", data["order"] < 4
+    crossing, low = data["problem"] == "crossing", (data["order"] < 4) & ~np.isin(data["problem"], list(FLOWS))
     usual = (data["beta"] == 0.999) & (data["gamma"] == 0.9)
     chosen = (~crossing & low, crossing & (data["epsilon"] == 0), ~crossing & low & usual)
     smooth, kinked, usual = (slopes(data, rows) for rows in chosen)
@@ -219,20 +220,14 @@ def check(data: figure.Data) -> list[figure.Claim]:
     expected = np.array([2.0 if beta == gamma else 1.0 for beta, gamma in data["drift_pairs"]])
     edge, n = at_edge(data), data["iterations"]
     before = (n <= edge) & (n >= n[-1] / 8)
-    ends = {
-        f"{name} ends at": np.max(n[~np.isnan(e)]) for name, e in zip(data["flows"], data["flow_errors"], strict=True)
-    }
-    worst = dict(zip(map(str, data["flows"]), np.nanmax(data["flow_errors"][:, before], axis=1), strict=True))
+    flows, errors, pairs = map(str, data["flows"]), data["flow_errors"], data["drift_pairs"]
+    ends = {f"flow {i + 1} ends at": np.max(n[~np.isnan(e)]) for i, e in enumerate(errors)}
+    worst = dict(zip(flows, np.nanmax(errors[:, before], axis=1), strict=True))
     later = max(error for name, error in worst.items() if name.endswith("from 8"))
-    by_pair = {
-        f"({beta:g}, {gamma:g})": slope for (beta, gamma), slope in zip(data["drift_pairs"], drifts, strict=True)
-    }
+    by_pair = {f"({beta:g}, {gamma:g})": slope for (beta, gamma), slope in zip(pairs, drifts, strict=True)}
     fast = "on smooth problems errors fall at least as η^(p − .25) for p = 1, 2, and as η^2.5 for p = 3, from n = 0"
     one = "where a gradient coordinate crosses zero and ε = 0, orders 2 and 3 have slope 1 ± .25"
-    close = (
-        "on the transformer, from an eighth of the run to the edge, flows of order 2 from n = 8 are within .5% of the "
-        "distance moved, and five times closer than the flow of order 1 of [GT]"
-    )
+    close = "transformer, from 1/8 of the run to the edge: order 2 from n = 8 is within .5%, a fifth of [GT]'s order 1"
     scale = "a drift of the scale moves the iterates by O(η), slope 1 ± .25, or where β = γ by O(η²), 2 ± .25"
     claims = [
         (fast, all(slope > p - (0.25 if p < 3 else 0.5) for p, slope in smooth.values()), smooth),
@@ -251,12 +246,17 @@ def check(data: figure.Data) -> list[figure.Claim]:
 def draw(data: figure.Data) -> Figure:
     drawn, axes = plt.subplots(2, 3, figsize=(14, 8.5))
     draw_flows(axes[0, 0], data)
-    smooth = "√(v + 1e-4)"
-    titles = {"quartic": "b  Quadratic and quartic", "perceptron": f"c  Perceptron, {smooth}"}
-    titles |= {"transformer": f"d  Small transformer, {smooth}", "crossing": "e  A gradient coordinate crosses zero"}
+    titles = {"quartic": "b  Quadratic and quartic", "perceptron": "c  Perceptron, √(v + 1e-4)"}
+    titles |= {"transformer": "d  Small transformer, √(v + 1e-4)", "crossing": "e  A gradient coordinate crosses zero"}
     for ax, (problem, title) in zip(axes.flat[1:], titles.items(), strict=False):
         draw_orders(ax, data, data["problem"] == problem)
         ax.set_title(title)
+    for name, order in sorted({pair for pair in zip(data["problem"], data["order"], strict=True) if pair[0] in FLOWS}):
+        rows = (data["problem"] == name) & (data["order"] == order)
+        label = f"{name}, p = {order:g}: slope {data['slope'][rows][0]:.2f}"
+        axes[0, 1].loglog(data["learning_rate"][rows], data["error"][rows], "x-", color="0.6", label=label)
+    axes[0, 1].set_ylim(bottom=1e-18)
+    axes[0, 1].legend(fontsize=6.5, loc="lower right", ncols=2)
     for (beta, gamma), errors in zip(data["drift_pairs"], data["drift"], strict=True):
         result = af.Convergence(data["drift_rates"], errors, f"β = {beta:g}, γ = {gamma:g}")
         af.plotting.convergence(result, ax=axes[1, 2])
@@ -270,8 +270,8 @@ def draw_flows(ax: Axes, data: figure.Data) -> None:
         ax.semilogy(data["iterations"], np.where(errors > 0, errors, np.nan), style, color=f"C{place + 4}", label=label)
     if np.isfinite(edge := at_edge(data)):
         ax.axvline(edge, color="black", linestyle=":", label="edge of stability")
-    ax.set(xlabel="iteration n", ylabel="error / distance moved", ylim=(1e-4, 2.0))
-    ax.set_title(f"a  Transformer, {int(data['parameters']):,} parameters, ε = 0")
+    title = f"a  Transformer, {int(data['parameters']):,} parameters, ε = 0"
+    ax.set(xlabel="iteration n", ylabel="error / distance moved", ylim=(1e-4, 2.0), title=title)
     ax.legend(fontsize=7)
 
 
