@@ -126,7 +126,7 @@ def test_identity_term_of_a_flow_is_solved_by_diffrax_alone():
     ("record", "order"),
     [
         pytest.param(af.rmsprop(1.0, 0.99, weight_decay=0.1), 2, marks=pytest.mark.slow),
-        (af.kadam(2, 1.0, 0.99, weight_decay=0.1), 1),
+        pytest.param(af.kadam(2, 1.0, 0.99, weight_decay=0.1), 1, marks=pytest.mark.slow),
         pytest.param(af.kadam(3, 1.0, 0.99), 2, marks=pytest.mark.slow),
         pytest.param(af.adam(1.0, 0.99, bias_correction=False), 1, marks=pytest.mark.slow),
         pytest.param(af.Optimizer(1.0, (AdaFomStage(0.9),)), 1, marks=pytest.mark.slow),

@@ -100,10 +100,9 @@ def errors(*comparisons: Comparison, relative: bool = True, ax: Axes | None = No
 
     Example:
         >>> import adamflow as af
-        >>> problem, optimizer = af.problems.chain(dimension=10), af.adam(1e-3)
-        >>> discrete = af.iterate(optimizer, problem.loss, problem.params, 100)
-        >>> continuous = af.solve(af.PaperFlow(optimizer), problem.loss, problem.params, 100)
-        >>> af.plotting.errors(af.compare(discrete, continuous)).get_ylabel()
+        >>> problem = af.problems.chain(dimension=10)
+        >>> runs = [af.iterate(af.adam(1e-3, beta), problem.loss, problem.params, 100) for beta in (0.999, 0.99)]
+        >>> af.plotting.errors(af.compare(*runs)).get_ylabel()
         'error / distance moved'
     """
     if not comparisons:
