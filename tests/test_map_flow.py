@@ -163,13 +163,8 @@ RECORDS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "amsgrad",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("adan", "adabound", "adabelief", "adafom", "2-adam")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECORDS)
 def test_identity_every_record_has_a_flow_beside_its_iterates(name):
     """On a way of about ηN in each coordinate the flow stays within a hundredth of it."""
     record = RECORDS[name]

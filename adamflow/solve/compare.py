@@ -212,10 +212,11 @@ def convergence(
         ValueError: if a rate does not divide the time, or a run does not complete.
 
     Example:
-        >>> import adamflow as af
-        >>> problem = af.problems.chain(dimension=2)
+        >>> import adamflow as af, diffrax
+        >>> problem, solver = af.problems.chain(dimension=2), diffrax.Tsit5()
         >>> flow = lambda eta: af.PaperFlow(af.adam(eta), order=1)
-        >>> 0.8 < af.convergence(flow, problem.loss, problem.params, [4e-3, 2e-3, 1e-3], time=0.2).order < 1.2
+        >>> result = af.convergence(flow, problem.loss, problem.params, [4e-3, 2e-3, 1e-3], time=0.2, solver=solver)
+        >>> 0.8 < result.order < 1.2
         True
     """
     check_range("learning_rates", learning_rates, 0, low_open=True)
