@@ -25,6 +25,9 @@ from adamflow.analysis.eigenvalues import dominant_of
 
 jax.config.update("jax_enable_x64", True)
 
+#: (β, γ) of the rows on the chain: v slow, fast with and without slow m, very slow.
+PAIRS = ((0.999, 0.9), (0.95, 0.9), (0.95, 0.5), (0.9999, 0.5))
+
 
 class Row(NamedTuple):
     """One comparison: what is timed, adamflow's side, the peer's, and how often."""
@@ -136,8 +139,7 @@ def collocation(
 
 def collocations() -> list[Row]:
     chain, network = af.problems.chain(10), af.problems.mlp()
-    pairs = [(0.999, 0.9), (0.95, 0.9), (0.95, 0.5), (0.9999, 0.5)]
-    rows = [collocation("chain(10)", chain, (1e-3, *pair), 2000, 3e-4, "auto") for pair in pairs]
+    rows = [collocation("chain(10)", chain, (1e-3, *pair), 2000, 3e-4, "auto") for pair in PAIRS]
     rows += [collocation("chain(10)", chain, (eta, 0.999, 0.9), round(2 / eta), 3e-4, "auto") for eta in (1e-2, 1e-4)]
     rows.append(collocation("digits", network, (1e-3, 0.999, 0.9), 1000, 1e-3, "Dopri8"))
     return [*rows, collocation("digits", network, (1e-4, 0.999, 0.9), 10_000, 1e-3, "")]
@@ -187,7 +189,6 @@ def evaluations(repeats: int) -> list[Row]:
 
 
 def rows() -> list[Row]:
-    pairs = [(0.999, 0.9), (0.95, 0.9), (0.95, 0.5), (0.9999, 0.5)]
     return [
         discrete(10, 2000, 20),
         discrete(1000, 2000, 20),
@@ -196,7 +197,7 @@ def rows() -> list[Row]:
         eigenvalues("discrete step", "discrete", 20),
         eigenvalues("flow of order 1", af.PaperFlow(af.adam(1.0)), 20),
         eigenvalues("flow of order 2", af.PaperFlow(af.adam(1.0), order=2), 20),
-        *(continuous(beta, gamma, 5) for beta, gamma in pairs),
+        *(continuous(beta, gamma, 5) for beta, gamma in PAIRS),
         *collocations(),
         *evaluations(20),
     ]

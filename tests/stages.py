@@ -105,3 +105,32 @@ class AdaBoundStage(AbstractStage):
         pace = (1 - self.beta) * (iteration + 1)
         rate = ratio(jnp.ones_like(signal.value), averages["second"])
         return averages["first"] * jax.lax.clamp(1 - 1 / (pace + 1), rate, 1 + 1 / pace)
+
+
+class PlainStage(AbstractStage):
+    """u = g: gradient descent, whose state is θ alone."""
+
+    def filters(self):
+        return ()
+
+    def direction(self, signal, averages, memory, iteration, ratio):
+        return signal.value
+
+
+class MomentumStage(AbstractStage):
+    """u = m: what makes the step, and the flow, linear in the gradient."""
+
+    gamma: float
+
+    def filters(self):
+        return (Filter("first", self.gamma, lambda signal, _: signal.value),)
+
+    def direction(self, signal, averages, memory, iteration, ratio):
+        return averages["first"]
+
+
+class CountingStage(PlainStage):
+    """Memory that cannot move continuously: a counter."""
+
+    def initial_memory(self, leaf):
+        return {"count": jnp.zeros((), int)}

@@ -11,19 +11,9 @@ import numpy as np
 import pytest
 
 import adamflow as af
-from tests.stages import AdaBeliefStage, AdaBoundStage, AdaFomStage, AdanStage, AMSGradStage
+from tests.stages import AdaBeliefStage, AdaBoundStage, AdaFomStage, AdanStage, AMSGradStage, CountingStage, PlainStage
 
 EXPLICIT = diffrax.Dopri8()
-
-
-class PlainStage(af.AbstractStage):
-    """u = g: gradient descent, whose state is θ alone."""
-
-    def filters(self):
-        return ()
-
-    def direction(self, signal, averages, memory, iteration, ratio):
-        return signal.value
 
 
 def descent(eta):
@@ -302,9 +292,5 @@ def test_failure_source_that_is_no_share(source):
 
 
 def test_failure_memory_that_cannot_move_continuously():
-    class CountingStage(PlainStage):
-        def initial_memory(self, leaf):
-            return {"count": jnp.zeros((), int)}
-
     with pytest.raises(TypeError, match="CountingStage keeps memory that is not made of floats"):
         af.EdgeFlow(af.Optimizer(0.1, (CountingStage(),)))

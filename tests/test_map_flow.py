@@ -12,7 +12,16 @@ import pytest
 
 import adamflow as af
 from adamflow.analysis.linear import linear_system
-from tests.stages import AdaBeliefStage, AdaBoundStage, AdaFomStage, AdanStage, AMSGradStage
+from tests.stages import (
+    AdaBeliefStage,
+    AdaBoundStage,
+    AdaFomStage,
+    AdanStage,
+    AMSGradStage,
+    CountingStage,
+    MomentumStage,
+    PlainStage,
+)
 
 EXPLICIT = diffrax.Dopri8()
 
@@ -29,26 +38,6 @@ class Quartic(eqx.Module):
 
 QUARTIC = Quartic(jnp.array([0.5, 1.0, 3.0]), jnp.asarray(1.0))
 START = jnp.array([1.0, -1.2, 1.4])
-
-
-class PlainStage(af.AbstractStage):
-    """u = g: gradient descent, whose state is θ alone."""
-
-    def filters(self):
-        return ()
-
-    def direction(self, signal, averages, memory, iteration, ratio):
-        return signal.value
-
-
-class MomentumStage(af.AbstractStage):
-    gamma: float
-
-    def filters(self):
-        return (af.Filter("first", self.gamma, lambda signal, _: signal.value),)
-
-    def direction(self, signal, averages, memory, iteration, ratio):
-        return averages["first"]
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 6])
@@ -213,9 +202,5 @@ def test_failure_order_that_is_no_whole_number(order: Any, unchecked):
 
 
 def test_failure_memory_that_cannot_move_continuously():
-    class CountingStage(PlainStage):
-        def initial_memory(self, leaf):
-            return {"count": jnp.zeros((), int)}
-
     with pytest.raises(TypeError, match="CountingStage keeps memory that is not made of floats"):
         af.MapFlow(af.Optimizer(0.1, (CountingStage(),)))

@@ -13,7 +13,7 @@ import scipy.integrate
 import scipy.linalg
 
 import adamflow as af
-from tests.stages import AdaFomStage, AdanStage, AMSGradStage
+from tests.stages import AdaFomStage, AdanStage, AMSGradStage, MomentumStage
 
 CHAIN = af.problems.chain(10)
 PAIRS = [(0.999, 0.9), (0.95, 0.9), (0.95, 0.5), (0.9999, 0.5)]
@@ -56,15 +56,6 @@ def test_formula_against_scipy_on_the_written_out_equations(order, rate):
 
 def test_formula_linear_flow_without_second_moment_equals_the_matrix_exponential():
     """A stage that returns its first moment alone makes the flow of momentum linear."""
-
-    class MomentumStage(af.AbstractStage):
-        gamma: float
-
-        def filters(self):
-            return (af.Filter("first", self.gamma, lambda signal, _: signal.value),)
-
-        def direction(self, signal, averages, memory, iteration, ratio):
-            return averages["first"]
 
     record = af.Optimizer(0.1, (MomentumStage(0.9),), bias_correction=False)
     run = af.solve(af.PaperFlow(record), lambda p: 1.5 * p**2, jnp.asarray(2.0), 50, save_at=[10, 50], rtol=1e-9)

@@ -11,8 +11,8 @@ import optimistix
 from jax import Array
 from jaxtyping import Float
 
-from adamflow.analysis.eigenvalues import characteristic_polynomial
-from adamflow.analysis.linear import Model, linear_stability, linear_system
+from adamflow.analysis.eigenvalues import characteristic_polynomial, dominant_of
+from adamflow.analysis.linear import Model, linear_system
 from adamflow.optimizers import Optimizer
 
 #: Where larger systems are searched for the first crossing: ηs from 1e-6 to 1e9, 20 samples per decade.
@@ -169,13 +169,13 @@ def _by_search(optimizer: Optimizer, model: Model) -> Array:
 def _first_crossing(optimizer: Optimizer, model: Model) -> Array:
     def excess(log: Array, _: Any = None) -> Array:
         curvature = jnp.exp(log) / optimizer.learning_rate
-        measured = linear_stability(optimizer, curvature, model=model)
+        system = linear_system(optimizer, curvature, model=model)
+        values = dominant_of(system, "modulus" if model == "discrete" else "real part")
+        measured = jnp.abs(values) - 1 if model == "discrete" else values.real
         # The rates of a flow of high order grow as powers of ηs: a small one drowns in the rounding of the largest.
         # Their size is that of the entries of the balanced matrix.
-        system = linear_system(optimizer, curvature, model=model)
         largest = jnp.sqrt(jnp.max(jnp.abs(system * system.T)))
-        rounding = 4 * jnp.finfo(largest.dtype).eps * largest
-        return measured - (1.0 if model == "discrete" else 0.0) - rounding
+        return measured - 4 * jnp.finfo(largest.dtype).eps * largest
 
     logs = jnp.asarray(_LOG_SAMPLES, jnp.result_type(optimizer.learning_rate))
     samples = jax.vmap(excess)(logs)

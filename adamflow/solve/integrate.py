@@ -14,7 +14,20 @@ from adamflow.flows import AbstractFlow, PaperFlow, Snapshot, Start
 from adamflow.solve.collocation import check_collocation, collocate
 from adamflow.solve.inputs import check_run, check_tolerance, scalar_loss
 from adamflow.solve.methods import Method, choose_method, step_controller
-from adamflow.solve.trajectory import OUTCOMES, Outcome, Stats, Trajectory, conclude, divergence_limit, largest, within
+from adamflow.solve.trajectory import (
+    COMPLETED,
+    DIVERGED,
+    NOT_FINITE,
+    STALLED,
+    STEP_LIMIT,
+    Outcome,
+    Stats,
+    Trajectory,
+    conclude,
+    divergence_limit,
+    largest,
+    within,
+)
 from adamflow.types import Loss, Params, Scalar
 
 
@@ -117,9 +130,6 @@ def solve(
         name=f"{flow.optimizer.name}, {flow.name}",
     )
     return conclude(trajectory, started)
-
-
-_COMPLETED, _DIVERGED, _NOT_FINITE, _STEP_LIMIT, _STALLED = range(len(OUTCOMES))
 
 
 class _Counter:
@@ -232,10 +242,10 @@ def _run(flow, loss, state, times, numbers: _Numbers, method: Method, observe, m
     rows = jax.lax.cond(nothing, lambda: jax.tree.map(_with_first, rows, row(times[0], start, None)), lambda: rows)
     end = cast(Any, solution.ts)[1][-1]
     code = _meaning(solution.result, largest(flow.params(final)), limit)
-    smooth = jax.lax.cond(code == _STALLED, lambda: _finite_ahead(flow, loss, final, end), lambda: jnp.array(True))
-    code = jnp.where(smooth, code, _NOT_FINITE)
+    smooth = jax.lax.cond(code == STALLED, lambda: _finite_ahead(flow, loss, final, end), lambda: jnp.array(True))
+    code = jnp.where(smooth, code, NOT_FINITE)
     rows, finite = rows
-    end = jax.lax.cond(code == _NOT_FINITE, lambda: _last_finite(loss, times, end, rows, finite), lambda: end)
+    end = jax.lax.cond(code == NOT_FINITE, lambda: _last_finite(loss, times, end, rows, finite), lambda: end)
     return _Run(rows, final, code, end, accepted, rejected)
 
 
@@ -254,11 +264,11 @@ def _with_first(rows: jax.Array, first: jax.Array) -> jax.Array:
 def _meaning(result: diffrax.RESULTS, size: jax.Array, limit: jax.Array) -> jax.Array:
     """The code of an outcome, from diffrax's result and the largest of the last parameters."""
     exploded = jnp.isfinite(size) & (size > limit)
-    code = jnp.full((), _STALLED)
+    code = jnp.full((), STALLED)
     for known, meaning in (
-        (diffrax.RESULTS.successful, _COMPLETED),
-        (diffrax.RESULTS.max_steps_reached, _STEP_LIMIT),
-        (diffrax.RESULTS.event_occurred, jnp.where(exploded, _DIVERGED, _NOT_FINITE)),
+        (diffrax.RESULTS.successful, COMPLETED),
+        (diffrax.RESULTS.max_steps_reached, STEP_LIMIT),
+        (diffrax.RESULTS.event_occurred, jnp.where(exploded, DIVERGED, NOT_FINITE)),
     ):
         code = jnp.where(result == known, meaning, code)
     return code

@@ -16,10 +16,18 @@ from adamflow.checks import is_concrete
 from adamflow.flows import Snapshot
 from adamflow.optimizers import Optimizer, OptimizerState
 from adamflow.solve.inputs import check_run, scalar_loss
-from adamflow.solve.trajectory import OUTCOMES, Outcome, Stats, Trajectory, conclude, divergence_limit, largest, within
+from adamflow.solve.trajectory import (
+    DIVERGED,
+    NOT_FINITE,
+    Outcome,
+    Stats,
+    Trajectory,
+    conclude,
+    divergence_limit,
+    largest,
+    within,
+)
 from adamflow.types import Batch, Loss, Params
-
-_DIVERGED, _NOT_FINITE = OUTCOMES.index("diverged"), OUTCOMES.index("not_finite")
 
 
 def iterate(
@@ -156,7 +164,7 @@ class _Driver(NamedTuple):
             alive, finite = carry.code == 0, _is_finite(snapshot)
 
             def classify() -> tuple[jax.Array, jax.Array]:
-                failure = jnp.where(finite & jnp.isfinite(largest(params)), _DIVERGED, _NOT_FINITE)
+                failure = jnp.where(finite & jnp.isfinite(largest(params)), DIVERGED, NOT_FINITE)
                 return jnp.where(alive, failure, carry.code), jnp.where(alive & finite, n, carry.reached)
 
             good = alive & finite & within(params, self.limit)
@@ -205,7 +213,7 @@ def _run(optimizer, loss, params, plan: _Plan, slots, observe, batches, meter):
     (carry, buffer, ticks), _ = jax.lax.scan(block, (start, buffer, meter.init()), (jnp.arange(plan.blocks), slots))
     meter.close(ticks)
     row, finite = last_row(carry)
-    code = jnp.where((carry.code == 0) & ~finite, _NOT_FINITE, carry.code)
+    code = jnp.where((carry.code == 0) & ~finite, NOT_FINITE, carry.code)
     reached = jnp.where(code == 0, end, carry.reached)
     if plan.saves_end:
         buffer = _write(buffer, jnp.asarray(plan.rows - 1), row)

@@ -15,6 +15,7 @@ from adamflow.types import Params
 
 #: How runs end; a code is a place in this tuple.
 OUTCOMES = ("completed", "diverged", "not_finite", "step_limit", "stalled")
+COMPLETED, DIVERGED, NOT_FINITE, STEP_LIMIT, STALLED = range(len(OUTCOMES))
 
 _SENTENCES = {
     "completed": "completed: reached iteration {iteration:g}.",

@@ -1,7 +1,7 @@
 """What users give to a run by collocation, and what they get from it."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,23 +11,8 @@ from jax.flatten_util import ravel_pytree
 from adamflow.flows import AbstractFlow, PaperFlow, Snapshot
 from adamflow.flows.averages import FlowState
 from adamflow.solve.collocation.run import Result, Runner, settings_for
-from adamflow.solve.trajectory import OUTCOMES, divergence_limit, largest
+from adamflow.solve.trajectory import divergence_limit
 from adamflow.types import Loss, Params
-
-_COMPLETED, _DIVERGED, _NOT_FINITE, _STEP_LIMIT, _STALLED = range(len(OUTCOMES))
-
-
-class Collocated(NamedTuple):
-    """A run: its rows, the state at its end, the place of its outcome in `OUTCOMES`, and what it cost."""
-
-    rows: Any
-    final: FlowState
-    code: jax.Array
-    reached: jax.Array
-    accepted: jax.Array
-    rejected: jax.Array
-    gradients: jax.Array
-    hessians: jax.Array
 
 
 def check_collocation(flow: AbstractFlow, params: Params, step_size: Any, progress: bool) -> None:
@@ -62,43 +47,18 @@ def collocate(
     numbers: Any,
     observe: Callable[[Snapshot], Any] | None,
     max_steps: int,
-) -> Collocated:
+) -> Result:
     """Integrate from the initial state to `numbers.steps`; rows at `times`, of parameters or what was observed."""
     limit = divergence_limit(state.params)
     vector, unravel = ravel_pytree(state.params)
     settings = settings_for(vector.size)
     runner = Runner(flow, loss, unravel, times, numbers.steps, numbers.rtol, limit, max_steps, settings)
     result = runner.run(state, numbers.first)
-    rows = result.rows.params
+    rows: Any = result.rows.params
     if observe is not None:
 
         def look(row: tuple[jax.Array, FlowState]) -> Any:
             return jax.tree.map(jnp.asarray, observe(flow.snapshot(*row, loss)))
 
         rows = jax.lax.map(look, (times, result.rows))
-    gradients = result.gradients + 2 * vector.size * result.hessians
-    return Collocated(
-        rows,
-        result.final,
-        _code(result, limit, numbers.steps, max_steps),
-        result.reached,
-        result.accepted,
-        result.rejected,
-        gradients,
-        result.hessians,
-    )
-
-
-def _code(result: Result, limit: jax.Array, steps: jax.Array, max_steps: int) -> jax.Array:
-    """How the run ended: the first of these that holds."""
-    size = largest(result.final.params)
-    endings = (
-        (~result.finite | ~jnp.isfinite(size), _NOT_FINITE),
-        (size > limit, _DIVERGED),
-        (result.reached >= steps, _COMPLETED),
-        (result.accepted + result.rejected >= max_steps, _STEP_LIMIT),
-    )
-    code = jnp.full((), _STALLED)
-    for holds, meaning in reversed(endings):
-        code = jnp.where(holds, meaning, code)
-    return code
+    return result._replace(rows=rows, gradients=result.gradients + 2 * vector.size * result.hessians)

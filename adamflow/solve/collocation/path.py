@@ -103,10 +103,6 @@ class FlowPath(eqx.Module):
 
         return -jnp.stack([column(j) for j in range(self.count)], axis=1)
 
-    def restore(self, filters: Filters) -> Filters:
-        """Filters as pytrees like the parameters."""
-        return tuple({name: self.unravel(value) for name, value in stage.items()} for stage in filters)
-
     def _filters(self, signal: Array, with_left: Array, times: Array, frozen: bool) -> Filters:
         (stage,), (before,) = self.flow.optimizer.stages, self.start.filters
         filters = {name: jnp.broadcast_to(value, signal.shape) for name, value in before.items()}
@@ -123,7 +119,7 @@ class FlowPath(eqx.Module):
         return (filters,)
 
     def _read(self, gradient: Vector, filters: Filters, time: Scalar) -> tuple[Vector, Filters]:
-        direction, targets = self.flow.optimizer.read(self.unravel(gradient), self.restore(filters), time)
+        direction, targets = self.flow.optimizer.read(self.unravel(gradient), restore(self.unravel, filters), time)
         return ravel_pytree(direction)[0], flat(targets)
 
     def _change(self, params: Vector, direction: Vector) -> Vector:
@@ -144,3 +140,8 @@ def path_over(flow: PaperFlow, unravel: Callable[[Any], Any], count: int, start:
 def flat(filters: Any) -> Filters:
     """Filters with all parameters in one vector."""
     return tuple({name: ravel_pytree(value)[0] for name, value in stage.items()} for stage in filters)
+
+
+def restore(unravel: Callable[[Any], Any], filters: Filters) -> Filters:
+    """Filters as pytrees like the parameters."""
+    return tuple({name: unravel(value) for name, value in stage.items()} for stage in filters)

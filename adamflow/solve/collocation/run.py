@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
-from adamflow.flows import PaperFlow
+from adamflow.flows import PaperFlow, averages
 from adamflow.flows.averages import FlowState
 from adamflow.solve.collocation import curvature
-from adamflow.solve.collocation.path import FlowPath, Path, Place, flat, path_over
+from adamflow.solve.collocation.path import FlowPath, Path, Place, flat, path_over, restore
 from adamflow.solve.collocation.step import Attempt, Past, Settings, Step
+from adamflow.solve.trajectory import COMPLETED, DIVERGED, NOT_FINITE, STALLED, STEP_LIMIT
 from adamflow.types import Loss, Params, Scalar
 
 #: Up to so many parameters the Hessian is computed, when it has become wrong, instead of learnt.
@@ -22,12 +23,12 @@ _SHARE_OF_START = 0.1
 
 
 class Result(NamedTuple):
-    """Where a run ended, its rows of states, and what it cost."""
+    """A run: its rows, the state at its end, the place of its outcome in `OUTCOMES`, and what it cost."""
 
-    rows: FlowState
+    rows: Any
     final: FlowState
+    code: Array
     reached: Array
-    finite: Array
     accepted: Array
     rejected: Array
     gradients: Array
@@ -73,11 +74,15 @@ class Runner(NamedTuple):
     max_steps: int
     settings: Settings
 
+    def loss_of(self, params: Array) -> Array:
+        """The loss as a function of the vector of all parameters."""
+        return self.loss(self.unravel(params))
+
     def gradient(self, params: Array) -> Array:
-        return ravel_pytree(jax.grad(self.loss)(self.unravel(params)))[0]
+        return jax.grad(self.loss_of)(params)
 
     def hessian_factor(self, params: Array) -> curvature.Factor:
-        return curvature.exact(lambda vector: self.loss(self.unravel(vector)), params)
+        return curvature.exact(self.loss_of, params)
 
     def run(self, state: FlowState, first: Scalar) -> Result:
         """Integrate from a state at the iteration `first` to the end."""
@@ -90,21 +95,36 @@ class Runner(NamedTuple):
             going = (carry.place.time < self.end) & (tried < self.max_steps) & (carry.length > smallest)
             return going & carry.finite & (jnp.max(jnp.abs(carry.place.params)) <= self.limit)
 
-        start = params
-        carry = jax.lax.while_loop(unfinished, lambda carry: self._advance(carry, start), carry)
-        velocity = self.unravel(carry.place.velocity) if self.flow.order == 2 else None
-        filters = tuple({name: self.unravel(x) for name, x in stage.items()} for stage in carry.place.filters)
-        final = FlowState(self.unravel(carry.place.params), velocity, filters)
+        carry = jax.lax.while_loop(unfinished, lambda carry: self._advance(carry, params), carry)
         return Result(
             carry.rows,
-            final,
+            self._state(carry.place),
+            self._code(carry),
             jnp.asarray(carry.place.time),
-            carry.finite,
             carry.accepted,
             carry.rejected,
             carry.gradients,
             carry.hessians,
         )
+
+    def _state(self, place: Place | Path) -> FlowState:
+        """A flow at one time as its state."""
+        velocity = self.unravel(place.velocity) if self.flow.order == 2 else None
+        return FlowState(self.unravel(place.params), velocity, restore(self.unravel, place.filters))
+
+    def _code(self, carry: _Carry) -> Array:
+        """How the run ended: the first of these that holds."""
+        size = jnp.max(jnp.abs(carry.place.params))
+        endings = (
+            (~carry.finite | ~jnp.isfinite(size), NOT_FINITE),
+            (size > self.limit, DIVERGED),
+            (carry.place.time >= self.end, COMPLETED),
+            (carry.accepted + carry.rejected >= self.max_steps, STEP_LIMIT),
+        )
+        code = jnp.full((), STALLED)
+        for holds, meaning in reversed(endings):
+            code = jnp.where(holds, meaning, code)
+        return code
 
     def _begin(self, state: FlowState, params: Array, first: Array) -> _Carry:
         dtype, settings = params.dtype, self.settings
@@ -203,16 +223,11 @@ class Runner(NamedTuple):
         length = step.length
         begin, end = carry.place.time, carry.place.time + length * (1 + 1e-9)
         first, last = (jnp.searchsorted(self.times, time, side="right") for time in (begin, end))
-        nonnegative = [{filter.name: filter.nonnegative for filter in s.filters()} for s in self.flow.optimizer.stages]
 
         def write(row: Array, rows: FlowState) -> FlowState:
             at: Path = jax.tree.map(lambda leaf: step.nodes.interpolate((self.times[row] - begin) / length, leaf), path)
-            filters = tuple(
-                {name: jnp.maximum(value, 0.0) if signs[name] else value for name, value in stage.items()}
-                for stage, signs in zip(at.filters, nonnegative, strict=True)
-            )
-            velocity = self.unravel(at.velocity) if self.flow.order == 2 else None
-            state = FlowState(self.unravel(at.params), velocity, step.restore(filters))
+            at = at._replace(filters=averages.clipped(self.flow.optimizer, at.filters))
+            state = self._state(at)
             return jax.tree.map(lambda every, one: every.at[row].set(one.astype(every.dtype)), rows, state)
 
         return jax.lax.fori_loop(first, jnp.where(good, last, first), write, carry.rows)
