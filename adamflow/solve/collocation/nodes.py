@@ -7,9 +7,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 _RADAU = {2: (1 / 3, 1.0), 3: ((4 - 6**0.5) / 10, (4 + 6**0.5) / 10, 1.0)}
-_GAUSS_POINTS = 24
-#: e^{−z x} is nothing beyond z x of this.
-_FORGOTTEN = 40.0
+#: The rate beyond which moments of an exponential follow from lower ones, and where the way down to them begins.
+_UPWARDS, _HIGHEST = 8.0, 40
 
 
 class Nodes:
@@ -20,9 +19,11 @@ class Nodes:
         radau: c, shape (s,).
         fine: f, 0, c and the midpoints between them, shape (2s + 1,).
         places: where c stands in f.
+        plain: (i, j): the integral from 0 to $f_i$ of the polynomial that is 1 at $f_j$ and 0 at the rest of f.
         monomials: (j, k): the coefficient of $x^k$ in the polynomial that is 1 at $f_j$ and 0 at the rest of f.
         from_radau: values at f of the polynomial of degree s − 1 through values at c.
         from_ends: values at f of the polynomial of degree s through values at 0 and c.
+        powers: (j, k): the coefficient of $x^k$ in the polynomial that is 1 at the j-th of 0 and c and 0 at the others.
     """
 
     def __init__(self, count: int):
@@ -31,25 +32,28 @@ class Nodes:
         self.fine = np.sort(np.concatenate([ends, (ends[1:] + ends[:-1]) / 2]))
         self.places = np.array([int(np.argmin(np.abs(self.fine - c))) for c in self.radau])
         self.monomials = _lagrange(self.fine)
+        degrees = np.arange(1, self.fine.size + 1)
+        self.plain = self.fine[:, None] ** degrees / degrees @ self.monomials.T
         self.from_radau = np.vander(self.fine, count, increasing=True) @ _lagrange(self.radau).T
-        self.from_ends = np.vander(self.fine, count + 1, increasing=True) @ _lagrange(ends).T
+        self.powers = _lagrange(ends)
+        self.from_ends = np.vander(self.fine, count + 1, increasing=True) @ self.powers.T
 
-    def interpolate(self, x: Float[Array, ""], values: Float[Array, "fine *rest"]) -> Float[Array, "*rest"]:
-        """The polynomial through values at f, at x."""
-        weights = x ** np.arange(self.fine.size) @ jnp.asarray(self.monomials.T, values.dtype)
-        return jnp.tensordot(weights, values, 1)
+    def at(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape ends"]:
+        """The weights that take values at 0 and c to the polynomial through them at x."""
+        return _powers(x, self.count + 1) @ jnp.asarray(self.powers.T, x.dtype)
+
+    def finely_at(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape fine"]:
+        """The weights that take values at f to the polynomial through them at x."""
+        return _powers(x, self.fine.size) @ jnp.asarray(self.monomials.T, x.dtype)
 
     def integrals(self, rate: Float[Array, ""]) -> Float[Array, "fine fine"]:
-        r"""$\int_0^{f_i} e^{-z(f_i - x)} \ell_j(x) dx$ for a rate z ≥ 0, however large, by Gauss and Legendre's rule.
+        r"""$\int_0^{f_i} e^{-z(f_i - x)} \ell_j(x) dx$ for a rate z ≥ 0, however large.
 
         $\ell_j$ is the polynomial that is 1 at $f_j$ and 0 at the rest of f.
         """
-        points, weights = (jnp.asarray(x, rate.dtype) for x in _gauss())
         fine = jnp.asarray(self.fine, rate.dtype)
-        length = jnp.minimum(fine, _FORGOTTEN / jnp.maximum(rate, jnp.finfo(rate.dtype).tiny))
-        ages = length[:, None] * points
-        basis = (fine[:, None] - ages)[..., None] ** np.arange(fine.size) @ jnp.asarray(self.monomials.T, rate.dtype)
-        return jnp.einsum("iq,iqj->ij", length[:, None] * weights * jnp.exp(-rate * ages), basis)
+        moments = fine[:, None] * _moments(rate * fine, fine.size) * _powers(fine, fine.size)
+        return moments @ jnp.asarray(self.monomials.T, rate.dtype)
 
 
 @functools.cache
@@ -65,11 +69,30 @@ def extrapolation(at: Float[Array, " past"], x: Float[Array, " now"]) -> Float[A
     return jnp.prod(jnp.where(jnp.eye(at.size, dtype=bool), 1.0, ratios), axis=-1)
 
 
+def _powers(x: Float[Array, "*shape"], count: int) -> Float[Array, "*shape count"]:
+    powers = [jnp.ones_like(x)]
+    for _ in range(count - 1):
+        powers.append(powers[-1] * x)
+    return jnp.stack(powers, axis=-1)
+
+
+def _moments(rate: Float[Array, "*shape"], count: int) -> Float[Array, "*shape count"]:
+    r"""$M_k = \int_0^1 e^{-w(1-x)} x^k dx$, k < count: from $w M_k = 1 - k M_{k-1}$, in the direction that is stable.
+
+    Where w is large that is upwards from $M_0$, where it is small downwards from a k so large that $M_k$ is forgotten.
+    """
+    large = jnp.maximum(rate, _UPWARDS)
+    up = [-jnp.expm1(-large) / large]
+    for k in range(1, count):
+        up.append((1 - k * up[-1]) / large)
+    small = jnp.minimum(rate, _UPWARDS)
+    now, down = 1 / (_HIGHEST + 1 + small), []
+    for k in range(_HIGHEST, 0, -1):
+        now = (1 - small * now) / k
+        if k <= count:
+            down.append(now)
+    return jnp.where((rate > _UPWARDS)[..., None], jnp.stack(up, axis=-1), jnp.stack(down[::-1], axis=-1))
+
+
 def _lagrange(places: np.ndarray) -> np.ndarray:
     return np.linalg.inv(np.vander(places, increasing=True)).T
-
-
-@functools.cache
-def _gauss() -> tuple[np.ndarray, np.ndarray]:
-    points, weights = np.polynomial.legendre.leggauss(_GAUSS_POINTS)
-    return (points + 1) / 2, weights / 2

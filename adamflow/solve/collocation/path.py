@@ -1,5 +1,6 @@
 """θ and the filters along a step, from the gradients at its nodes: all of a flow that needs no gradient."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,12 +11,15 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from adamflow.flows import PaperFlow, averages
+from adamflow.optimizers import Optimizer
 from adamflow.solve.collocation.nodes import Nodes, nodes
 from adamflow.types import Scalar
 
 #: By stage and name, a filter for all parameters in one vector.
 Filters = tuple[dict[str, Any], ...]
 Vector = Float[Array, " size"]
+Fine = Float[Array, "fine size"]
+Slopes = Float[Array, "node node size"]
 
 
 class Place(NamedTuple):
@@ -23,33 +27,51 @@ class Place(NamedTuple):
 
     time: Scalar
     params: Vector
-    velocity: Vector
+    velocity: Float[Array, " velocities"]
     filters: Filters
     gradient: Vector
 
 
 class Path(NamedTuple):
-    """A flow at the fine nodes of a step: each field with a leading axis of nodes."""
+    """A flow at the fine nodes of a step: fields with a leading axis of nodes, and how far θ could have gone."""
 
-    params: Float[Array, "fine size"]
-    velocity: Float[Array, "fine size"]
+    params: Fine
+    velocity: Float[Array, "fine velocities"]
     filters: Filters
+    reach: Vector
+
+
+class StagePath(NamedTuple):
+    """A stage at the fine nodes: what drives it, with the left end and without, its filters and its direction."""
+
+    signal: Fine
+    with_left: Fine
+    filters: dict[str, Fine]
+    direction: Fine
+
+
+class Average(NamedTuple):
+    """What a filter does over a step, or θ under weight decay: x̄(f) = kept x̄(0) + taken q, q its input at f."""
+
+    kept: Float[Array, " fine"]
+    taken: Float[Array, "fine fine"]
 
 
 class FlowPath(eqx.Module):
     r"""Filters and θ of a `PaperFlow` over a step, by variation of constants from a polynomial through gradients.
 
-    A filter with rate a obeys $\bar x(n) = e^{-an}\bar x(0) + a\int_0^n e^{-a(n-\nu)} f(x(\nu)) d\nu$; the integral is
-    that of the polynomial through $f(x)$ at the fine nodes. A filter that cannot be negative is driven by the
+    A filter with rate a obeys $\bar x(n) = e^{-an}\bar x(0) + a\int_0^n e^{-a(n-\nu)} q(x(\nu)) d\nu$; the integral is
+    that of the polynomial through $q(x)$ at the fine nodes. A filter that cannot be negative is driven by the
     polynomial through the nodes and the left end of the step, others and θ by that through the nodes alone, as in
-    Radau IIA. No step size limits what filters do, since their decay is exact.
+    Radau IIA. The signal of a later stage, the direction of the one before, is taken at the nodes and the left end
+    like the gradient. No step size limits what filters do, since their decay is exact.
 
     Attributes:
         flow: whose path it is.
         start: where the step begins.
         length: of the step, in iterations.
-        remembered: by filter, what is left of its start at the fine nodes.
-        averaged: by filter, the matrix from f(x) at the fine nodes to what the filter has taken up of it.
+        averages: by stage and filter.
+        decay: of θ, in order 1.
         unravel: from a vector to parameters.
         count: of Radau's nodes.
     """
@@ -57,8 +79,8 @@ class FlowPath(eqx.Module):
     flow: PaperFlow
     start: Place
     length: Any
-    remembered: dict[str, Array]
-    averaged: dict[str, Array]
+    averages: tuple[dict[str, Average], ...]
+    decay: Average
     unravel: Callable[[Any], Any] = eqx.field(static=True)
     count: int = eqx.field(static=True)
 
@@ -66,60 +88,145 @@ class FlowPath(eqx.Module):
     def nodes(self) -> Nodes:
         return nodes(self.count)
 
-    def __call__(self, gradients: Float[Array, "node size"], *, frozen: bool = False, from_left: bool = False) -> Path:
+    def __call__(self, gradients: Float[Array, "node size"], *, from_left: bool = False) -> Path:
         """The path for gradients at Radau's nodes.
 
         Args:
             gradients: at the nodes.
-            frozen: whether second moments count as constants where this is differentiated.
             from_left: whether θ is driven by the polynomial through the left end too, for the estimate of errors.
         """
-        points, dtype, start, length = self.nodes, gradients.dtype, self.start, self.length
-        fine = jnp.asarray(points.fine, dtype)
-        times = start.time + length * fine
-        with_left = jnp.asarray(points.from_ends, dtype) @ jnp.concatenate([start.gradient[None], gradients])
-        signal = with_left if from_left else jnp.asarray(points.from_radau, dtype) @ gradients
-        filters = self._filters(signal, with_left, times, frozen)
-        directions = jax.vmap(self._read)(signal, filters, times)[0]
-        integral = points.integrals(jnp.zeros((), dtype))
-        params, velocity = jnp.broadcast_to(start.params, signal.shape), jnp.zeros((fine.size, 0), dtype)
+        signal, with_left = self.signals(self.start.gradient, gradients)
+        return self.along(with_left if from_left else signal, with_left)
+
+    def signals(self, left: Vector, at_nodes: Float[Array, "node size"]) -> tuple[Fine, Fine]:
+        """At the fine nodes, the polynomials through Radau's nodes alone, and through them and the left end."""
+        from_radau, from_ends = (jnp.asarray(x, at_nodes.dtype) for x in (self.nodes.from_radau, self.nodes.from_ends))
+        return from_radau @ at_nodes, from_ends @ jnp.concatenate([left[None], at_nodes])
+
+    def along(self, signal: Fine, with_left: Fine) -> Path:
+        """The path for gradients at the fine nodes: `signal`, and `with_left` for filters that cannot be negative."""
+        stages = self._stages(signal, with_left)
+        return self._path(stages)
+
+    def responses(self, gradients: Float[Array, "node size"]) -> tuple[Path, Slopes, Float[Array, "node size"]]:
+        """The path; −∂θᵢ/∂Gⱼ at the nodes by coordinate; and what θ there gains by a signal that has the left end too.
+
+        Second moments are held: what they would add is not definite, and spoils convergence.
+        """
+        places, from_radau = self.nodes.places, jnp.asarray(self.nodes.from_radau, gradients.dtype)
+        stages = self._stages(*self.signals(self.start.gradient, gradients))
+        path = self._path(stages)
+        through, gained = None, jnp.zeros_like(stages[0].signal)
+        for index, stage in enumerate(stages):
+            gained = gained + stage.with_left - stage.signal
+            single, known = self._single(index), self.averages[index]
+            at_once, linear = self._sensitivities(single, stage)
+            terms = [(from_radau, at_once), *((known[name].taken @ from_radau, by) for name, by in linear.items())]
+            lasting = sum((by * (known[name].taken @ gained) for name, by in linear.items()), at_once * gained)
+            if index + 1 < len(stages):
+                here = sum(weights[places][:, :, None] * by[places][:, None] for weights, by in terms)
+                through = here if through is None else jnp.einsum("ikd,kjd->ijd", here, through)
+                gained = from_radau @ lasting[places]
+        kernel = self._kernel[places]
+        slopes = -sum(
+            jnp.einsum("if,fj,fd->ijd", kernel, weights, jax.vmap(self._force)(by))  # noqa: F821
+            for weights, by in terms  # noqa: F821
+        )
+        slopes = slopes if through is None else jnp.einsum("ikd,kjd->ijd", slopes, through)
+        return path, slopes, kernel @ jax.vmap(self._force)(lasting)  # noqa: F821
+
+    def slopes(self, gradients: Float[Array, "node size"]) -> Slopes:
+        """−∂θᵢ/∂Gⱼ, by coordinate, with second moments held."""
+        return self.responses(gradients)[1]
+
+    @property
+    def _times(self) -> Array:
+        return self.start.time + self.length * jnp.asarray(self.nodes.fine, self.start.params.dtype)
+
+    def _single(self, index: int) -> Optimizer:
+        return dataclasses.replace(self.flow.optimizer, stages=(self.flow.optimizer.stages[index],))
+
+    def _stages(self, signal: Fine, with_left: Fine) -> list[StagePath]:
+        """What every stage does, each fed with the direction of the one before."""
+        stages = []
+        for index, (known, start) in enumerate(zip(self.averages, self.start.filters, strict=True)):
+            single = self._single(index)
+            if stages:
+                before = stages[-1].direction
+                signal, with_left = self.signals(before[0], before[self.nodes.places])
+            filters = self._filters(single, known, start, signal, with_left)
+            direction = jax.vmap(lambda *at, single=single: self._read(single, *at))(signal, (filters,), self._times)[0]
+            stages.append(StagePath(signal, with_left, filters, direction))
+        return stages
+
+    def _sensitivities(self, single: Optimizer, stage: StagePath) -> tuple[Fine, dict[str, Fine]]:
+        """How a direction changes with the signal itself, and with the signal of each filter that can be negative."""
+        one, filters = jnp.ones_like(stage.signal), stage.filters
+        still = {name: jnp.zeros_like(value) for name, value in filters.items()}
+
+        def by(signal: Fine, **changes: Fine) -> tuple[Fine, dict[str, Fine]]:
+            def read(signal: Fine, filters: Any) -> tuple[Fine, Filters]:
+                return jax.vmap(lambda *at: self._read(single, *at))(signal, (filters,), self._times)
+
+            direction, (targets,) = jax.jvp(read, (stage.signal, filters), (signal, still | changes))[1]
+            return direction, targets
+
+        at_once, taken = by(one)
+        names = [filter.name for filter in single.stages[0].filters() if not filter.nonnegative]
+        return at_once, {name: by(jnp.zeros_like(one), **{name: taken[name]})[0] for name in names}
+
+    def _force(self, direction: Vector) -> Vector:
+        """What a direction adds to θ' without weight decay."""
+        return self._change(jnp.zeros_like(direction), direction)
+
+    @property
+    def _kernel(self) -> Float[Array, "fine fine"]:
+        """From forces at the fine nodes to θ there, but for what weight decay does in order 2."""
+        if self.flow.order == 1:
+            return self.decay.taken
+        plain = jnp.asarray(self.nodes.plain, self.length.dtype)
+        return self.length * plain @ (2 * self.length * self.nodes.integrals(2 * self.length))
+
+    def _path(self, stages: list[StagePath]) -> Path:
+        params, velocity, force = self._integrate(stages[-1].direction)
+        reach = self.length * jnp.max(jnp.abs(force), axis=0)
+        return Path(params, velocity, tuple(stage.filters for stage in stages), reach)
+
+    def _filters(
+        self, single: Optimizer, known: dict[str, Average], start: Any, signal: Fine, with_left: Fine
+    ) -> dict[str, Fine]:
+        values = {name: jnp.broadcast_to(value, signal.shape) for name, value in start.items()}
+        for _ in range(averages.levels(single)):
+            (by_nodes,), (by_ends,) = (
+                jax.vmap(lambda *at: self._read(single, *at))(x, (values,), self._times)[1] for x in (signal, with_left)
+            )
+            for filter in single.stages[0].filters():
+                name = filter.name
+                driven = by_ends[name] if filter.nonnegative else by_nodes[name]
+                value = known[name].kept[:, None] * start[name] + known[name].taken @ driven
+                values[name] = jnp.maximum(value, 0.0) if filter.nonnegative else value
+        return values
+
+    def _integrate(self, directions: Fine) -> tuple[Fine, Float[Array, "fine velocities"], Fine]:
+        """θ, in order 2 its velocity, and what drives it, from directions at the fine nodes."""
+        start, dtype = self.start, directions.dtype
+        fine = jnp.asarray(self.nodes.fine, dtype)
+        if self.flow.order == 1:
+            force = jax.vmap(self._force)(directions)
+            params = self.decay.kept[:, None] * start.params + self.decay.taken @ force
+            return params, jnp.zeros((fine.size, 0), dtype), force
+        params = jnp.broadcast_to(start.params, directions.shape)
+        kernel = 2 * self.length * self.nodes.integrals(2 * self.length)
+        velocity = force = params
         # Weight decay changes θ slowly: two rounds of fixed point are as exact as the step.
         for _ in range(2):
             force = jax.vmap(self._change)(params, directions)
-            if self.flow.order == 2:
-                kernel = 2 * length * points.integrals(2 * length)
-                force = velocity = jnp.exp(-2 * length * fine)[:, None] * start.velocity + kernel @ force
-            params = start.params + length * integral @ force
-        return Path(params, velocity, filters)
+            velocity = jnp.exp(-2 * self.length * fine)[:, None] * start.velocity + kernel @ force
+            params = start.params + self.length * jnp.asarray(self.nodes.plain, dtype) @ velocity
+        return params, velocity, force
 
-    def slopes(self, gradients: Float[Array, "node size"]) -> Float[Array, "node node size"]:
-        """−∂θᵢ/∂gⱼ, by coordinate, with second moments held: what they add is not definite, and spoils convergence."""
-
-        def ends(gradients: Array) -> Array:
-            return self(gradients, frozen=True).params[self.nodes.places]
-
-        def column(j: int) -> Array:
-            return jax.jvp(ends, (gradients,), (jnp.zeros_like(gradients).at[j].set(1.0),))[1]
-
-        return -jnp.stack([column(j) for j in range(self.count)], axis=1)
-
-    def _filters(self, signal: Array, with_left: Array, times: Array, frozen: bool) -> Filters:
-        (stage,), (before,) = self.flow.optimizer.stages, self.start.filters
-        filters = {name: jnp.broadcast_to(value, signal.shape) for name, value in before.items()}
-        for _ in range(averages.levels(self.flow.optimizer)):
-            (by_nodes,), (by_ends,) = (jax.vmap(self._read)(x, (filters,), times)[1] for x in (signal, with_left))
-            for filter in stage.filters():
-                name = filter.name
-                driven = by_ends[name] if filter.nonnegative else by_nodes[name]
-                value = self.remembered[name][:, None] * before[name] + self.averaged[name] @ driven
-                if filter.nonnegative:
-                    value = jnp.maximum(value, 0.0)
-                    value = jax.lax.stop_gradient(value) if frozen else value
-                filters[name] = value
-        return (filters,)
-
-    def _read(self, gradient: Vector, filters: Filters, time: Scalar) -> tuple[Vector, Filters]:
-        direction, targets = self.flow.optimizer.read(self.unravel(gradient), restore(self.unravel, filters), time)
+    def _read(self, single: Optimizer, gradient: Vector, filters: Filters, time: Scalar) -> tuple[Vector, Filters]:
+        direction, targets = single.read(self.unravel(gradient), restore(self.unravel, filters), time)
         return ravel_pytree(direction)[0], flat(targets)
 
     def _change(self, params: Vector, direction: Vector) -> Vector:
@@ -127,14 +234,21 @@ class FlowPath(eqx.Module):
 
 
 def path_over(flow: PaperFlow, unravel: Callable[[Any], Any], count: int, start: Place, length: Array) -> FlowPath:
-    """The path of a flow of one stage over a step, with the integrals that depend on its length alone."""
-    points, remembered, averaged = nodes(count), {}, {}
+    """The path of a flow over a step, with the integrals that depend on its length alone."""
+    points, optimizer = nodes(count), flow.optimizer
     fine = jnp.asarray(points.fine, length.dtype)
-    for filter in flow.optimizer.stages[0].filters():
-        rate = (length * averages.filter_rate(filter.decay_at(0), flow.rate == "paper")).astype(length.dtype)
-        remembered[filter.name] = jnp.exp(-rate * fine)
-        averaged[filter.name] = rate * points.integrals(rate)
-    return FlowPath(flow, start, length, remembered, averaged, unravel, count)
+
+    def average(rate: Any, weight: Any) -> Average:
+        rate = (length * rate).astype(length.dtype)
+        return Average(jnp.exp(-rate * fine), (length * weight).astype(length.dtype) * points.integrals(rate))
+
+    def follow(decay: Any) -> Average:
+        rate = averages.filter_rate(decay, flow.rate == "paper")
+        return average(rate, rate)
+
+    known = tuple({f.name: follow(f.decay_at(0)) for f in stage.filters()} for stage in optimizer.stages)
+    decay = average(optimizer.learning_rate * optimizer.weight_decay, jnp.ones(()))
+    return FlowPath(flow, start, length, known, decay, unravel, count)
 
 
 def flat(filters: Any) -> Filters:

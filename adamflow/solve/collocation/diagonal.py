@@ -1,0 +1,218 @@
+"""Collocation where the curvature is near diagonal: true gradients at all nodes, one secant for each coordinate."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from adamflow.solve.collocation.path import FlowPath, Path, Vector, path_over
+from adamflow.solve.collocation.task import Counts, Progress, Task
+
+#: The largest correction, in units of the tolerance, with which a step has converged, and the same for the first one.
+_SETTLED, _SETTLED_AT_ONCE = 0.1, 0.01
+#: Corrections at most, and the rate beyond which they diverge.
+_ROUNDS, _DIVERGES = 10, 1.5
+#: A coordinate that moves less than this share of the mean tells nothing of its curvature.
+_TELLING = 0.1
+#: The curvature counts as not diagonal after so many steps whose corrections diverge (each step that takes more than a
+#: few counts half, ten others undo one).
+_PATIENCE, _MANY = 2.5, 3
+_FIRST_STEP = 2.0
+
+
+class Carry(NamedTuple):
+    """A run, and the step that it is at.
+
+    Attributes:
+        progress: where the run is, as far as steps are accepted.
+        path: of the step.
+        nodes: θ at Radau's nodes as it stands.
+        before: the same, its gradients and its correction, one round earlier.
+        move: size of that correction, in units of the tolerance.
+        round: corrections so far.
+        curvature: ∂g/∂θ for each coordinate.
+        failures: steps whose corrections diverged, less a share of the others.
+    """
+
+    progress: Progress
+    path: FlowPath
+    nodes: Float[Array, "node size"]
+    before: tuple[Array, Array, Array]
+    move: Array
+    round: Int[Array, ""]
+    curvature: Vector
+    failures: Array
+
+
+class Corrected(NamedTuple):
+    """A round: gradients at the nodes, the path that they give, and what that says of the nodes."""
+
+    gradients: Float[Array, "node size"]
+    path: Path
+    change: Float[Array, "node size"]
+    curvature: Vector
+    move: Array
+    error: Array
+    converged: Bool[Array, ""]
+    lost: Bool[Array, ""]
+
+
+class Diagonal(NamedTuple):
+    """A run that solves the equations of a step, Θ = θ(g(Θ)) at the nodes, by Newton's method coordinate by coordinate.
+
+    With J = −∂θ/∂G of the path, second moments held, and c the curvatures, the correction of a coordinate solves
+    (I + J c) δ = θ(G) − Θ, G = g(Θ); Anderson's method of depth 1 takes up what couples the coordinates. One loop runs
+    over the corrections of all steps, so that lanes of a batch do not wait for each other's steps.
+    """
+
+    task: Task
+    count: int
+
+    def run(self, progress: Progress) -> tuple[Progress, Array]:
+        """Integrate to the end, or until the curvature turns out not to be diagonal, which the flag says."""
+        carry = self._begin(progress)
+
+        def unfinished(carry: Carry) -> Array:
+            return self.task.unfinished(carry.progress) & (carry.failures < _PATIENCE)
+
+        carry = jax.lax.while_loop(unfinished, self._round, carry)
+        return carry.progress, carry.failures >= _PATIENCE
+
+    def _begin(self, progress: Progress) -> Carry:
+        """The first step, and curvatures from a gradient one iteration ahead."""
+        place, task = progress.place, self.task
+        length = jnp.minimum(_FIRST_STEP, task.end - place.time).astype(place.params.dtype)
+        step = self._step(place, length)
+        constant = jnp.broadcast_to(place.gradient, (self.count, place.gradient.size))
+        nodes = step(constant).params[step.nodes.places]
+        ahead = nodes[-1] - place.params
+        change = task.gradient(nodes[-1]) - place.gradient
+        curvature = jnp.maximum(change / jnp.where(ahead == 0, 1.0, ahead), 0.0)
+        counts = progress.counts._replace(gradients=progress.counts.gradients + 1)
+        scale = jnp.maximum(progress.scale, task.scale(nodes[-1]))
+        begun = progress._replace(length=length, counts=counts, scale=scale)
+        zeros, zero = jnp.zeros_like(nodes), jnp.zeros((), place.params.dtype)
+        return Carry(begun, step, nodes, (nodes, zeros, zeros), zero + jnp.inf, jnp.zeros((), int), curvature, zero)
+
+    def _step(self, place, length: Array) -> FlowPath:
+        return path_over(self.task.flow, self.task.unravel, self.count, place, length)
+
+    def _corrected(self, carry: Carry) -> Corrected:
+        """One batch of gradients, and the correction that follows from it."""
+        step, nodes = carry.path, carry.nodes
+        gradients = jax.vmap(self.task.gradient)(nodes)
+        moved, changed = nodes - carry.before[0], gradients - carry.before[1]
+        size = jnp.sum(moved * moved, axis=0)
+        telling = (size > _TELLING**2 * jnp.mean(size)) & (carry.round > 0)
+        secant = jnp.maximum(jnp.sum(moved * changed, axis=0) / jnp.where(telling, size, 1.0), 0.0)
+        curvature = jnp.where(telling, secant, carry.curvature)
+
+        path, slopes, gained = step.responses(gradients)
+        matrix = jnp.eye(self.count, dtype=nodes.dtype)[:, :, None] + slopes * curvature
+        # One elimination for both: Newton's correction, and the error of a polynomial that ignores the left end.
+        change, error = solve(matrix, jnp.stack([path.params[step.nodes.places] - nodes, gained]))
+        again = solve(matrix, error[None])[0]
+        move, error, again = (self._norm(x, carry) for x in (change, error, again))
+        rate = move / carry.move
+        settled = move * jnp.minimum(rate, 1.0) < _SETTLED
+        converged = jnp.where(carry.round > 0, settled, move < _SETTLED_AT_ONCE)
+        lost = ~jnp.isfinite(move) | ((carry.round > 2) & (rate > _DIVERGES)) | (carry.round + 1 >= _ROUNDS)
+        # After a rejection a stiff error is damped once more, as in Hairer and Wanner's Radau5.
+        error = jnp.where((error > 1) & carry.progress.just_rejected, again, error)
+        return Corrected(gradients, path, change, curvature, move, error, converged, lost & ~converged)
+
+    def _norm(self, values: Float[Array, "node size"], carry: Carry) -> Array:
+        largest = jnp.max(jnp.mean(values * values, axis=-1))
+        return jnp.sqrt(largest) / (self.task.rtol * carry.progress.scale)
+
+    def _round(self, carry: Carry) -> Carry:
+        """A correction; where it is the last of its step, the step is accepted or not and the next one begun."""
+        progress, step, now = carry.progress, carry.path, self._corrected(carry)
+        good = now.converged & (now.error <= 1)
+        done = now.converged | now.lost
+        nodes = carry.nodes + now.change
+        ends = jnp.concatenate([step.start.params[None], nodes])
+        accepted = self._accepted(carry, now, ends)
+        place = jax.tree.map(lambda a, b: jnp.where(good, a, b), accepted.place, progress.place)
+        length = step.length * self._factor(carry, now, good)
+        length = jnp.where(done, jnp.minimum(length, self.task.end - place.time), step.length).astype(step.length.dtype)
+        following = jax.lax.cond(done, lambda: self._step(place, length), lambda: step)
+        # The next step starts from the polynomial of this one.
+        x = (good + length / step.length * jnp.asarray(step.nodes.radau)).astype(nodes.dtype)
+        guess = step.nodes.at(x) @ ends
+        counts = Counts(
+            progress.counts.accepted + good,
+            progress.counts.rejected + (done & ~good),
+            progress.counts.gradients + self.count,
+            progress.counts.hessians,
+        )
+        rows = self.task.write(progress.rows, step, ends, now.path, good)
+        progress = Progress(
+            place,
+            length,
+            jnp.where(good, accepted.scale, progress.scale),
+            rows,
+            counts,
+            jnp.where(good, accepted.finite, progress.finite),
+            jnp.where(done, ~good, progress.just_rejected),
+        )
+        many = (carry.round >= _MANY) & now.converged
+        failures = carry.failures + jnp.where(now.lost, 1.0, jnp.where(many, 0.5, -0.1 * now.converged))
+        failures = jnp.maximum(failures, 0.0).astype(carry.failures.dtype)
+        return Carry(
+            progress,
+            following,
+            jnp.where(done, guess, self._accelerated(carry, now)),
+            (carry.nodes, now.gradients, now.change),
+            jnp.where(done, jnp.inf, now.move),
+            jnp.where(done, 0, carry.round + 1),
+            now.curvature,
+            failures,
+        )
+
+    def _accelerated(self, carry: Carry, now: Corrected) -> Float[Array, "node size"]:
+        """Anderson's method of depth 1: the combination of the last two corrections that is smallest."""
+        nodes, _, change = carry.before
+        difference = now.change - change
+        size = jnp.maximum(jnp.sum(difference * difference), jnp.finfo(difference.dtype).tiny)
+        share = jnp.clip(jnp.sum(now.change * difference) / size, -2.0, 2.0)
+        share = jnp.where(carry.round > 0, share, 0.0)
+        return carry.nodes + now.change - share * (carry.nodes - nodes + difference)
+
+    def _accepted(self, carry: Carry, now: Corrected, ends: Array) -> Progress:
+        """The progress when the step is done; only place, scale and finiteness are of its own."""
+        time = carry.path.start.time + carry.path.length
+        gradient = now.gradients[-1] + now.curvature * now.change[-1]
+        end: Path = jax.tree.map(lambda leaf: leaf[-1], now.path)
+        place = carry.path.start._replace(
+            time=time, params=ends[-1], velocity=end.velocity, filters=end.filters, gradient=gradient
+        )
+        finite = jnp.all(jnp.isfinite(gradient)) & jnp.all(jnp.isfinite(ends[-1]))
+        return carry.progress._replace(place=place, scale=self.task.scale(ends[-1]), finite=finite)
+
+    def _factor(self, carry: Carry, now: Corrected, good: Array) -> Array:
+        """By how much the next step is longer: by its error, and by the corrections that this one took."""
+        order = 1 / (self.count + 1)
+        by_error = 0.9 * jnp.maximum(now.error, 1e-6) ** -order
+        by_rounds = jnp.sqrt(6.0 / (carry.round + 1))
+        longest = jnp.where(carry.progress.just_rejected, 1.0, 4.0)
+        longer = jnp.clip(jnp.minimum(by_error, by_rounds), 0.3, longest)
+        shorter = jnp.where(now.converged, jnp.clip(0.8 * now.error**-order, 0.2, 0.9), 0.5)
+        return jnp.where(good, longer, shorter)
+
+
+def solve(matrix: Float[Array, "node node size"], right: Float[Array, "*side node size"]) -> Array:
+    """x of A x = b for each coordinate, by elimination: A is near the identity plus a positive matrix."""
+    count = matrix.shape[0]
+    rows = [[matrix[i, j] for j in range(count)] for i in range(count)]
+    values = [right[..., i, :] for i in range(count)]
+    for k in range(count):
+        for i in range(k + 1, count):
+            share = rows[i][k] / rows[k][k]
+            rows[i] = [a - share * b for a, b in zip(rows[i], rows[k], strict=True)]
+            values[i] = values[i] - share * values[k]
+    for k in reversed(range(count)):
+        rest = sum((rows[k][j] * values[j] for j in range(k + 1, count)), 0.0)
+        values[k] = (values[k] - rest) / rows[k][k]
+    return jnp.stack(values, axis=-2)

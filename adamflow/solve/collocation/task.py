@@ -1,0 +1,160 @@
+"""What a run by collocation is asked for, the rows that it saves, and how it ends."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Int
+
+from adamflow.flows import PaperFlow, averages
+from adamflow.flows.averages import FlowState
+from adamflow.solve.collocation.path import Filters, FlowPath, Path, Place, Vector, flat, restore
+from adamflow.solve.trajectory import COMPLETED, DIVERGED, NOT_FINITE, STALLED, STEP_LIMIT
+from adamflow.types import Loss, Params, Scalar
+
+#: The scale of errors is the distance moved, plus this share of the initial parameters.
+_SHARE_OF_START = 0.1
+#: Two polynomials agree within this share of the way that a coordinate could have gone in a step.
+_AGREE = 3e-3
+
+
+class Rows(NamedTuple):
+    """θ, and the filters if they are looked at, at the saved times."""
+
+    params: Float[Array, "saved size"]
+    filters: Filters
+
+
+class Counts(NamedTuple):
+    """What a run has cost."""
+
+    accepted: Int[Array, ""]
+    rejected: Int[Array, ""]
+    gradients: Int[Array, ""]
+    hessians: Int[Array, ""]
+
+
+class Progress(NamedTuple):
+    """How far a run has come.
+
+    Attributes:
+        place: where it is.
+        length: of the next step.
+        scale: of errors.
+        rows: those written so far.
+        counts: what it has cost.
+        finite: whether all is finite in this place.
+        just_rejected: whether the last attempt at a step was thrown away.
+    """
+
+    place: Place
+    length: Array
+    scale: Array
+    rows: Rows
+    counts: Counts
+    finite: Bool[Array, ""]
+    just_rejected: Bool[Array, ""]
+
+
+class Task(NamedTuple):
+    """What does not change along a run; `start` are its first parameters, `looks` says whether rows need filters."""
+
+    flow: PaperFlow
+    loss: Loss
+    unravel: Callable[[Any], Params]
+    start: Vector
+    times: Array
+    end: Scalar
+    rtol: Scalar
+    limit: Array
+    max_steps: int
+    looks: bool
+
+    def loss_of(self, params: Vector) -> Array:
+        """The loss as a function of the vector of all parameters."""
+        return self.loss(self.unravel(params))
+
+    def gradient(self, params: Vector) -> Vector:
+        return jax.grad(self.loss_of)(params)
+
+    def begin(self, place: Place) -> Progress:
+        """No step done; one gradient taken."""
+        zero, dtype = jnp.zeros((), int), place.params.dtype
+        at_start = self.times[0] == place.time
+
+        def first(leaf: Array) -> Array:
+            row = jnp.zeros((self.times.size, *leaf.shape), leaf.dtype)
+            return row.at[0].set(jnp.where(at_start, leaf, row[0]))
+
+        rows = jax.tree.map(first, Rows(place.params, place.filters if self.looks else ()))
+        counts = Counts(zero, zero, zero + 1, zero)
+        return Progress(
+            place, jnp.ones((), dtype), self.scale(place.params), rows, counts, jnp.array(True), jnp.array(False)
+        )
+
+    def unfinished(self, progress: Progress) -> Array:
+        """Whether a step can and need be tried."""
+        place, counts = progress.place, progress.counts
+        tried = counts.accepted + counts.rejected
+        smallest = 10 * jnp.finfo(place.params.dtype).eps * self.end
+        going = (place.time < self.end) & (tried < self.max_steps) & (progress.length > smallest)
+        return going & progress.finite & (jnp.max(jnp.abs(place.params)) <= self.limit)
+
+    def code(self, progress: Progress) -> Array:
+        """How the run ended: the first of these that holds."""
+        place, counts = progress.place, progress.counts
+        size = jnp.max(jnp.abs(place.params))
+        endings = (
+            (~progress.finite | ~jnp.isfinite(size), NOT_FINITE),
+            (size > self.limit, DIVERGED),
+            (place.time >= self.end, COMPLETED),
+            (counts.accepted + counts.rejected >= self.max_steps, STEP_LIMIT),
+        )
+        code = jnp.full((), STALLED)
+        for holds, meaning in reversed(endings):
+            code = jnp.where(holds, meaning, code)
+        return code
+
+    def scale(self, params: Vector) -> Array:
+        """Of errors: the distance moved from the start of the run, and a share of what was there."""
+        moved, size = (jnp.sqrt(jnp.mean(x**2)) for x in (params - self.start, self.start))
+        return moved + _SHARE_OF_START * size
+
+    def write(self, rows: Rows, step: FlowPath, ends: Float[Array, "ends size"], path: Path, good: Array) -> Rows:
+        """The rows within a step that is accepted, from the polynomial through its fine nodes.
+
+        Where a gradient crosses zero, directions between Radau's nodes may be worth nothing. There that polynomial and
+        the one through the ends and nodes alone are apart, and θ is read from the latter.
+        """
+        begin, after = step.start.time, step.start.time + step.length * (1 + 1e-9)
+        first, last = (jnp.searchsorted(self.times, time, side="right") for time in (begin, after))
+
+        fine = jnp.asarray(step.nodes.fine, step.length.dtype)
+        apart = jnp.max(jnp.abs(step.nodes.at(fine) @ ends - path.params), axis=0)
+        smooth = apart < _AGREE * path.reach
+
+        def write(row: Array, rows: Rows) -> Rows:
+            x = (self.times[row] - begin) / step.length
+            now = jnp.where(smooth, step.nodes.finely_at(x) @ path.params, step.nodes.at(x) @ ends)
+            params = rows.params.at[row].set(now)
+            if not self.looks:
+                return Rows(params, ())
+            now = jax.tree.map(lambda leaf: step.nodes.finely_at(x) @ leaf, path.filters)
+            now = averages.clipped(self.flow.optimizer, now)
+            return Rows(params, jax.tree.map(lambda every, one: every.at[row].set(one), rows.filters, now))
+
+        return jax.lax.fori_loop(first, jnp.where(good, last, first), write, rows)
+
+    def state(self, place: Place) -> FlowState:
+        """A flow at one time as its state."""
+        velocity = self.unravel(place.velocity) if self.flow.order == 2 else None
+        return FlowState(self.unravel(place.params), velocity, restore(self.unravel, place.filters))
+
+
+def place_of(state: FlowState, time: Array, params: Vector, gradient: Vector) -> Place:
+    """The start of a run as a place."""
+    none = jnp.zeros((0,), params.dtype)
+    velocity = none if state.velocity is None else ravel_pytree(state.velocity)[0]
+    return Place(time, params, velocity, flat(state.filters), gradient)
