@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optimistix
 
 import adamflow as af
 from adamflow.analysis.eigenvalues import dominant_of
@@ -129,20 +130,46 @@ def collocation(
     run, name = ours(), f"collocation, {where}, eta, beta, gamma {numbers[0]:g}, {numbers[1]}, {numbers[2]}"
     name += f": {int(run.stats.gradient_evaluations) / steps:.3f} gradients/iteration"
     if check:
-        solver = "auto" if check == "auto" else getattr(diffrax, check)()
-        reference = af.solve(
-            flow, problem.loss, problem.params, steps, save_at=saved, rtol=1e-7, atol=1e-13, solver=solver
-        )
+        chord = diffrax.with_stepsize_controller_tols(optimistix.Chord)()
+        solver = diffrax.Kvaerno5(root_finder=chord) if check == "Kvaerno5" else getattr(diffrax, check)()
+        tight = {"rtol": 1e-7, "atol": 1e-13, "solver": solver}
+        reference = af.solve(flow, problem.loss, problem.params, steps, save_at=saved, **tight)
         name += f", error {af.compare(reference, run).maximum:.0e}"
     return Row(f"{name} / iterate", lambda: ours().params, discrete_run, 5)
 
 
 def collocations() -> list[Row]:
     chain, network = af.problems.chain(10), af.problems.mlp()
-    rows = [collocation("chain(10)", chain, (1e-3, *pair), 2000, 3e-4, "auto") for pair in PAIRS]
-    rows += [collocation("chain(10)", chain, (eta, 0.999, 0.9), round(2 / eta), 3e-4, "auto") for eta in (1e-2, 1e-4)]
+    rows = [collocation("chain(10)", chain, (1e-3, *pair), 2000, 1e-3, "Kvaerno5") for pair in PAIRS]
+    rows += [collocation("chain(1000)", af.problems.chain(1000), (1e-3, *pair), 2000, 1e-3, "") for pair in PAIRS]
+    rows += [
+        collocation("chain(10)", chain, (eta, 0.999, 0.9), round(2 / eta), 1e-3, "Kvaerno5" if eta > 1e-5 else "")
+        for eta in (1e-2, 1e-4, 1e-5)
+    ]
+    rows.append(collocation("chain(100000)", af.problems.chain(100_000), (1e-3, 0.999, 0.9), 2000, 1e-3, ""))
     rows.append(collocation("digits", network, (1e-3, 0.999, 0.9), 1000, 1e-3, "Dopri8"))
     return [*rows, collocation("digits", network, (1e-4, 0.999, 0.9), 10_000, 1e-3, "")]
+
+
+def sweep(eta: float, side: int) -> Row:
+    """Flows from one point with side × side pairs (β, γ) in one program, against the same of the optimizer."""
+    problem, steps = af.problems.chain(10), round(2 / eta)
+    beta, gamma = 1 - np.geomspace(0.1, 1e-4, side), 1 - np.geomspace(0.5, 0.01, side)
+    lanes = jnp.asarray(np.stack(np.meshgrid(beta, gamma), axis=-1).reshape(-1, 2))
+
+    @jax.jit
+    @jax.vmap
+    def flows(lane: jax.Array) -> Any:
+        flow = af.PaperFlow(af.adam(eta, *lane))
+        return af.solve(flow, problem.loss, problem.params, steps, save_at=[steps], rtol=1e-3).params
+
+    @jax.jit
+    @jax.vmap
+    def discrete_runs(lane: jax.Array) -> Any:
+        return af.iterate(af.adam(eta, *lane), problem.loss, problem.params, steps, save_at=[steps]).params
+
+    name = f"sweep, {side} x {side} (beta, gamma), chain(10), eta {eta:g}, flows / iterate"
+    return Row(name, lambda: flows(lanes), lambda: discrete_runs(lanes), 3)
 
 
 def eigenvalues(name: str, model: Any, repeats: int) -> Row:
@@ -199,6 +226,7 @@ def rows() -> list[Row]:
         eigenvalues("flow of order 2", af.PaperFlow(af.adam(1.0), order=2), 20),
         *(continuous(beta, gamma, 5) for beta, gamma in PAIRS),
         *collocations(),
+        *(sweep(eta, 32) for eta in (1e-3, 1e-4)),
         *evaluations(20),
     ]
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from adamflow.checks import check_count, check_range, is_concrete
 from adamflow.flows import AbstractFlow, PaperFlow, Snapshot, Start
-from adamflow.solve.collocation import check_collocation, collocate
+from adamflow.solve.collocation import Given, check_collocation, collocate, fits
 from adamflow.solve.inputs import check_run, check_tolerance, scalar_loss
 from adamflow.solve.methods import Method, choose_method, step_controller
 from adamflow.solve.trajectory import (
@@ -49,12 +49,11 @@ def solve(
 ) -> Trajectory:
     """Integrate a flow over n ∈ [0, steps], beside `steps` iterations of its optimizer.
 
-    Time runs in iterations, n = t/η. With solver="auto", up to 200 parameters (`solve.methods.DENSE_LIMIT`) are
-    integrated by Kvaerno5 with a chord iteration and dense Jacobians, which stiff flows need, more of them by Tsit5.
-    Implicit solvers follow the logarithm of filters that cannot be negative, which keeps them positive.
-
-    solver="collocation" is made for a `PaperFlow` whose gradient is dear: filters are exact, and a Hessian learnt from
-    past gradients stands in for most of them (docs/collocation.md). Its rtol is relative to the distance moved.
+    Time runs in iterations, n = t/η. With solver="auto" a `PaperFlow` whose filters have constant decays is integrated
+    by collocation (docs/collocation.md), which takes a tenth of the gradients of other solvers, or less. Other flows up
+    to 200 parameters (`solve.methods.DENSE_LIMIT`) get Kvaerno5 with a chord iteration and dense Jacobians, which stiff
+    flows need, more of them Tsit5. Implicit solvers of diffrax follow the logarithm of filters that cannot be negative,
+    which keeps them positive. For 100 iterations or fewer of a cheap loss the discrete run is faster than any flow.
 
     Args:
         flow: the vector field, for example `PaperFlow(optimizer)`.
@@ -68,15 +67,17 @@ def solve(
         observe: a jax-traceable function of a `Snapshot`, called at the saved times; what it returns is kept in
             `observed` *instead of* the parameters. Each call costs a gradient.
         solver: "auto", "collocation" or any diffrax solver.
-        rtol: relative tolerance of a step.
-        atol: absolute tolerance of a step, by default rtol/100; "collocation" has none.
+        rtol: relative tolerance of a step: of θ by collocation relative to the distance moved so far, of the state by
+            diffrax.
+        atol: absolute tolerance of a step, by default rtol/100; collocation has none.
         step_size: a constant step in iterations instead of an adaptive one; what a solver without error estimate needs.
+            "auto" is then Tsit5.
         max_steps: attempted steps after which the run gives up.
-        progress: whether to show a bar.
+        progress: whether to show a bar, which collocation has not: "auto" then takes a solver of diffrax.
 
     Returns:
         the trajectory. A run that fails ends there, says so in `outcome`, and keeps what it has. Works under
-        `jax.jit`, `jax.vmap` and reverse-mode `jax.grad`.
+        `jax.jit`, `jax.vmap` and reverse-mode `jax.grad`, which goes through a run by diffrax.
 
     Raises:
         ValueError: if an argument is out of its range, or loss or gradient is not finite at the start.
@@ -97,25 +98,30 @@ def solve(
         check_range("step_size", step_size, 0, steps - first, low_open=True)
     max_steps = check_count("max_steps", max_steps)
     if solver == "collocation":
-        method = None
-        check_collocation(flow, params, step_size, progress)
-    else:
-        method = choose_method(solver, sum(leaf.size for leaf in jax.tree.leaves(params)), step_size)
+        check_collocation(flow, params)
+        if progress:
+            raise ValueError('solver="collocation" shows no bar: leave out progress, or take a diffrax solver')
+    automatic = solver == "auto" and step_size is None and not progress and fits(flow, params)
+    collocated = solver == "collocation" or automatic
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    method = choose_method("auto" if collocated else solver, size, step_size)
     started = time.perf_counter()
     state, finite = _start(flow, loss, params, start)
     if is_concrete(finite) and not bool(finite):
         raise ValueError("the loss or its gradient is not finite at the start; check the loss at `params`")
     eager = is_concrete(state, flow, loss, rtol, atol, step_size)
-    counter = _COUNTER if eager and method is not None and method.fields is None else None
+    counter = _COUNTER if eager and not collocated and method.fields is None else None
     counted = _COUNTER.count
     dtype = jnp.result_type(*jax.tree.leaves(params))
     times, numbers = jax.tree.map(
         lambda value: jnp.asarray(value, dtype), (rows, _Numbers(first, steps, rtol, atol, step_size))
     )
     looks = 0 if observe is None else len(rows)
-    if method is None:
-        run = collocate(cast(PaperFlow, flow), loss, state, times, numbers, observe, max_steps)
-        stats = Stats(run.gradients + looks, run.accepted, run.rejected, run.hessians, None)
+    if collocated:
+        reference = _Reference(method, observe, max_steps)
+        given = Given(cast(PaperFlow, flow), loss, state, times, numbers)
+        run = collocate(given, (observe, max_steps), reference, eager)
+        stats = Stats(run.gradients + looks + 1, run.accepted, run.rejected, run.hessians, None)
     else:
         run = _run(flow, loss, state, times, numbers, method, observe, max_steps, progress, counter)
         stats = _stats(run, method, counter, counted, flow.gradient_equivalents, looks)
@@ -130,6 +136,18 @@ def solve(
         name=f"{flow.optimizer.name}, {flow.name}",
     )
     return conclude(trajectory, started)
+
+
+class _Reference(eqx.Module):
+    """A run by diffrax, which derivatives of one by collocation go through."""
+
+    method: Method = eqx.field(static=True)
+    observe: Callable[[Snapshot], Any] | None
+    max_steps: int = eqx.field(static=True)
+
+    def __call__(self, given: Given) -> Any:
+        run = _run(*given, self.method, self.observe, self.max_steps, False, None)
+        return run.rows, run.final
 
 
 class _Counter:

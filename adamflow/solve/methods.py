@@ -29,12 +29,13 @@ class Method(NamedTuple):
 
 
 def choose_method(solver: Any, dimension: int, step_size: Any) -> Method:
-    """The method for "auto" or for a solver that the user chose; raise `ValueError` for anything else.
+    """The diffrax method for "auto" or for a solver that the user chose; raise `ValueError` for anything else.
 
-    "auto" is Kvaerno5 up to `DENSE_LIMIT` parameters: the flows of adaptive optimizers are stiff, since filters forget
-    within some iterations and the preconditioned curvature goes up to tens per iteration. Its chord iteration with the
-    tolerances of the step size control takes a tenth of the steps that diffrax's default root finder takes here.
-    Beyond the limit dense Jacobians cost more than what stiffness costs an explicit method: Tsit5.
+    For flows that collocation cannot integrate "auto" is Kvaerno5 up to `DENSE_LIMIT` parameters: the flows of adaptive
+    optimizers are stiff, since filters forget within some iterations and the preconditioned curvature goes up to tens
+    per iteration. Its chord iteration with the tolerances of the step size control takes a tenth of the steps that
+    diffrax's default root finder takes here. Beyond the limit dense Jacobians cost more than what stiffness costs an
+    explicit method: Tsit5.
     """
     if isinstance(solver, str) and solver == "auto":
         root_finder = diffrax.with_stepsize_controller_tols(optimistix.Chord)()

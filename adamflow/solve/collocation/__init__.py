@@ -1,10 +1,10 @@
-"""Collocation for flows whose gradient is dear: exact filters, a Hessian that is learnt, few true gradients.
+"""Collocation: exact filters, few true gradients, a curvature that is learnt. What "auto" integrates a `PaperFlow` by.
 
-`nodes` has the nodes of a step and integrals over it; `path` what a flow does between gradients; `curvature` the
-Hessian; `step` the equations of a step, and when it is accepted; `run` the steps of a run; `collocate` what users give
-and get.
+`nodes` has the nodes of a step and integrals over it; `path` what a flow does between gradients; `task` what a run is
+asked for and keeps; `diagonal` runs that learn one curvature for each coordinate; `surrogate` runs that learn a Hessian
+of low rank, with `step`, the equations of a step, and `curvature`; `collocate` what users give and get.
 """
 
-from adamflow.solve.collocation.collocate import check_collocation, collocate
+from adamflow.solve.collocation.collocate import Given, check_collocation, collocate, fits
 
-__all__ = ["check_collocation", "collocate"]
+__all__ = ["Given", "check_collocation", "collocate", "fits"]

@@ -13,38 +13,33 @@ from adamflow.flows.averages import FlowState
 from adamflow.solve.collocation.diagonal import Diagonal
 from adamflow.solve.collocation.path import restore
 from adamflow.solve.collocation.surrogate import Runner, settings_for
-from adamflow.solve.collocation.task import Rows, Task, place_of
+from adamflow.solve.collocation.task import Progress, Rows, Task, place_of
 from adamflow.solve.trajectory import divergence_limit
 from adamflow.types import Loss, Params
 
 
-def check_collocation(flow: AbstractFlow, params: Params, step_size: Any, progress: bool) -> None:
-    """Raise unless collocation can integrate the flow from these parameters as it is asked to."""
+def check_collocation(flow: AbstractFlow, params: Params) -> None:
+    """Raise unless collocation can integrate the flow from these parameters."""
     if not isinstance(flow, PaperFlow):
         raise TypeError(
             f'solver="collocation" integrates a PaperFlow, got the {flow.name}; take solver="auto", or for order 1 of '
             'ModifiedFlow the same flow as PaperFlow(optimizer, rate="exact")'
         )
-    if not fits(flow):
+    if not fits(flow, params):
+        dtypes = sorted({leaf.dtype.name for leaf in jax.tree.leaves(params)})
         raise ValueError(
-            'solver="collocation" needs stages that each keep a filter, all of constant decay; '
-            f'{flow.optimizer.name!r} has another form: take solver="auto"'
+            'solver="collocation" needs stages that each keep a filter, all of constant decay, and parameters of one '
+            f'type; {flow.optimizer.name!r} with {" and ".join(dtypes)} has another form: take solver="auto"'
         )
-    if step_size is not None or progress:
-        raise ValueError(
-            'solver="collocation" chooses its own steps and shows no bar: leave out step_size and progress'
-        )
-    dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(params)}
-    if len(dtypes) > 1:
-        raise ValueError(f'solver="collocation" needs parameters of one type, got {sorted(dtypes)}; convert them')
 
 
-def fits(flow: AbstractFlow) -> bool:
-    """Whether a flow is of the form that collocation integrates: its filters have constant decays."""
+def fits(flow: AbstractFlow, params: Params) -> bool:
+    """Whether collocation can integrate a flow: its filters have constant decays, its parameters one type."""
     if not isinstance(flow, PaperFlow):
         return False
     filters = [stage.filters() for stage in flow.optimizer.stages]
-    return all(filters) and not any(callable(filter.decay) for stage in filters for filter in stage)
+    constant = all(filters) and not any(callable(filter.decay) for stage in filters for filter in stage)
+    return constant and len({leaf.dtype for leaf in jax.tree.leaves(params)}) == 1
 
 
 class Result(NamedTuple):
@@ -60,37 +55,99 @@ class Result(NamedTuple):
     hessians: jax.Array
 
 
+class Given(NamedTuple):
+    """What a run starts from; all that derivatives can reach."""
+
+    flow: PaperFlow
+    loss: Loss
+    state: FlowState
+    times: jax.Array
+    numbers: Any
+
+
+#: What users look at, and the most steps.
+Options = tuple[Callable[[Snapshot], Any] | None, int]
+#: A differentiable run of the same flow: from what is given to rows and final state.
+Reference = Callable[[Given], tuple[Any, FlowState]]
+
+
+def collocate(given: Given, options: Options, reference: Reference, eager: bool) -> Result:
+    """Integrate from the initial state to `numbers.steps`; rows at `times`, of parameters or what was observed.
+
+    The second solver is compiled when a run first needs it, or with the first one if the run is traced.
+    """
+    if not eager:
+        return _traced(given, options, reference)
+    result, progress, coupled = _first(given, options)
+    return _second(given, options, progress) if bool(coupled) else result
+
+
 @eqx.filter_jit
-def collocate(
-    flow: PaperFlow,
-    loss: Loss,
-    state: FlowState,
-    times: jax.Array,
-    numbers: Any,
-    observe: Callable[[Snapshot], Any] | None,
-    max_steps: int,
-) -> Result:
-    """Integrate from the initial state to `numbers.steps`; rows at `times`, of parameters or what was observed."""
-    params, unravel = ravel_pytree(state.params)
-    limit = divergence_limit(state.params)
-    task = Task(
-        flow, loss, unravel, params, times, numbers.steps, numbers.rtol, limit, max_steps, looks=observe is not None
-    )
-    first = jnp.asarray(numbers.first, params.dtype)
-    progress = task.begin(place_of(state, first, params, task.gradient(params)))
-    settings = settings_for(params.size)
-    progress, coupled = Diagonal(task, settings.nodes).run(progress)
-    progress = jax.lax.cond(coupled, Runner(task, settings).run, lambda progress: progress, progress)
-    counts = progress.counts
-    rows: Any = jax.vmap(unravel)(progress.rows.params)
+def _traced(given: Given, options: Options, reference: Reference) -> Result:
+    """A run inside another program.
+
+    The loops of a run have no fixed length, so reverse-mode differentiation goes through a run of the reference
+    instead, which only then takes place.
+    """
+    # What the loss closes over becomes an input, which derivatives reach.
+    given = given._replace(loss=eqx.filter_closure_convert(given.loss, given.state.params))
+
+    @eqx.filter_custom_vjp
+    def run(given: Given) -> Result:
+        result, progress, coupled = _first(given, options)
+        return jax.lax.cond(coupled, lambda: _second(given, options, progress), lambda: result)
+
+    def forward(perturbed: Any, given: Given) -> tuple[Result, None]:
+        return run(given), None
+
+    def backward(residuals: None, gradient: Result, perturbed: Any, given: Given) -> Given:
+        ends, pull = eqx.filter_vjp(reference, given)
+        known = (gradient.rows, gradient.final)
+        known = jax.tree.map(
+            lambda g, x: jax.tree.map(jnp.zeros_like, x) if g is None else g, known, ends, is_leaf=lambda x: x is None
+        )
+        return pull(known)[0]
+
+    run.def_fwd(forward)
+    run.def_bwd(backward)
+    return run(given)
+
+
+@eqx.filter_jit
+def _first(given: Given, options: Options) -> tuple[Result, Progress, jax.Array]:
+    """The run as far as the curvature is near diagonal, and whether that is not its end."""
+    task = _task(given, options)
+    first = jnp.asarray(given.numbers.first, task.start.dtype)
+    progress = task.begin(place_of(given.state, first, task.start, task.gradient(task.start)))
+    progress, coupled = Diagonal(task, settings_for(task.start.size).nodes).run(progress)
+    return _result(given, options, task, progress), progress, coupled
+
+
+@eqx.filter_jit
+def _second(given: Given, options: Options, progress: Progress) -> Result:
+    """The rest of the run, with a surrogate of the gradient."""
+    task = _task(given, options)
+    return _result(given, options, task, Runner(task, settings_for(task.start.size)).run(progress))
+
+
+def _task(given: Given, options: Options) -> Task:
+    params, unravel = ravel_pytree(given.state.params)
+    numbers, limit = given.numbers, divergence_limit(given.state.params)
+    ends = (numbers.steps, numbers.rtol, numbers.step_size, limit, options[1])
+    return Task(given.flow, given.loss, unravel, params, given.times, *ends, looks=options[0] is not None)
+
+
+def _result(given: Given, options: Options, task: Task, progress: Progress) -> Result:
+    (observe, _), counts = options, progress.counts
+    rows: Any = jax.vmap(task.unravel)(progress.rows.params)
     if observe is not None:
 
         def look(row: tuple[jax.Array, Rows]) -> Any:
             time, (params, filters) = row
-            state = FlowState(unravel(params), None, restore(unravel, filters))
-            return jax.tree.map(jnp.asarray, observe(flow.snapshot(time, state, loss)))
+            state = FlowState(task.unravel(params), None, restore(task.unravel, filters))
+            return jax.tree.map(jnp.asarray, observe(given.flow.snapshot(time, state, given.loss)))
 
-        rows = jax.lax.map(look, (times, progress.rows))
+        rows = jax.lax.map(look, (given.times, progress.rows))
     return Result(
         rows,
         task.state(progress.place),
@@ -98,6 +155,6 @@ def collocate(
         jnp.asarray(progress.place.time),
         counts.accepted,
         counts.rejected,
-        counts.gradients + 2 * params.size * counts.hessians,
+        counts.gradients + 2 * task.start.size * counts.hessians,
         counts.hessians,
     )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from adamflow.solve.collocation.nodes import combine
 from adamflow.solve.collocation.path import FlowPath, Path, Vector, path_over
 from adamflow.solve.collocation.task import Counts, Progress, Task
 
@@ -67,7 +68,7 @@ class Diagonal(NamedTuple):
     """
 
     task: Task
-    count: int
+    node_count: int
 
     def run(self, progress: Progress) -> tuple[Progress, Array]:
         """Integrate to the end, or until the curvature turns out not to be diagonal, which the flag says."""
@@ -77,14 +78,15 @@ class Diagonal(NamedTuple):
             return self.task.unfinished(carry.progress) & (carry.failures < _PATIENCE)
 
         carry = jax.lax.while_loop(unfinished, self._round, carry)
-        return carry.progress, carry.failures >= _PATIENCE
+        return carry.progress, (carry.failures >= _PATIENCE) & (self.task.step_size is None)
 
     def _begin(self, progress: Progress) -> Carry:
         """The first step, and curvatures from a gradient one iteration ahead."""
         place, task = progress.place, self.task
-        length = jnp.minimum(_FIRST_STEP, task.end - place.time).astype(place.params.dtype)
+        length = _FIRST_STEP if task.step_size is None else task.step_size
+        length = jnp.minimum(length, task.end - place.time).astype(place.params.dtype)
         step = self._step(place, length)
-        constant = jnp.broadcast_to(place.gradient, (self.count, place.gradient.size))
+        constant = jnp.broadcast_to(place.gradient, (self.node_count, place.gradient.size))
         nodes = step(constant).params[step.nodes.places]
         ahead = nodes[-1] - place.params
         change = task.gradient(nodes[-1]) - place.gradient
@@ -96,7 +98,7 @@ class Diagonal(NamedTuple):
         return Carry(begun, step, nodes, (nodes, zeros, zeros), zero + jnp.inf, jnp.zeros((), int), curvature, zero)
 
     def _step(self, place, length: Array) -> FlowPath:
-        return path_over(self.task.flow, self.task.unravel, self.count, place, length)
+        return path_over(self.task.flow, self.task.unravel, self.node_count, place, length)
 
     def _corrected(self, carry: Carry) -> Corrected:
         """One batch of gradients, and the correction that follows from it."""
@@ -109,7 +111,7 @@ class Diagonal(NamedTuple):
         curvature = jnp.where(telling, secant, carry.curvature)
 
         path, slopes, gained = step.responses(gradients)
-        matrix = jnp.eye(self.count, dtype=nodes.dtype)[:, :, None] + slopes * curvature
+        matrix = jnp.eye(self.node_count, dtype=nodes.dtype)[:, :, None] + slopes * curvature
         # One elimination for both: Newton's correction, and the error of a polynomial that ignores the left end.
         change, error = solve(matrix, jnp.stack([path.params[step.nodes.places] - nodes, gained]))
         again = solve(matrix, error[None])[0]
@@ -129,22 +131,28 @@ class Diagonal(NamedTuple):
     def _round(self, carry: Carry) -> Carry:
         """A correction; where it is the last of its step, the step is accepted or not and the next one begun."""
         progress, step, now = carry.progress, carry.path, self._corrected(carry)
-        good = now.converged & (now.error <= 1)
+        constant = self.task.step_size
+        good = now.converged & ((constant is not None) | (now.error <= 1))
         done = now.converged | now.lost
         nodes = carry.nodes + now.change
         ends = jnp.concatenate([step.start.params[None], nodes])
         accepted = self._accepted(carry, now, ends)
         place = jax.tree.map(lambda a, b: jnp.where(good, a, b), accepted.place, progress.place)
-        length = step.length * self._factor(carry, now, good)
-        length = jnp.where(done, jnp.minimum(length, self.task.end - place.time), step.length).astype(step.length.dtype)
+        # A constant step whose corrections diverge ends the run: a length of 0 says so.
+        longer = step.length * self._factor(carry, now, good)
+        length = longer if constant is None else jnp.where(good, constant, 0.0)
+        left = self.task.end - place.time
+        # What would be left after a step is done with it, if it is next to nothing.
+        length = jnp.where(left < 1.01 * length, left, length)
+        length = jnp.where(done, length, step.length).astype(step.length.dtype)
         following = jax.lax.cond(done, lambda: self._step(place, length), lambda: step)
         # The next step starts from the polynomial of this one.
         x = (good + length / step.length * jnp.asarray(step.nodes.radau)).astype(nodes.dtype)
-        guess = step.nodes.at(x) @ ends
+        guess = combine(step.nodes.at(x), ends)
         counts = Counts(
             progress.counts.accepted + good,
             progress.counts.rejected + (done & ~good),
-            progress.counts.gradients + self.count,
+            progress.counts.gradients + self.node_count,
             progress.counts.hessians,
         )
         rows = self.task.write(progress.rows, step, ends, now.path, good)
@@ -182,7 +190,7 @@ class Diagonal(NamedTuple):
 
     def _accepted(self, carry: Carry, now: Corrected, ends: Array) -> Progress:
         """The progress when the step is done; only place, scale and finiteness are of its own."""
-        time = carry.path.start.time + carry.path.length
+        time = self.task.after(carry.path.start.time, carry.path.length)
         gradient = now.gradients[-1] + now.curvature * now.change[-1]
         end: Path = jax.tree.map(lambda leaf: leaf[-1], now.path)
         place = carry.path.start._replace(
@@ -193,7 +201,7 @@ class Diagonal(NamedTuple):
 
     def _factor(self, carry: Carry, now: Corrected, good: Array) -> Array:
         """By how much the next step is longer: by its error, and by the corrections that this one took."""
-        order = 1 / (self.count + 1)
+        order = 1 / (self.node_count + 1)
         by_error = 0.9 * jnp.maximum(now.error, 1e-6) ** -order
         by_rounds = jnp.sqrt(6.0 / (carry.round + 1))
         longest = jnp.where(carry.progress.just_rejected, 1.0, 4.0)

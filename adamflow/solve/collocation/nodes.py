@@ -7,8 +7,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 _RADAU = {2: (1 / 3, 1.0), 3: ((4 - 6**0.5) / 10, (4 + 6**0.5) / 10, 1.0)}
-#: The rate beyond which moments of an exponential follow from lower ones, and where the way down to them begins.
-_UPWARDS, _HIGHEST = 8.0, 40
+#: Up to so many parameters sums of a few vectors are written out.
+_SMALL = 0
+#: The rate beyond which moments of an exponential follow from lower ones, and the terms of their series below it.
+_UPWARDS, _TERMS = 1.5, 14
 
 
 class Nodes:
@@ -46,13 +48,14 @@ class Nodes:
         """The weights that take values at f to the polynomial through them at x."""
         return _powers(x, self.fine.size) @ jnp.asarray(self.monomials.T, x.dtype)
 
-    def integrals(self, rate: Float[Array, ""]) -> Float[Array, "fine fine"]:
-        r"""$\int_0^{f_i} e^{-z(f_i - x)} \ell_j(x) dx$ for a rate z ≥ 0, however large.
+    def integrals(self, rate: Float[Array, "*shape"]) -> Float[Array, "*shape fine fine"]:
+        r"""$\int_0^{f_i} e^{-z(f_i - x)} \ell_j(x) dx$ for rates z ≥ 0, however large.
 
         $\ell_j$ is the polynomial that is 1 at $f_j$ and 0 at the rest of f.
         """
         fine = jnp.asarray(self.fine, rate.dtype)
-        moments = fine[:, None] * _moments(rate * fine, fine.size) * _powers(fine, fine.size)
+        scale = jnp.asarray(self.fine[:, None] ** np.arange(1, self.fine.size + 1), rate.dtype)
+        moments = scale * _moments(rate[..., None] * fine, fine.size)
         return moments @ jnp.asarray(self.monomials.T, rate.dtype)
 
 
@@ -69,6 +72,15 @@ def extrapolation(at: Float[Array, " past"], x: Float[Array, " now"]) -> Float[A
     return jnp.prod(jnp.where(jnp.eye(at.size, dtype=bool), 1.0, ratios), axis=-1)
 
 
+def combine(weights: Float[Array, "*rows nodes"], values: Float[Array, "nodes size"]) -> Float[Array, "*rows size"]:
+    """W x. For few parameters as a sum: XLA fuses it, with all lanes of a batch, where small products stand alone."""
+    if values.shape[-1] > _SMALL:
+        return weights @ values
+    return sum(
+        (weights[..., j, None] * values[j] for j in range(1, values.shape[0])), weights[..., 0, None] * values[0]
+    )
+
+
 def _powers(x: Float[Array, "*shape"], count: int) -> Float[Array, "*shape count"]:
     powers = [jnp.ones_like(x)]
     for _ in range(count - 1):
@@ -77,21 +89,24 @@ def _powers(x: Float[Array, "*shape"], count: int) -> Float[Array, "*shape count
 
 
 def _moments(rate: Float[Array, "*shape"], count: int) -> Float[Array, "*shape count"]:
-    r"""$M_k = \int_0^1 e^{-w(1-x)} x^k dx$, k < count: from $w M_k = 1 - k M_{k-1}$, in the direction that is stable.
-
-    Where w is large that is upwards from $M_0$, where it is small downwards from a k so large that $M_k$ is forgotten.
-    """
+    r"""$M_k = \int_0^1 e^{-w(1-x)} x^k dx$, k < count: upwards by $w M_k = 1 - k M_{k-1}$, for small w by a series."""
     large = jnp.maximum(rate, _UPWARDS)
     up = [-jnp.expm1(-large) / large]
     for k in range(1, count):
         up.append((1 - k * up[-1]) / large)
-    small = jnp.minimum(rate, _UPWARDS)
-    now, down = 1 / (_HIGHEST + 1 + small), []
-    for k in range(_HIGHEST, 0, -1):
-        now = (1 - small * now) / k
-        if k <= count:
-            down.append(now)
-    return jnp.where((rate > _UPWARDS)[..., None], jnp.stack(up, axis=-1), jnp.stack(down[::-1], axis=-1))
+    around = jnp.minimum(rate, _UPWARDS) - _UPWARDS / 2
+    series = _powers(around, _TERMS) @ jnp.asarray(_taylor(count), rate.dtype)
+    return jnp.where((rate > _UPWARDS)[..., None], jnp.stack(up, axis=-1), series)
+
+
+@functools.cache
+def _taylor(count: int) -> np.ndarray:
+    r"""(j, k): $\int_0^1 e^{-c(1-x)} (x-1)^j/j! x^k dx$, the series of $M_k$ around the middle c of what is small."""
+    points, weights = np.polynomial.legendre.leggauss(_TERMS + count)
+    x, weights = (points + 1) / 2, weights / 2
+    j, k = np.arange(_TERMS)[:, None], np.arange(count)[:, None]
+    factorials = np.cumprod(np.maximum(j, 1), axis=0)
+    return ((x - 1) ** j / factorials * np.exp(-_UPWARDS / 2 * (1 - x)) * weights) @ (x**k).T
 
 
 def _lagrange(places: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """θ and the filters along a step, from the gradients at its nodes: all of a flow that needs no gradient."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float
 
 from adamflow.flows import PaperFlow, averages
 from adamflow.optimizers import Optimizer
-from adamflow.solve.collocation.nodes import Nodes, nodes
+from adamflow.solve.collocation.nodes import Nodes, combine, nodes
 from adamflow.types import Scalar
 
 #: By stage and name, a filter for all parameters in one vector.
@@ -25,7 +26,7 @@ Slopes = Float[Array, "node node size"]
 class Place(NamedTuple):
     """A flow at one time, all parameters in one vector."""
 
-    time: Scalar
+    time: Array
     params: Vector
     velocity: Float[Array, " velocities"]
     filters: Filters
@@ -101,7 +102,7 @@ class FlowPath(eqx.Module):
     def signals(self, left: Vector, at_nodes: Float[Array, "node size"]) -> tuple[Fine, Fine]:
         """At the fine nodes, the polynomials through Radau's nodes alone, and through them and the left end."""
         from_radau, from_ends = (jnp.asarray(x, at_nodes.dtype) for x in (self.nodes.from_radau, self.nodes.from_ends))
-        return from_radau @ at_nodes, from_ends @ jnp.concatenate([left[None], at_nodes])
+        return combine(from_radau, at_nodes), combine(from_ends, jnp.concatenate([left[None], at_nodes]))
 
     def along(self, signal: Fine, with_left: Fine) -> Path:
         """The path for gradients at the fine nodes: `signal`, and `with_left` for filters that cannot be negative."""
@@ -115,25 +116,31 @@ class FlowPath(eqx.Module):
         """
         places, from_radau = self.nodes.places, jnp.asarray(self.nodes.from_radau, gradients.dtype)
         stages = self._stages(*self.signals(self.start.gradient, gradients))
-        path = self._path(stages)
-        through, gained = None, jnp.zeros_like(stages[0].signal)
-        for index, stage in enumerate(stages):
-            gained = gained + stage.with_left - stage.signal
-            single, known = self._single(index), self.averages[index]
-            at_once, linear = self._sensitivities(single, stage)
-            terms = [(from_radau, at_once), *((known[name].taken @ from_radau, by) for name, by in linear.items())]
-            lasting = sum((by * (known[name].taken @ gained) for name, by in linear.items()), at_once * gained)
-            if index + 1 < len(stages):
-                here = sum(weights[places][:, :, None] * by[places][:, None] for weights, by in terms)
-                through = here if through is None else jnp.einsum("ikd,kjd->ijd", here, through)
-                gained = from_radau @ lasting[places]
+        through = jnp.eye(self.count, dtype=gradients.dtype)[:, :, None]
+        gained = jnp.zeros_like(stages[0].signal)
+        for index in range(len(stages) - 1):
+            terms, gained = self._response(index, stages[index], gained)
+            here = sum(weights[places][:, :, None] * by[places][:, None] for weights, by in terms)
+            through = jnp.einsum("ikd,kjd->ijd", here, through)
+            gained = combine(from_radau, gained[places])
+        terms, gained = self._response(len(stages) - 1, stages[-1], gained)
         kernel = self._kernel[places]
-        slopes = -sum(
-            jnp.einsum("if,fj,fd->ijd", kernel, weights, jax.vmap(self._force)(by))  # noqa: F821
-            for weights, by in terms  # noqa: F821
-        )
-        slopes = slopes if through is None else jnp.einsum("ikd,kjd->ijd", slopes, through)
-        return path, slopes, kernel @ jax.vmap(self._force)(lasting)  # noqa: F821
+        parts = [combine(kernel[:, None] * weights.T, jax.vmap(self._force)(by)) for weights, by in terms]
+        slopes = -functools.reduce(jnp.add, parts)
+        slopes = slopes if len(stages) == 1 else jnp.einsum("ikd,kjd->ijd", slopes, through)
+        return self._path(stages), slopes, combine(kernel, jax.vmap(self._force)(gained))
+
+    def _response(self, index: int, stage: StagePath, gained: Fine) -> tuple[list[tuple[Array, Fine]], Fine]:
+        """How a stage's direction changes with its signal at Radau's nodes, a sum of matrix times diagonal; its gain.
+
+        That is what it gains by what its signal has gained, and by the left end.
+        """
+        from_radau = jnp.asarray(self.nodes.from_radau, gained.dtype)
+        gained = gained + stage.with_left - stage.signal
+        at_once, linear = self._sensitivities(self._single(index), stage)
+        known = self.averages[index]
+        terms = [(from_radau, at_once), *((known[name].taken @ from_radau, by) for name, by in linear.items())]
+        return terms, sum((by * combine(known[name].taken, gained) for name, by in linear.items()), at_once * gained)
 
     def slopes(self, gradients: Float[Array, "node size"]) -> Slopes:
         """−∂θᵢ/∂Gⱼ, by coordinate, with second moments held."""
@@ -203,7 +210,7 @@ class FlowPath(eqx.Module):
             for filter in single.stages[0].filters():
                 name = filter.name
                 driven = by_ends[name] if filter.nonnegative else by_nodes[name]
-                value = known[name].kept[:, None] * start[name] + known[name].taken @ driven
+                value = known[name].kept[:, None] * start[name] + combine(known[name].taken, driven)
                 values[name] = jnp.maximum(value, 0.0) if filter.nonnegative else value
         return values
 
@@ -213,7 +220,7 @@ class FlowPath(eqx.Module):
         fine = jnp.asarray(self.nodes.fine, dtype)
         if self.flow.order == 1:
             force = jax.vmap(self._force)(directions)
-            params = self.decay.kept[:, None] * start.params + self.decay.taken @ force
+            params = self.decay.kept[:, None] * start.params + combine(self.decay.taken, force)
             return params, jnp.zeros((fine.size, 0), dtype), force
         params = jnp.broadcast_to(start.params, directions.shape)
         kernel = 2 * self.length * self.nodes.integrals(2 * self.length)
@@ -221,8 +228,8 @@ class FlowPath(eqx.Module):
         # Weight decay changes θ slowly: two rounds of fixed point are as exact as the step.
         for _ in range(2):
             force = jax.vmap(self._change)(params, directions)
-            velocity = jnp.exp(-2 * self.length * fine)[:, None] * start.velocity + kernel @ force
-            params = start.params + self.length * jnp.asarray(self.nodes.plain, dtype) @ velocity
+            velocity = jnp.exp(-2 * self.length * fine)[:, None] * start.velocity + combine(kernel, force)
+            params = start.params + self.length * combine(jnp.asarray(self.nodes.plain, dtype), velocity)
         return params, velocity, force
 
     def _read(self, single: Optimizer, gradient: Vector, filters: Filters, time: Scalar) -> tuple[Vector, Filters]:
@@ -238,17 +245,18 @@ def path_over(flow: PaperFlow, unravel: Callable[[Any], Any], count: int, start:
     points, optimizer = nodes(count), flow.optimizer
     fine = jnp.asarray(points.fine, length.dtype)
 
-    def average(rate: Any, weight: Any) -> Average:
-        rate = (length * rate).astype(length.dtype)
-        return Average(jnp.exp(-rate * fine), (length * weight).astype(length.dtype) * points.integrals(rate))
-
-    def follow(decay: Any) -> Average:
-        rate = averages.filter_rate(decay, flow.rate == "paper")
-        return average(rate, rate)
-
-    known = tuple({f.name: follow(f.decay_at(0)) for f in stage.filters()} for stage in optimizer.stages)
-    decay = average(optimizer.learning_rate * optimizer.weight_decay, jnp.ones(()))
-    return FlowPath(flow, start, length, known, decay, unravel, count)
+    filters = [filter for stage in optimizer.stages for filter in stage.filters()]
+    rates = [averages.filter_rate(filter.decay_at(0), flow.rate == "paper") for filter in filters]
+    # θ itself decays by weight decay, and is no average: what drives it adds up.
+    every = length * jnp.stack(
+        [jnp.asarray(r, length.dtype) for r in (*rates, optimizer.learning_rate * optimizer.weight_decay)]
+    )
+    weights = every.at[-1].set(length)
+    kept, taken = jnp.exp(-every[:, None] * fine), weights[:, None, None] * points.integrals(every)
+    found = [Average(*pair) for pair in zip(kept, taken, strict=True)]
+    rest = iter(found)
+    known = tuple({filter.name: next(rest) for filter in stage.filters()} for stage in optimizer.stages)
+    return FlowPath(flow, start, length, known, found[-1], unravel, count)
 
 
 def flat(filters: Any) -> Filters:

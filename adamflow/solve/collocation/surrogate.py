@@ -89,7 +89,7 @@ class Runner(NamedTuple):
         return self._renewed(carry, tried, good) if self.settings.dense else carry
 
     def _accepted(self, carry: _Carry, tried: Attempt, length: Array) -> _Carry:
-        time = carry.progress.place.time + length
+        time = self.task.after(carry.progress.place.time, length)
         end: Path = jax.tree.map(lambda leaf: leaf[-1], tried.path)
         past = Past(
             jnp.append(carry.past.times[1:], time),

@@ -66,8 +66,9 @@ class Task(NamedTuple):
     unravel: Callable[[Any], Params]
     start: Vector
     times: Array
-    end: Scalar
+    end: Array
     rtol: Scalar
+    step_size: Scalar | None
     limit: Array
     max_steps: int
     looks: bool
@@ -98,9 +99,17 @@ class Task(NamedTuple):
         """Whether a step can and need be tried."""
         place, counts = progress.place, progress.counts
         tried = counts.accepted + counts.rejected
-        smallest = 10 * jnp.finfo(place.params.dtype).eps * self.end
-        going = (place.time < self.end) & (tried < self.max_steps) & (progress.length > smallest)
+        going = (place.time < self.end) & (tried < self.max_steps) & (progress.length > self._smallest)
         return going & progress.finite & (jnp.max(jnp.abs(place.params)) <= self.limit)
+
+    @property
+    def _smallest(self) -> Scalar:
+        """The least step that times can resolve."""
+        return 10 * jnp.finfo(self.start.dtype).eps * self.end
+
+    def after(self, time: Array, length: Array) -> Array:
+        """The time when a step is done: the end itself if next to nothing would be left."""
+        return jnp.where(self.end - (time + length) < self._smallest, self.end, time + length).astype(time.dtype)
 
     def code(self, progress: Progress) -> Array:
         """How the run ended: the first of these that holds."""
