@@ -9,7 +9,17 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from adamflow import analysis, problems
-from adamflow.flows import AbstractFlow, EdgeFlow, FlowState, MapFlow, MemorylessFlow, ModifiedFlow, PaperFlow, Snapshot
+from adamflow.flows import (
+    AbstractFlow,
+    CentralFlow,
+    EdgeFlow,
+    FlowState,
+    MapFlow,
+    MemorylessFlow,
+    ModifiedFlow,
+    PaperFlow,
+    Snapshot,
+)
 from adamflow.optimizers import (
     AbstractStage,
     AdamStage,
@@ -19,10 +29,13 @@ from adamflow.optimizers import (
     RMSpropStage,
     Signal,
     SignStage,
+    TensorAdamStage,
+    TensorRMSpropStage,
     adam,
     adamw,
     kadam,
     rmsprop,
+    sgd,
     signsgd,
 )
 from adamflow.problems import Problem
@@ -37,6 +50,7 @@ from adamflow.solve import (
     convergence,
     iterate,
     solve,
+    split_oscillation,
 )
 
 if TYPE_CHECKING:
@@ -49,6 +63,7 @@ __all__ = [
     "AbstractFlow",
     "AbstractStage",
     "AdamStage",
+    "CentralFlow",
     "Comparison",
     "Convergence",
     "EdgeFlow",
@@ -67,6 +82,8 @@ __all__ = [
     "Signal",
     "Snapshot",
     "Stats",
+    "TensorAdamStage",
+    "TensorRMSpropStage",
     "Trajectory",
     "adam",
     "adamw",
@@ -78,8 +95,10 @@ __all__ = [
     "plotting",
     "problems",
     "rmsprop",
+    "sgd",
     "signsgd",
     "solve",
+    "split_oscillation",
 ]
 
 

@@ -125,6 +125,22 @@ def test_identity_single_precision_and_lanes():
 
 
 @pytest.mark.slow
+def test_identity_lanes_that_are_left_go_on_in_smaller_batches():
+    def run(beta, gamma):
+        flow = af.PaperFlow(af.adam(1e-2, beta, gamma))
+        ended = af.solve(flow, CHAIN.loss, CHAIN.params, 200, save_at=[100, 200], rtol=1e-3)
+        return ended.params, ended.stats.gradient_evaluations
+
+    beta, gamma = (jnp.repeat(jnp.array(pair), 35) for pair in ((0.999, 0.95), (0.9, 0.5)))
+    lanes, gradients = jax.jit(jax.vmap(run))(beta, gamma)
+    for place in (0, 69):
+        alone, count = jax.jit(run)(beta[place], gamma[place])
+        np.testing.assert_allclose(lanes[place], alone, rtol=1e-6, atol=1e-9)
+        assert gradients[place] == count
+    assert gradients[69] != gradients[0]
+
+
+@pytest.mark.slow
 def test_order_errors_fall_with_the_tolerance():
     flow = af.PaperFlow(af.adam(1e-3))
     coarse, fine = (apart(flow, CHAIN, 500, rtol=rtol)[1] for rtol in (1e-3, 1e-6))

@@ -2,6 +2,7 @@
 
 import re
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +36,8 @@ def gradients(params):
 def run(transformation):
     """All parameters along a run of an optax transformation on a fixed sequence of gradients."""
     params = tree()
-    update = jax.jit(transformation.update)
+    # Donated, as in training loops: the arrays of a state must not be one and the same.
+    update = jax.jit(transformation.update, donate_argnums=1)
     state, path = transformation.init(params), []
     for gradient in gradients(params):
         updates, state = update(gradient, state, params)
@@ -107,6 +109,76 @@ def test_formula_adam_without_bias_correction(beta):
         direction, state = record.update(jnp.asarray(gradient), state, n)
         assert float(direction) == pytest.approx(m / np.sqrt(v), rel=1e-12)
         assert float(state.filters[0]["second_moment"]) == pytest.approx(v, rel=1e-12)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.8])
+def test_formula_one_second_moment_for_each_tensor(gamma):
+    record, params = af.adamw(0.01, 0.99, gamma, 1e-3, weight_decay=0.1, granularity="tensor"), tree()
+    moments = [(jnp.zeros_like(leaf), 0.0) for leaf in jax.tree.leaves(params)]
+    state = record.initial_state(params)
+    for n, gradient in enumerate(gradients(params)[:5]):
+        direction, state = record.update(gradient, state, n)
+        parts = zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), moments, strict=True)
+        for place, (g, u, (m, v)) in enumerate(parts):
+            m, v = gamma * m + (1 - gamma) * g, 0.99 * v + 0.01 * np.mean(np.square(g))
+            moments[place] = m, v
+            expected = m / (1 - gamma ** (n + 1)) / (np.sqrt(v / (1 - 0.99 ** (n + 1))) + 1e-3)
+            np.testing.assert_allclose(u, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.9])
+def test_identity_granularity_does_not_matter_for_tensors_of_one_entry(gamma):
+    params = {"one": jnp.array(2.0), "other": jnp.array([3.0])}
+    records = [af.kadam(2, 0.01, 0.99, gamma, granularity=kind) for kind in ("elementwise", "tensor")]
+    states = [record.initial_state(params) for record in records]
+    for n in range(3):
+        gradient = {"one": jnp.sin(1.0 + n), "other": jnp.cos(jnp.array([5.0 * n]))}
+        steps = [record.update(gradient, state, n) for record, state in zip(records, states, strict=True)]
+        states = [state for _, state in steps]
+        for a, b in zip(*(jax.tree.leaves(direction) for direction, _ in steps), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_identity_second_moments_of_tensors_work_in_every_reading():
+    """The flow by two solvers, the transformation, and lanes of γ."""
+    problem = af.problems.quartic()
+    params = {"a": problem.params[:2], "b": problem.params[2:]}
+
+    def loss(params):
+        return problem.loss(jnp.concatenate([params["a"], params["b"]]))
+
+    record = af.adamw(1e-2, 0.99, 0.8, weight_decay=0.1, granularity="tensor")
+    flow = af.PaperFlow(record)
+    runs = [
+        af.solve(flow, loss, params, 100, save_at=[50, 100], rtol=1e-8, solver=solver)
+        for solver in ("auto", "collocation")
+    ]
+    runs.append(af.solve(flow, loss, params, 100, save_at=[50, 100], rtol=1e-8, solver=diffrax.Tsit5()))
+    for run in runs[:2]:
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), run.params, runs[2].params)
+    discrete = af.iterate(record, loss, params, 100, save_at=[100])
+    updates, state = record.to_optax(), record.to_optax().init(params)
+    moving = params
+    for _ in range(100):
+        change, state = jax.jit(updates.update)(jax.grad(loss)(moving), state, moving)
+        moving = optax.apply_updates(moving, change)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x[0], y, rtol=1e-10), discrete.params, moving)
+    lanes = jax.vmap(
+        lambda gamma: (
+            af.iterate(af.adam(1e-2, 0.99, gamma, granularity="tensor"), loss, params, 100, save_at=[100]).params
+        )
+    )(jnp.array([0.5, 0.8]))
+    alone = af.iterate(af.adam(1e-2, 0.99, 0.5, granularity="tensor"), loss, params, 100, save_at=[100]).params
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x[0], y, rtol=1e-10), lanes, alone)
+
+
+def test_failure_of_readings_that_know_elementwise_moments_only():
+    record = af.adam(0.1, granularity="tensor")
+    with pytest.raises(ValueError, match="needs one stage with a filter named 'second_moment'"):
+        record.preconditioner(record.initial_state(jnp.ones(2)).filters, 0)
+    with pytest.raises(TypeError, match="MemorylessFlow needs one stage, of Adam or RMSprop"):
+        af.MemorylessFlow(record)
 
 
 def test_formula_decay_that_depends_on_the_iteration():
@@ -242,6 +314,7 @@ def test_identity_transformation_of_no_parameters():
         (lambda: af.adam(1e-3, epsilon=-1e-8), "epsilon must lie in [0, inf), got -1e-08"),
         (lambda: af.kadam(0, 1e-3), "k must be a whole number of at least 1, got 0"),
         (lambda: af.kadam(2, 1e-3, beta=1.5), "beta must lie in (0, 1), got 1.5"),
+        (lambda: af.adam(1e-3, granularity="row"), "granularity must be one of 'elementwise', 'tensor', got 'row'"),
         (lambda: af.kadam(2, 1e-3, strategy="best"), "strategy must be one of 'naive', 'uniform'"),
         (lambda: af.Optimizer(1e-3, ()), "an optimizer needs at least one stage"),
         (

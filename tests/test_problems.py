@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adamflow import problems
+from adamflow.problems.cnn import convolve, halve
 from adamflow.problems.cross_entropy import mean_cross_entropy
+from adamflow.problems.invariant import normalize
 from adamflow.problems.text import encode, read_text, split
 from adamflow.problems.transformer import attention, transformer_logits
 
@@ -158,6 +160,13 @@ def test_formula_transformer_starts_near_the_logarithm_of_its_vocabulary(transfo
         assert abs(evaluate(loss, transformer.params) - expected) < 0.05
 
 
+def test_formula_transformer_accuracy_is_the_share_of_characters_guessed(transformer):
+    metric = transformer.metrics["validation_accuracy"]
+    logits = jax.jit(transformer_logits, static_argnums=2)(transformer.params, metric.windows[:, :-1], 2)
+    guessed = np.argmax(logits, axis=-1) == np.asarray(metric.windows[:, 1:])
+    np.testing.assert_allclose(evaluate(metric, transformer.params), guessed.mean())
+
+
 def test_formula_transformer_is_causal(transformer):
     tokens = transformer.batches(size=1)(0)[0, :-1]
     variants = jnp.concatenate([tokens[None], tokens + jnp.eye(16, dtype=int)])
@@ -175,6 +184,35 @@ def test_formula_transformer_attention_with_zero_queries_averages_the_past(trans
     value = x @ projections[:, 32:]
     past = np.cumsum(value, axis=1) / np.arange(1, 6)[:, None]
     np.testing.assert_allclose(out, past @ np.asarray(block["attention"]["out"]), atol=1e-14)
+
+
+def test_formula_convolution_equals_that_of_jax():
+    generator = np.random.default_rng(0)
+    images, weight = (jnp.asarray(generator.normal(size=shape)) for shape in ((2, 5, 4, 3), (3, 3, 3, 2)))
+    layout = ("NHWC", "HWIO", "NHWC")
+    expected = jax.lax.conv_general_dilated(images, weight, (1, 1), "SAME", dimension_numbers=layout)
+    np.testing.assert_allclose(convolve(images, weight), expected, atol=1e-13)
+    np.testing.assert_allclose(halve(images)[1, 0, 1, 2], np.mean(images[1, :2, 2:4, 2]), rtol=1e-13)
+    assert halve(images).shape == (2, 2, 2, 3)
+
+
+@pytest.mark.parametrize(("kind", "axes"), [("layer", (1, 2)), ("batch", (0, 1))])
+def test_formula_normalization_by_example_or_by_unit(kind, axes):
+    values = jnp.asarray(np.random.default_rng(0).normal(2.0, 3.0, (4, 5, 3)))
+    found = normalize(values, kind)
+    np.testing.assert_allclose(np.mean(found, axis=axes), 0.0, atol=1e-13)
+    np.testing.assert_allclose(np.std(found, axis=axes), 1.0, rtol=1e-12)
+    constant = jax.value_and_grad(lambda x: jnp.sum(normalize(x, kind)))(jnp.ones((4, 5, 3)))
+    assert float(constant[0]) == 0.0
+    np.testing.assert_array_equal(constant[1], 0.0)
+
+
+def test_formula_rayleigh_quotient_with_noise():
+    w, noise = jnp.array([1.0, -2.0, 0.5]), jnp.array([[1.0, 0.0, 2.0], [3.0, 0.0, 0.0]])
+    problem = problems.rayleigh(3, spread=2.0)
+    quotient = (w[1] ** 2 + 2 * w[2] ** 2) / (w @ w)
+    np.testing.assert_allclose(problem.loss(w), quotient, rtol=1e-13)
+    np.testing.assert_allclose(problem.loss(w, noise), quotient + (2 * w[0] + w[2]) / np.linalg.norm(w), rtol=1e-13)
 
 
 @pytest.mark.slow
@@ -240,6 +278,62 @@ def test_identity_lanes_of_parameters_and_batches_are_separate_runs(transformer)
         alone = one(jax.tree.map(lambda x, lane=lane: x[lane], params), lane)
         for x, y in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
             np.testing.assert_allclose(np.asarray(x)[lane], y, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: problems.rayleigh(5),
+        pytest.param(lambda: problems.mlp((4, 3), normalization="layer"), marks=pytest.mark.slow),
+        pytest.param(lambda: problems.mlp((4,), normalization="batch"), marks=pytest.mark.slow),
+        pytest.param(lambda: problems.cnn((2, 3), normalization="layer", train_size=50), marks=pytest.mark.slow),
+        pytest.param(lambda: problems.cnn((2,), normalization="batch", train_size=50), marks=pytest.mark.slow),
+        pytest.param(
+            lambda: problems.char_transformer(**TINY, normalize_queries_and_keys=True), marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_identity_scale_invariant_leaves_are_those_that_are_named(make):
+    """f(cW) = f(W) and ⟨W, g⟩ = 0 for the leaves named; other weights have neither."""
+    problem = make()
+    slopes = eqx.filter_jit(lambda loss, params: jax.value_and_grad(loss)(params))
+    value, gradient = slopes(problem.loss, problem.params)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(problem.params)
+    gradients, known = jax.tree.leaves(gradient), set(problem.scale_invariant)
+    assert known
+    assert known <= {jax.tree_util.keystr(path) for path, _ in leaves}
+    for place, (path, leaf) in enumerate(leaves):
+        cosine = jnp.vdot(leaf, gradients[place]) / (jnp.linalg.norm(leaf) * jnp.linalg.norm(gradients[place]) + 1e-30)
+        scaled = [4.0 * other if place == number else other for number, (_, other) in enumerate(leaves)]
+        change = float(evaluate(problem.loss, treedef.unflatten(scaled)) - value)
+        if jax.tree_util.keystr(path) in known:
+            assert abs(float(cosine)) < 1e-13
+            assert change == pytest.approx(0.0, abs=1e-13)
+        elif np.any(leaf) and np.any(gradients[place]):
+            assert abs(change) > 1e-6, jax.tree_util.keystr(path)
+
+
+def test_identity_normalized_transformer_starts_with_the_same_numbers():
+    plain, normalized = (problems.char_transformer(**TINY, normalize_queries_and_keys=flag) for flag in (False, True))
+    one, other = (problem.params["blocks"][0]["attention"] for problem in (plain, normalized))
+    parts = [other[name] for name in ("query", "key", "value")]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), one["query_key_value"])
+    np.testing.assert_array_equal(other["out"], one["out"])
+    assert other["query_gain"].shape == (8,)
+    assert plain.scale_invariant == normalized.flatten().scale_invariant == ()
+
+
+def test_identity_cnn_takes_images_of_any_shape():
+    generator = np.random.default_rng(0)
+    parts = [
+        (jnp.asarray(generator.uniform(size=(size, 6, 4, 3))), jnp.asarray(generator.integers(0, 5, size)))
+        for size in (20, 7)
+    ]
+    problem = problems.cnn((2, 4), data=(parts[0], parts[1]), train_size=11)
+    assert [layer["weight"].shape for layer in problem.params] == [(3, 3, 3, 2), (3, 3, 2, 4), (4, 5)]
+    np.testing.assert_array_equal(problem.loss.examples[0], parts[0][0][:11])
+    assert problem.batches(3)(0)[0].shape == (3, 6, 4, 3)
+    np.testing.assert_array_equal(problem.metrics["test_loss"].examples[1], parts[1][1])
 
 
 def test_identity_equal_shapes_share_compiled_code():
@@ -311,7 +405,15 @@ def test_identity_text_from_a_path(alphabet, kind):
     assert read_text(kind(alphabet)) == alphabet.read_text()
 
 
-@pytest.mark.parametrize("make", [problems.mlp, lambda: problems.char_transformer(**TINY)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        problems.mlp,
+        lambda: problems.char_transformer(**TINY),
+        lambda: problems.rayleigh(3),
+        pytest.param(lambda: problems.cnn(normalization="batch"), marks=pytest.mark.slow),
+    ],
+)
 def test_identity_float32_problem_is_the_float64_one_rounded(make):
     double = make()
     with jax.enable_x64(False):
@@ -367,6 +469,18 @@ def test_identity_gradient_steps_learn(mlp):
         (lambda: problems.char_transformer(seed=-1), "seed must be a whole number of at least 0, got -1"),
         (lambda: problems.char_transformer(data_seed=-1), "data_seed must be a whole number of at least 0"),
         (lambda: problems.char_transformer(validation_fraction=0.0), r"validation_fraction must lie in \(0, 1\)"),
+        (lambda: problems.mlp(normalization="group"), "normalization must be one of 'layer', 'batch', got 'group'"),
+        (lambda: problems.mlp((8, 2), normalization="layer"), "widths with layer norm must be at least 3, .*got 2"),
+        (
+            lambda: problems.char_transformer(heads=8, width=16, normalize_queries_and_keys=True),
+            "width / heads must be at least 3, .*got 2",
+        ),
+        (lambda: problems.cnn(()), "at least one convolution, got .*use af.problems.mlp"),
+        (lambda: problems.cnn((2, 0)), "channels must be a whole number of at least 1, got 0"),
+        (lambda: problems.cnn(kernel=2), "kernel must be odd, .*got 2; try 3"),
+        (lambda: problems.cnn((2, 2, 2, 2)), "4 convolutions halve images of 8 by 8 to nothing; take at most 3"),
+        (lambda: problems.cnn(train_size=2000), "train_size must be at most 1348, .*got 2000"),
+        (lambda: problems.cnn(activation="sine"), "activation must be one of 'tanh', .*got 'sine'"),
         (lambda: problems.chain(3).batches(size=2), "problem 'chain' has no minibatches.*run it without batches="),
         (lambda: problems.logistic().batches(size=0), "size must be a whole number of at least 1, got 0"),
         (lambda: problems.logistic().batches(size=2, seed=-1), "seed must be a whole number of at least 0, got -1"),

@@ -4,21 +4,28 @@ from adamflow.optimizers.adam import AdamStage, adam, adamw
 from adamflow.optimizers.kadam import kadam
 from adamflow.optimizers.optimizer import Optimizer, OptimizerState
 from adamflow.optimizers.rmsprop import RMSpropStage, rmsprop
+from adamflow.optimizers.sgd import GradientStage, MomentumStage, sgd
 from adamflow.optimizers.signsgd import SignStage, signsgd
 from adamflow.optimizers.stage import AbstractStage, Filter, Signal
+from adamflow.optimizers.tensor import TensorAdamStage, TensorRMSpropStage
 
 __all__ = [
     "AbstractStage",
     "AdamStage",
     "Filter",
+    "GradientStage",
+    "MomentumStage",
     "Optimizer",
     "OptimizerState",
     "RMSpropStage",
     "SignStage",
     "Signal",
+    "TensorAdamStage",
+    "TensorRMSpropStage",
     "adam",
     "adamw",
     "kadam",
     "rmsprop",
+    "sgd",
     "signsgd",
 ]

@@ -3,11 +3,15 @@
 import equinox as eqx
 import jax
 
+from adamflow.checks import check_choice
 from adamflow.optimizers.numbers import check_decays, is_zero, number
 from adamflow.optimizers.optimizer import Optimizer
 from adamflow.optimizers.rmsprop import RMSpropStage
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, Signal
+from adamflow.optimizers.tensor import TensorAdamStage, TensorRMSpropStage
 from adamflow.types import Leaf, Scalar
+
+GRANULARITIES = ("elementwise", "tensor")
 
 
 class AdamStage(AbstractStage):
@@ -34,8 +38,11 @@ class AdamStage(AbstractStage):
         return ratio(averages["first_moment"], averages["second_moment"])
 
 
-def adam_stage(beta: Scalar, gamma: Scalar) -> AbstractStage:
+def adam_stage(beta: Scalar, gamma: Scalar, granularity: str = "elementwise") -> AbstractStage:
     """The stage of Adam, or of RMSprop where γ is the number 0: a filter that forgets at once is no filter."""
+    check_choice("granularity", granularity, GRANULARITIES)
+    if granularity == "tensor":
+        return TensorRMSpropStage(beta) if is_zero(gamma) else TensorAdamStage(beta, gamma)
     return RMSpropStage(beta) if is_zero(gamma) else AdamStage(beta, gamma)
 
 
@@ -45,6 +52,7 @@ def adam(
     gamma: Scalar = 0.9,
     epsilon: Scalar = 0.0,
     *,
+    granularity: str = "elementwise",
     epsilon_inside: bool = False,
     bias_correction: bool = True,
 ) -> Optimizer:
@@ -60,6 +68,7 @@ def adam(
         beta: decay β of the second moment, in (0, 1): `b2` in PyTorch and optax.
         gamma: decay γ of the first moment, in [0, 1): `b1` in PyTorch and optax.
         epsilon: ε ≥ 0, added to the root. The default 0 is that of [GT]; where v = 0 the direction is then 0.
+        granularity: "elementwise", or "tensor" for one v per leaf of the parameters, the average of the mean of g².
         epsilon_inside: whether ε is added to v̂ under the root instead: `eps_root` in optax.
         bias_correction: whether filters are divided by 1 − αⁿ⁺¹.
 
@@ -86,6 +95,7 @@ def adam(
         gamma,
         epsilon,
         weight_decay=0.0,
+        granularity=granularity,
         epsilon_inside=epsilon_inside,
         bias_correction=bias_correction,
     )
@@ -98,6 +108,7 @@ def adamw(
     epsilon: Scalar = 0.0,
     *,
     weight_decay: Scalar,
+    granularity: str = "elementwise",
     epsilon_inside: bool = False,
     bias_correction: bool = True,
 ) -> Optimizer:
@@ -111,6 +122,7 @@ def adamw(
         gamma: decay γ of the first moment, in [0, 1): `b1` in PyTorch and optax.
         epsilon: ε ≥ 0.
         weight_decay: λ ≥ 0, multiplied by η as in PyTorch and optax.
+        granularity: "elementwise", or "tensor" for one v per leaf of the parameters.
         epsilon_inside: whether ε stands under the root.
         bias_correction: whether filters are divided by 1 − αⁿ⁺¹.
 
@@ -124,7 +136,7 @@ def adamw(
     """
     return Optimizer(
         learning_rate=learning_rate,
-        stages=(adam_stage(beta, gamma),),
+        stages=(adam_stage(beta, gamma, granularity),),
         weight_decay=weight_decay,
         epsilon=epsilon,
         epsilon_inside=epsilon_inside,

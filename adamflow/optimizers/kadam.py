@@ -31,6 +31,7 @@ def kadam(
     *,
     weight_decay: Scalar = 0.0,
     strategy: str = "inverse_exponential",
+    granularity: str = "elementwise",
     epsilon_inside: bool = False,
     bias_correction: bool = True,
 ) -> Optimizer:
@@ -50,6 +51,8 @@ def kadam(
         epsilon: ε ≥ 0, the same in all stages.
         weight_decay: λ ≥ 0, decoupled, applied once.
         strategy: "naive", "uniform", "exponential" or "inverse_exponential".
+        granularity: "elementwise", or "tensor" for stages with one v per leaf of the parameters. For stages that differ
+            in it, give them to `Optimizer`: `stages=(AdamStage(0.999, 0.9), TensorRMSpropStage(0.99))`.
         epsilon_inside: whether ε stands under the roots.
         bias_correction: whether filters are divided by 1 − αⁿ⁺¹.
 
@@ -70,9 +73,10 @@ def kadam(
         return 0.0 if is_zero(decay) else decay if weight == 1.0 else shared
 
     weights = stage_weights(k, strategy)
+    pairs = [(share(beta, weight), share(gamma, weight)) for weight in weights]
     return Optimizer(
         learning_rate=learning_rate,
-        stages=tuple(adam_stage(share(beta, weight), share(gamma, weight)) for weight in weights),
+        stages=tuple(adam_stage(*pair, granularity) for pair in pairs),
         weight_decay=weight_decay,
         epsilon=epsilon,
         epsilon_inside=epsilon_inside,

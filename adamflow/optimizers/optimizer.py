@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from adamflow.checks import check_range
+from adamflow.checks import check_range, is_concrete
 from adamflow.optimizers.numbers import is_zero, number
 from adamflow.optimizers.stage import AbstractStage, Signal
 from adamflow.types import Filters, Leaf, Loss, Params, Scalar
@@ -73,11 +74,15 @@ class Optimizer(eqx.Module):
 
     def initial_state(self, params: Params) -> OptimizerState:
         """The state before the first gradient: all filters are zero."""
-        zeros = jax.tree.map(jnp.zeros_like, params)
+
+        def zeros() -> Params:
+            # New arrays each time: a state whose arrays are one and the same cannot be donated to a jitted step.
+            return jax.tree.map(jnp.zeros_like, params)
+
         return OptimizerState(
-            filters=tuple({filter.name: zeros for filter in stage.filters()} for stage in self.stages),
+            filters=tuple({filter.name: zeros() for filter in stage.filters()} for stage in self.stages),
             memory=tuple(_over_leaves(stage.initial_memory, (params,)) for stage in self.stages),
-            previous=tuple(zeros if stage.uses_difference else None for stage in self.stages),
+            previous=tuple(zeros() if stage.uses_difference else None for stage in self.stages),
         )
 
     def update(self, gradient: Params, state: OptimizerState, iteration: Scalar) -> tuple[Params, OptimizerState]:
@@ -179,8 +184,11 @@ class Optimizer(eqx.Module):
         """
         inside, outside = self._epsilons()
         denominator = _root(square + inside) + outside
-        nothing = denominator == 0
-        return jnp.where(nothing, 0.0, numerator / jnp.where(nothing, 1.0, denominator))
+        # The division comes last, and what it needs is used once: the next stage has two uses for the quotient, and XLA
+        # computes anew, or keeps in memory, whatever has two uses and is not the last.
+        if is_concrete(self.epsilon) and np.all(np.asarray(self.epsilon) > 0):
+            return numerator / denominator
+        return numerator / jnp.where(denominator == 0, jnp.inf, denominator)
 
     def to_optax(self) -> optax.GradientTransformation:
         """This optimizer as an optax transformation, equal to it step for step.
@@ -230,10 +238,18 @@ class Optimizer(eqx.Module):
         return direction.astype(value.dtype), averages, memory
 
 
+@jax.custom_jvp
 def _root(total: Leaf) -> Leaf:
     """√total, with derivative 0 at 0."""
-    zero = total == 0
-    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, total)))
+    return jnp.sqrt(total)
+
+
+@_root.defjvp
+def _derivative_of_root(primals: tuple[Leaf], tangents: tuple[Leaf]) -> tuple[Leaf, Leaf]:
+    # A rule of its own, so that the root itself costs what a root costs.
+    root = _root(*primals)
+    zero = root == 0
+    return root, jnp.where(zero, 0.0, tangents[0] / jnp.where(zero, 1.0, 2 * root))
 
 
 def _over_leaves(

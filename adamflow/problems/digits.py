@@ -1,76 +1,41 @@
 """Handwritten digits: softmax regression and a multilayer perceptron, small enough for full-batch runs."""
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import TypeAlias
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float
 
 from adamflow.checks import check_choice, check_count, check_range
-from adamflow.problems.cross_entropy import mean_cross_entropy
+from adamflow.problems.classification import ACTIVATIONS, Examples, classification
+from adamflow.problems.invariant import (
+    NORMALIZATIONS,
+    check_enough_to_normalize,
+    shift_and_scale,
+    weights_before_normalization,
+    with_gain,
+)
 from adamflow.problems.problem import Problem
 
-#: One {"weight": (inputs, outputs), "bias": (outputs,)} per layer.
+#: One {"weight": (inputs, outputs), "bias": (outputs,)} per layer, and "gain": (outputs,) where it is normalized.
 Layers: TypeAlias = tuple[dict[str, Float[Array, "..."]], ...]
-#: Images as rows of pixels in [0, 1], and the digit that each one shows.
-Examples: TypeAlias = tuple[Float[Array, "_ pixels"], Int[Array, "_"]]
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "tanh": jnp.tanh,
-    "gelu": jax.nn.gelu,
-    "relu": jax.nn.relu,
-    "softplus": jax.nn.softplus,
-}
 PIXELS, CLASSES = 64, 10
 
 
-class DigitRows(eqx.Module):
-    """Draws examples uniformly with replacement."""
-
-    examples: Examples
-
-    def __call__(self, key: Key[Array, ""], size: int) -> Examples:
-        rows = jax.random.randint(key, (size,), 0, self.examples[1].shape[0], dtype=jnp.int32)
-        features, labels = self.examples
-        return features[rows], labels[rows]
-
-
-class Classifier(eqx.Module):
-    """The network that maps images to logits: affine layers with the activation between them."""
+class Perceptron(eqx.Module):
+    """Affine layers with the activation between them, and before it the normalization if there is one."""
 
     activation: str = eqx.field(static=True)
+    normalization: str | None = eqx.field(static=True, default=None)
 
     def __call__(self, params: Layers, features: Float[Array, "examples pixels"]) -> Float[Array, "examples classes"]:
         *hidden_layers, last = params
         for layer in hidden_layers:
-            features = ACTIVATIONS[self.activation](features @ layer["weight"] + layer["bias"])
+            affine = shift_and_scale(layer, features @ layer["weight"], self.normalization)
+            features = ACTIVATIONS[self.activation](affine)
         return features @ last["weight"] + last["bias"]
-
-
-class DigitsLoss(eqx.Module):
-    """Mean cross-entropy in nats over the module's own examples, or over a batch."""
-
-    classifier: Classifier
-    examples: Examples
-
-    def __call__(self, params: Layers, batch: Examples | None = None) -> Float[Array, ""]:
-        features, labels = self.examples if batch is None else batch
-        return mean_cross_entropy(self.classifier(params, features), labels)
-
-
-class DigitsAccuracy(eqx.Module):
-    """Fraction of the examples whose largest logit is their label's."""
-
-    classifier: Classifier
-    examples: Examples
-
-    def __call__(self, params: Layers) -> Float[Array, ""]:
-        features, labels = self.examples
-        return jnp.mean(jnp.argmax(self.classifier(params, features), axis=-1) == labels, dtype=float)
 
 
 def logistic(*, test_fraction: float = 0.25, data_seed: int = 0) -> Problem:
@@ -98,13 +63,14 @@ def logistic(*, test_fraction: float = 0.25, data_seed: int = 0) -> Problem:
         2.3026
     """
     params = ({"weight": jnp.zeros((PIXELS, CLASSES)), "bias": jnp.zeros(CLASSES)},)
-    return _digits_problem("logistic", params, Classifier("tanh"), test_fraction, data_seed)
+    return classification("logistic", params, Perceptron("tanh"), *load_digits(test_fraction, data_seed))
 
 
 def mlp(
     widths: tuple[int, ...] = (32,),
     activation: str = "tanh",
     *,
+    normalization: str | None = None,
     test_fraction: float = 0.25,
     seed: int = 0,
     data_seed: int = 0,
@@ -117,12 +83,15 @@ def mlp(
     Args:
         widths: units of each hidden layer, at least one layer.
         activation: "tanh", "gelu", "relu" or "softplus". All but relu are smooth, as flows want them.
+        normalization: "layer" or "batch" for hidden layers φ(gain · norm(x W) + bias), "batch" with the statistics of
+            the examples at hand; `None` for φ(x W + bias). A normalized W is scale-invariant: f(cW) = f(W) for c > 0.
         test_fraction: share of the images held out for the metrics, strictly between 0 and 1.
         seed: of the initial weights.
         data_seed: which images are held out.
 
     Returns:
-        A problem whose parameters are a tuple with one `{"weight": (inputs, outputs), "bias": (outputs,)}` per layer.
+        A problem whose parameters are a tuple with one `{"weight": (inputs, outputs), "bias": (outputs,)}` per layer,
+        in a normalized one also `"gain": (outputs,)`. Its `scale_invariant` names the normalized weights.
 
     Raises:
         ImportError: scikit-learn is missing.
@@ -133,40 +102,48 @@ def mlp(
         >>> problem = af.problems.mlp(widths=(16,), activation="gelu")
         >>> [layer["weight"].shape for layer in problem.params]
         [(64, 16), (16, 10)]
+        >>> af.problems.mlp((16,), normalization="layer").scale_invariant
+        ("[0]['weight']",)
     """
+    if normalization is not None:
+        check_choice("normalization", normalization, NORMALIZATIONS)
     check_choice("activation", activation, tuple(ACTIVATIONS))
     if not widths:
         raise ValueError("widths must name at least one hidden layer, got (); for none use af.problems.logistic")
     sizes = (PIXELS, *(check_count("widths", width) for width in widths), CLASSES)
+    if normalization == "layer":
+        check_enough_to_normalize("widths with layer norm", min(widths))
     generator = np.random.default_rng(check_count("seed", seed, low=0))
     params = []
     for inputs, outputs in pairwise(sizes):
         deviation = np.sqrt(2 / inputs if activation == "relu" else 2 / (inputs + outputs))
         weight = generator.normal(0.0, deviation, (inputs, outputs))
-        params.append({"weight": jnp.asarray(weight, dtype=float), "bias": jnp.zeros(outputs)})
-    return _digits_problem("mlp", tuple(params), Classifier(activation), test_fraction, data_seed)
+        layer = {"weight": jnp.asarray(weight, dtype=float), "bias": jnp.zeros(outputs)}
+        params.append(layer if len(params) == len(widths) else with_gain(layer, normalization))
+    network, data = Perceptron(activation, normalization), load_digits(test_fraction, data_seed)
+    invariant = weights_before_normalization(len(params), normalization)
+    return classification("mlp", tuple(params), network, *data, invariant)
 
 
-def _digits_problem(name: str, params: Layers, classifier: Classifier, test_fraction: float, data_seed: int) -> Problem:
-    train, test = _load_digits(test_fraction, data_seed)
-    metrics = {
-        "train_accuracy": DigitsAccuracy(classifier, train),
-        "test_accuracy": DigitsAccuracy(classifier, test),
-        "test_loss": DigitsLoss(classifier, test),
-    }
-    return Problem(name, params, DigitsLoss(classifier, train), metrics, DigitRows(train))
+def load_digits(test_fraction: float, data_seed: int) -> tuple[Examples, Examples]:
+    """The train and the test part of scikit-learn's digits, as rows of 64 pixels.
 
+    Args:
+        test_fraction: share of the images in the test part, strictly between 0 and 1.
+        data_seed: which images are held out.
 
-def _load_digits(test_fraction: float, data_seed: int) -> tuple[Examples, Examples]:
-    """The train and the test part of scikit-learn's digits."""
+    Raises:
+        ImportError: scikit-learn is missing.
+        ValueError: an argument out of range.
+    """
     check_range("test_fraction", test_fraction, 0.0, 1.0, low_open=True, high_open=True)
     try:
-        from sklearn.datasets import load_digits
+        from sklearn.datasets import load_digits as read_digits
     except ImportError as error:
         raise ImportError(
             "the digits come with scikit-learn, which is missing; pip install 'adamflow[data]'"
         ) from error
-    features, labels = load_digits(return_X_y=True)
+    features, labels = read_digits(return_X_y=True)
     order = np.random.default_rng(check_count("data_seed", data_seed, low=0)).permutation(len(labels))
     held_out = min(max(round(test_fraction * len(labels)), 1), len(labels) - 1)
 

@@ -54,6 +54,8 @@ class Problem(eqx.Module):
         loss: `loss(params)` on fixed data, deterministic. With a sampler also `loss(params, batch)`.
         metrics: scalar functions of the parameters by name, for instance `test_accuracy`; empty where none makes sense.
         sampler: `sampler(key, size)` draws a batch of `size` examples; `None` for problems without minibatches.
+        scale_invariant: the leaves W of the parameters with loss(cW) = loss(W) for c > 0, each by itself: their names
+            by `jax.tree_util.keystr`, such as "[0]['weight']". Empty where none is, or none is known.
 
     Example:
         >>> import adamflow as af
@@ -67,6 +69,7 @@ class Problem(eqx.Module):
     loss: Loss
     metrics: dict[str, Callable[[Params], Any]] = eqx.field(default_factory=dict)
     sampler: Sampler | None = None
+    scale_invariant: tuple[str, ...] = eqx.field(static=True, default=())
 
     def batches(self, size: int, seed: int = 0) -> Batches:
         """Minibatches of `size` examples, drawn independently with replacement, as a function of the iteration.
@@ -88,7 +91,7 @@ class Problem(eqx.Module):
         if self.sampler is None:
             raise ValueError(
                 f"problem {self.name!r} has no minibatches, its loss has no data to draw from; "
-                "run it without batches=, or take one with data (logistic, mlp, char_transformer)"
+                "run it without batches=, or take one with data (logistic, mlp, cnn, char_transformer)"
             )
         size = check_count("size", size)
         return Batches(self.sampler, jax.random.key(check_count("seed", seed, low=0)), size)
@@ -98,7 +101,8 @@ class Problem(eqx.Module):
 
         Returns:
             A problem whose parameters are an array of shape (size,): those of this one, leaf after leaf as
-            `jax.tree.leaves` lists them. Loss and metrics take such a vector.
+            `jax.tree.leaves` lists them. Loss and metrics take such a vector, none of whose leaves, being one, is
+            known to be scale-invariant.
 
         Example:
             >>> import adamflow as af

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from adamflow.checks import check_count
 from adamflow.problems.cross_entropy import mean_cross_entropy
+from adamflow.problems.invariant import check_enough_to_normalize, normalize
 from adamflow.problems.problem import Problem
 from adamflow.problems.text import encode, read_text, split
 
@@ -25,15 +26,30 @@ def layer_norm(weights: Weights, x: Float[Array, "*batch width"]) -> Float[Array
 
 
 def attention(weights: Weights, x: Float[Array, "batch time width"], heads: int) -> Float[Array, "batch time width"]:
-    """Causal multi-head attention: each position sees itself and those before it."""
+    """Causal multi-head attention: each position sees itself and those before it.
+
+    Where queries and keys have weights of their own, they are normalized over each head, times a gain.
+    """
     batch, time, width = x.shape
-    projected = (x @ weights["query_key_value"]).reshape(batch, time, 3, heads, width // heads)
-    query, key, value = projected[:, :, 0], projected[:, :, 1], projected[:, :, 2]
+    if "query" in weights:
+        query, key, value = (
+            (x @ weights[name]).reshape(batch, time, heads, width // heads) for name in ("query", "key", "value")
+        )
+        query = exactly_normalized(query) * weights["query_gain"]
+        key = exactly_normalized(key) * weights["key_gain"]
+    else:
+        projected = (x @ weights["query_key_value"]).reshape(batch, time, 3, heads, width // heads)
+        query, key, value = projected[:, :, 0], projected[:, :, 1], projected[:, :, 2]
     scores = jnp.einsum("bthd,bshd->bhts", query, key) * (width // heads) ** -0.5
     visible = jnp.tril(jnp.ones((time, time), bool))
     shares = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf))
     mixed = jnp.einsum("bhts,bshd->bthd", shares, value).reshape(batch, time, width)
     return mixed @ weights["out"] + weights["out_bias"]
+
+
+def exactly_normalized(x: Float[Array, "batch time heads size"]) -> Float[Array, "batch time heads size"]:
+    """(x − mean) / deviation over each head, without `layer_norm`'s 1e-5: a factor in front of x has no effect."""
+    return normalize(x.reshape(-1, x.shape[-1]), "layer").reshape(x.shape)
 
 
 def perceptron(weights: Weights, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
@@ -68,13 +84,27 @@ class TransformerLoss(eqx.Module):
         return mean_cross_entropy(transformer_logits(params, windows[:, :-1], self.heads), windows[:, 1:])
 
 
-def initial_weights(vocabulary: int, layers: int, width: int, context: int, seed: int) -> Weights:
+class TransformerAccuracy(eqx.Module):
+    """Fraction of the characters of the module's windows that have the largest logit at their place."""
+
+    windows: Int[Array, "size length"]
+    heads: int = eqx.field(static=True)
+
+    def __call__(self, params: Weights) -> Float[Array, ""]:
+        logits = transformer_logits(params, self.windows[:, :-1], self.heads)
+        return jnp.mean(jnp.argmax(logits, axis=-1) == self.windows[:, 1:], dtype=float)
+
+
+def initial_weights(
+    vocabulary: int, layers: int, width: int, context: int, seed: int, normalized_heads: int = 0
+) -> Weights:
     """Normal weights that keep every layer's output near unit variance at any width; gains one, biases zero.
 
     The deviation is √½ for both embeddings, which add up to unit variance; 1/√inputs for projections, divided by
     √(2 layers) where a block adds to the residual stream; and 1/width for the head, so that the loss starts near
     ln(vocabulary). GPT-2's 0.02 everywhere is made for a width of 768: at 16, attention starts so flat that the
-    queries' and keys' gradients are hundreds of times smaller than the rest.
+    queries' and keys' gradients are hundreds of times smaller than the rest. With `normalized_heads` > 0 queries, keys
+    and values have weights of their own, the same numbers, and queries and keys a gain for each place in a head.
     """
     generator = np.random.default_rng(seed)
 
@@ -91,6 +121,10 @@ def initial_weights(vocabulary: int, layers: int, width: int, context: int, seed
         # No bias for queries and keys: softmax ignores a bias of the keys, so its gradient would be rounding error
         # and nothing else, which Adam without epsilon blows up to full steps.
         attend = {"query_key_value": projection(width, 3 * width), "out": projection(width, width, 2 * layers)}
+        if normalized_heads:
+            parts = jnp.split(attend.pop("query_key_value"), 3, axis=1)
+            attend |= dict(zip(("query", "key", "value"), parts, strict=True))
+            attend |= {name: jnp.ones(width // normalized_heads) for name in ("query_gain", "key_gain")}
         widen = {"up": projection(width, 4 * width), "down": projection(4 * width, width, 2 * layers)}
         return {
             "attention_norm": norm(),
@@ -116,6 +150,7 @@ def char_transformer(
     width: int = 64,
     context: int = 64,
     batch_size: int = 16,
+    normalize_queries_and_keys: bool = False,
     validation_fraction: float = 0.1,
     validation_size: int = 64,
     seed: int = 0,
@@ -134,6 +169,8 @@ def char_transformer(
         width: of the residual stream.
         context: characters the model sees; a window has one more, the last target.
         batch_size: windows in the fixed batch of `loss(params)`.
+        normalize_queries_and_keys: whether queries and keys are normalized over each head, times a gain, so that their
+            weights are scale-invariant (Henry et al. 2020; layer norm as in Dehghani et al. 2023, without ε).
         validation_fraction: share of the text, at its end, that is kept for `validation_loss`.
         validation_size: windows in the fixed set of `validation_loss`, evenly spaced.
         seed: of the initial weights.
@@ -141,8 +178,10 @@ def char_transformer(
 
     Returns:
         A problem whose `loss(params)` is the mean cross-entropy in nats per character over one fixed batch,
-        `loss(params, batch)` that over integers of shape (size, context + 1), with the metric `validation_loss`.
-        Characters that a batch lacks get an embedding gradient of exactly zero.
+        `loss(params, batch)` that over integers of shape (size, context + 1), with the metrics `train_accuracy` on that
+        fixed batch, `validation_accuracy` and `validation_loss`. Characters that a batch lacks get an embedding
+        gradient of exactly zero. With `normalize_queries_and_keys` its `scale_invariant` names the weights of queries
+        and keys.
 
     Raises:
         OSError: the file cannot be opened.
@@ -165,13 +204,23 @@ def char_transformer(
         raise ValueError(
             f"heads must divide width, got heads={heads} and width={width}; try width={heads * (width // heads + 1)}"
         )
+    if normalize_queries_and_keys:
+        check_enough_to_normalize("width / heads", width // heads)
     vocabulary, tokens = encode(read_text(text))
     train, validation = split(tokens, validation_fraction, context + 1)
     fixed_batch = train(jax.random.key(check_count("data_seed", data_seed, low=0)), batch_size)
+    held_out = validation.evenly_spaced(validation_size)
+    normalized_heads = heads if normalize_queries_and_keys else 0
+    names = ("query", "key") if normalize_queries_and_keys else ()
     return Problem(
         "char_transformer",
-        initial_weights(len(vocabulary), layers, width, context, seed),
+        initial_weights(len(vocabulary), layers, width, context, seed, normalized_heads),
         TransformerLoss(fixed_batch, heads),
-        {"validation_loss": TransformerLoss(validation.evenly_spaced(validation_size), heads)},
+        {
+            "train_accuracy": TransformerAccuracy(fixed_batch, heads),
+            "validation_accuracy": TransformerAccuracy(held_out, heads),
+            "validation_loss": TransformerLoss(held_out, heads),
+        },
         train,
+        tuple(f"['blocks'][{block}]['attention']['{name}']" for block in range(layers) for name in names),
     )

@@ -2,10 +2,12 @@
 
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from adamflow.solve.collocation.lanes import loop
 from adamflow.solve.collocation.nodes import combine
 from adamflow.solve.collocation.path import FlowPath, Path, Vector, path_over
 from adamflow.solve.collocation.task import Counts, Progress, Task
@@ -72,12 +74,16 @@ class Diagonal(NamedTuple):
 
     def run(self, progress: Progress) -> tuple[Progress, Array]:
         """Integrate to the end, or until the curvature turns out not to be diagonal, which the flag says."""
-        carry = self._begin(progress)
+        arrays, rest = eqx.partition(self, eqx.is_array)
 
-        def unfinished(carry: Carry) -> Array:
-            return self.task.unfinished(carry.progress) & (carry.failures < _PATIENCE)
+        def unfinished(arrays: Diagonal, carry: Carry) -> Array:
+            run = eqx.combine(arrays, rest)
+            return run.task.unfinished(carry.progress) & (carry.failures < _PATIENCE)
 
-        carry = jax.lax.while_loop(unfinished, self._round, carry)
+        def advance(arrays: Diagonal, carry: Carry) -> Carry:
+            return eqx.combine(arrays, rest)._round(carry)
+
+        carry = loop(unfinished, advance, arrays, self._begin(progress))
         return carry.progress, (carry.failures >= _PATIENCE) & (self.task.step_size is None)
 
     def _begin(self, progress: Progress) -> Carry:

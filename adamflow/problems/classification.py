@@ -1,0 +1,84 @@
+"""What the classifiers of images share: their loss, accuracy and batches, whatever the network and the images."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from adamflow.problems.cross_entropy import mean_cross_entropy
+from adamflow.problems.problem import Problem
+from adamflow.types import Params
+
+#: Images with pixels in [0, 1], as rows or as arrays (height, width, colours), and the class that each one shows.
+Examples: TypeAlias = tuple[Float[Array, "_ ..."], Int[Array, "_"]]
+#: From parameters and images to logits of shape (examples, classes).
+Network: TypeAlias = Callable[[Params, Float[Array, "..."]], Float[Array, "..."]]
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "tanh": jnp.tanh,
+    "gelu": jax.nn.gelu,
+    "relu": jax.nn.relu,
+    "softplus": jax.nn.softplus,
+}
+
+
+class Rows(eqx.Module):
+    """Draws examples uniformly with replacement."""
+
+    examples: Examples
+
+    def __call__(self, key: Key[Array, ""], size: int) -> Examples:
+        rows = jax.random.randint(key, (size,), 0, self.examples[1].shape[0], dtype=jnp.int32)
+        features, labels = self.examples
+        return features[rows], labels[rows]
+
+
+class ClassifierLoss(eqx.Module):
+    """Mean cross-entropy in nats over the module's own examples, or over a batch."""
+
+    network: Network
+    examples: Examples
+
+    def __call__(self, params: Any, batch: Examples | None = None) -> Float[Array, ""]:
+        features, labels = self.examples if batch is None else batch
+        return mean_cross_entropy(self.network(params, features), labels)
+
+
+class Accuracy(eqx.Module):
+    """Fraction of the examples whose largest logit is their label's."""
+
+    network: Network
+    examples: Examples
+
+    def __call__(self, params: Any) -> Float[Array, ""]:
+        features, labels = self.examples
+        return jnp.mean(jnp.argmax(self.network(params, features), axis=-1) == labels, dtype=float)
+
+
+def classification(
+    name: str,
+    params: Params,
+    network: Network,
+    train: Examples,
+    test: Examples,
+    scale_invariant: tuple[str, ...] = (),
+) -> Problem:
+    """A network that classifies images as a problem.
+
+    Args:
+        name: what reports and figures call it.
+        params: initial parameters.
+        network: an `equinox.Module` from parameters and images to logits.
+        train: images and labels of the loss, and of the batches.
+        test: those of the metrics `test_accuracy` and `test_loss`.
+        scale_invariant: names of the scale-invariant leaves, as in `Problem`.
+    """
+    metrics = {
+        "train_accuracy": Accuracy(network, train),
+        "test_accuracy": Accuracy(network, test),
+        "test_loss": ClassifierLoss(network, test),
+    }
+    return Problem(name, params, ClassifierLoss(network, train), metrics, Rows(train), scale_invariant)
