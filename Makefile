@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help figures figures-quick figures-full test test-slow test-all check bench clean
+.PHONY: help figures figures-quick figures-full test test-slow test-torch test-all check bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -31,6 +31,9 @@ test: $(VENV)/.installed-test  ## the default tests
 
 test-slow: $(VENV)/.installed-test  ## the slow tests, and the examples of the documents
 	$(PYTEST) -m "slow or examples"
+
+test-torch: $(VENV)/.installed-test $(VENV)/.installed-torch  ## the tests of the PyTorch optimizer; installs PyTorch
+	$(PYTEST) tests/test_torch.py adamflow/torch.py
 
 test-all: $(VENV)/.installed-test  ## every test
 	$(PYTEST) -m ""

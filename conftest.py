@@ -1,5 +1,6 @@
 """Set-up of every test, at the root so that doctests see it too; it acts before anything imports adamflow."""
 
+import importlib.util
 import os
 from collections.abc import Iterator
 
@@ -17,6 +18,9 @@ jaxtyping.install_import_hook("adamflow", "beartype.beartype")
 # The same inputs on each run; no deadline, since the first call of a property compiles.
 hypothesis.settings.register_profile("adamflow", derandomize=True, deadline=None, max_examples=25)
 hypothesis.settings.load_profile("adamflow")
+
+# The one module of the package that needs an extra at its import.
+collect_ignore = [] if importlib.util.find_spec("torch") else ["adamflow/torch.py"]
 
 SEED = int(os.environ.get("ADAMFLOW_SEED", "0"))
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import diffrax
 import jax
 import jax.numpy as jnp
+import kadam
 import numpy as np
 import optax
 import optimistix
@@ -73,20 +74,6 @@ def discrete(dimension: int, steps: int, repeats: int) -> Row:
         return af.iterate(optimizer, problem.loss, problem.params, steps, save_at=[0, steps]).params
 
     return Row(f"iterate, chain({dimension}), {steps} iterations / scan over optax", ours, scan, repeats)
-
-
-def transformation(dimension: int, repeats: int) -> Row:
-    """One step of `adamw(...).to_optax()` against one of optax.adamw."""
-    params = jnp.linspace(-1.0, 1.0, dimension)
-
-    def stepper(method: optax.GradientTransformation) -> Callable[[], Any]:
-        state = method.init(params)
-        step = jax.jit(method.update)
-        return lambda: step(params, state, params)
-
-    ours = stepper(af.adamw(1e-3, weight_decay=0.1).to_optax())
-    peer = stepper(optax.adamw(1e-3, b1=0.9, b2=0.999, eps=0.0, weight_decay=0.1))
-    return Row(f"to_optax, {dimension} parameters, one step / optax.adamw", ours, peer, repeats)
 
 
 def continuous(beta: float, gamma: float, repeats: int) -> Row:
@@ -220,7 +207,7 @@ def rows() -> list[Row]:
         discrete(10, 2000, 20),
         discrete(1000, 2000, 20),
         discrete(100_000, 200, 5),
-        transformation(1_000_000, 20),
+        *(Row(*row) for row in kadam.rows()),
         eigenvalues("discrete step", "discrete", 20),
         eigenvalues("flow of order 1", af.PaperFlow(af.adam(1.0)), 20),
         eigenvalues("flow of order 2", af.PaperFlow(af.adam(1.0), order=2), 20),

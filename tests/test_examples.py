@@ -1,6 +1,7 @@
-"""The examples of README.md and docs/ run as they stand: each ```python block alone, in an empty folder."""
+"""Examples run as they stand, in an empty folder: each ```python block of README.md and docs/, and all of examples/."""
 
 import re
+import runpy
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -25,11 +26,23 @@ def examples() -> list:
 @pytest.mark.examples
 @pytest.mark.parametrize(("path", "line", "code"), examples())
 def test_example_runs(path, line, code, tmp_path, monkeypatch):
+    if "import torch" in code:
+        pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
     # As many empty lines before the code as the file has, so that a traceback names the file's own line.
     program = compile("\n" * line + code, str(path), "exec")
     try:
         exec(program, {"__name__": "__main__"})
+    finally:
+        plt.close("all")
+
+
+@pytest.mark.examples
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_script_runs(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        runpy.run_path(str(path), run_name="__main__")
     finally:
         plt.close("all")
 

@@ -12,8 +12,15 @@ SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
 
 LAYERS = ("plotting", "sweeps", "analysis", "solve", "flows", "optimizers")
 BESIDE = ("problems",)
+#: The optimizers in another library's terms.
+PORTS = ("torch",)
 SHARED = ("types", "checks")
-ONLY_IN = {"diffrax": ("solve", "flows"), "diffrax.diffeqsolve": ("solve",), "matplotlib": ("plotting",)}
+ONLY_IN = {
+    "diffrax": ("solve", "flows"),
+    "diffrax.diffeqsolve": ("solve",),
+    "matplotlib": ("plotting",),
+    "torch": PORTS,
+}
 
 FILE_LINES = 300
 FUNCTION_LINES = 50
@@ -29,6 +36,8 @@ def may_import(part: str) -> tuple[str, ...]:
     """The parts of the package that a part may import."""
     if part in LAYERS:
         return LAYERS[LAYERS.index(part) :] + SHARED
+    if part in PORTS:
+        return ("optimizers", *SHARED)
     return SHARED if part in SHARED else (part, *SHARED)
 
 
@@ -51,8 +60,9 @@ def faults_of_imports(path: Path, source: str) -> Iterator[str]:
     part, file = part_of(path), path.relative_to(ROOT)
     if part == "__init__":
         return
-    if part not in LAYERS + BESIDE + SHARED:
-        yield f"{file} belongs to no layer; the layers are {LAYERS}, beside them {BESIDE}, shared by all {SHARED}"
+    if part not in LAYERS + BESIDE + PORTS + SHARED:
+        beside = BESIDE + PORTS
+        yield f"{file} belongs to no layer; the layers are {LAYERS}, beside them {beside}, shared by all {SHARED}"
         return
     for name in imports(path, source):
         head, *rest = name.split(".")
@@ -108,6 +118,8 @@ def test_layers_files_and_functions_are_small_and_named():
         ("types.py", "from .solve import Trajectory", "types may import only"),
         ("analysis/region.py", "import matplotlib.pyplot as plt", "only ('plotting',) may use matplotlib"),
         ("analysis/region.py", "from diffrax import ODETerm", "only ('solve', 'flows') may use diffrax"),
+        ("solve/iterate.py", "import torch.nn", "only ('torch',) may use torch"),
+        ("torch.py", "from adamflow.solve import iterate", "torch may import only ('optimizers', 'types', 'checks')"),
         ("extras.py", "", "belongs to no layer"),
     ],
 )

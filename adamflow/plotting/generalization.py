@@ -1,0 +1,82 @@
+"""Pictures of how training depends on (β, γ) along curves through the region of bounded updates.
+
+Colours are those of Okabe and Ito, told apart by colour-blind readers; curves also differ in their markers.
+"""
+
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Real
+from matplotlib.axes import Axes
+
+Row: TypeAlias = Real[np.ndarray, "points"]
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+_MARKERS = ("o", "s", "^", "D")
+
+
+def against(
+    ax: Axes,
+    x: Row,
+    table: Float[np.ndarray, "points seeds"],
+    *,
+    label: str,
+    place: int = 0,
+    line: str = "-",
+) -> Axes:
+    """A number at each point of a curve: the mean over seeds as a line, from the least to the largest as a band.
+
+    Args:
+        ax: where to draw.
+        x: the horizontal place of each point.
+        table: the number by point and seed; not finite where a run failed, which leaves a gap.
+        label: of the curve.
+        place: which colour and marker.
+        line: the style of the line.
+    """
+    shown = np.where(np.isfinite(table), table, np.nan)
+    order = np.argsort(x)
+    mean, low, high = shown.mean(axis=1)[order], shown.min(axis=1)[order], shown.max(axis=1)[order]
+    ax.fill_between(x[order], low, high, color=_COLOURS[place], alpha=0.15, linewidth=0)
+    ax.plot(x[order], mean, _MARKERS[place] + line, color=_COLOURS[place], markersize=3.5, linewidth=1, label=label)
+    return ax
+
+
+def border(ax: Axes) -> Axes:
+    """A dotted line where C = 0, with the regions named on both sides."""
+    ax.axvline(0, color="black", linestyle=":", linewidth=1)
+    for side, name in (("left", "B₊"), ("right", "B₋")):
+        ax.text(0, 0.02, f" {name} ", transform=ax.get_xaxis_transform(), ha=side, va="bottom", fontsize=9)
+    return ax
+
+
+def correlations(
+    ax: Axes,
+    names: list[str],
+    values: Row,
+    low: Row,
+    high: Row,
+    *,
+    place: int = 0,
+    offset: float = 0.0,
+    label: str = "",
+) -> Axes:
+    """Rank correlations with their intervals, one below the other, and a line at 0, no relation.
+
+    Args:
+        ax: where to draw.
+        names: of the rows, from the top.
+        values: ρ of each.
+        low, high: the ends of the intervals.
+        place: which colour and marker.
+        offset: by how much the rows are shifted down, to put several sets into one picture.
+        label: of the set.
+    """
+    heights = -np.arange(len(names)) - offset
+    ax.hlines(heights, low, high, color=_COLOURS[place], linewidth=1.5)
+    ax.plot(values, heights, _MARKERS[place], color=_COLOURS[place], markersize=5, label=label)
+    ax.axvline(0, color="black", linestyle=":", linewidth=1)
+    ax.set_yticks(-np.arange(len(names)), names)
+    ax.set_xlim(-1.05, 1.05)
+    ax.set_xlabel("Spearman's ρ")
+    return ax

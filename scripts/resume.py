@@ -1,0 +1,53 @@
+"""What a long run has already computed, kept in files, so that a run which was cut short goes on where it stopped.
+
+    with resume.Parts("fig10_kadam", config) as parts:
+        tables = parts.get("digits-3", lambda: train(...))
+
+A part is computed only if no run with equal settings and the same version of the package has finished it. At the end
+of the block the files are removed, unless it was left by an exception.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import figure
+import numpy as np
+
+import adamflow
+
+
+class Parts:
+    """Arrays by name, in a folder of build/ that belongs to a figure and its settings.
+
+    Args:
+        name: of the figure.
+        config: its settings, a dataclass; other settings have another folder.
+    """
+
+    def __init__(self, name: str, config: Any) -> None:
+        settings = json.dumps([dataclasses.asdict(config), adamflow.__version__], sort_keys=True, default=str)
+        digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
+        self.folder: Path = figure.ROOT / "build" / "parts" / f"{name}-{digest}"
+
+    def __enter__(self) -> "Parts":
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def get(self, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """The arrays of a part: from its file, or computed and written there."""
+        path = self.folder / f"{name}.npz"
+        if not path.exists():
+            arrays = compute()
+            # Here and not at the start: someone may clean build/ while a long run goes on.
+            self.folder.mkdir(parents=True, exist_ok=True)
+            figure.write(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
