@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 try:
-    import torch  # pyright: ignore[reportMissingImports]
+    import torch
 except ImportError as error:
     raise ImportError("adamflow.torch needs PyTorch, which is missing; pip install 'adamflow[torch]'") from error
 

@@ -275,7 +275,7 @@ def draw_errors(ax: Axes, data: figure.Data, optimizer: int) -> None:
     """The errors of all flows: orders by colour, rates by dashes."""
     n, kinds = jnp.asarray(data["iterations"]), list(zip(data["orders"], data["rates"], strict=True))
     comparisons = [
-        af.Comparison(n, error, error, error, error, ("discrete", f"order {order}, {rate} rate"), "euclidean")
+        af.Comparison(n, error, error, error, error, error, ("discrete", f"order {order}, {rate} rate"), "euclidean")
         for (order, rate), error in zip(kinds, map(jnp.asarray, data["flow_errors"][optimizer]), strict=True)
     ]
     af.plotting.errors(*comparisons, ax=ax)

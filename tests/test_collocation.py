@@ -61,12 +61,12 @@ def test_formula_polynomials_through_the_nodes():
     [
         (0.999, 0.9, 100),
         pytest.param(0.95, 0.9, 400, marks=pytest.mark.slow),
-        pytest.param(0.95, 0.5, 500, marks=pytest.mark.slow),
+        pytest.param(0.95, 0.5, 400, marks=pytest.mark.slow),
     ],
 )
 def test_identity_chain_to_a_tenth_of_a_percent_with_few_gradients(beta, gamma, most):
-    run, error = apart(af.PaperFlow(af.adam(1e-3, beta, gamma)), CHAIN, 2000)
-    assert error < 1e-3
+    run, error = apart(af.PaperFlow(af.adam(1e-3, beta, gamma)), CHAIN, 2000, rtol=1e-3)
+    assert error < 1.5e-3
     assert run.stats.gradient_evaluations < most
 
 

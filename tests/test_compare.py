@@ -110,3 +110,80 @@ def test_failure_runs_that_do_not_fit(unchecked):
 def test_failure_convergence_says_what_is_wrong(rates, time, words, unchecked):
     with pytest.raises(ValueError, match=re.escape(words)):
         af.convergence(lambda eta: af.PaperFlow(af.adam(eta)), PROBLEM.loss, PROBLEM.params, rates, time=time)
+
+
+def oscillating(iterations, drift, decay):
+    """θₙ = a + bn + cn² ± dρⁿ for two leaves."""
+    n = np.asarray(iterations, float)
+    mean = {"a": np.outer(1 + drift * n - 0.01 * n**2, [1.0, -2.0]), "b": 0.5 * n}
+    delta = {"a": np.outer((-1) ** n * decay**n, [0.3, 0.4]), "b": 0.0 * n}
+    return *(jax.tree.map(jnp.asarray, part) for part in (mean, delta)), n
+
+
+def test_formula_the_split_is_exact_up_to_second_differences():
+    mean, delta, n = oscillating(range(9), 0.2, 1.1)
+    split = af.split_oscillation(run(jax.tree.map(jnp.add, mean, delta), range(9)))
+    np.testing.assert_array_equal(split.mean.iterations, n[1:-1])
+    # ¼Δ² of the mean is −.005, and of 1.1ⁿ it is ¼ (1.1 − 2 + 1/1.1) of it.
+    rest = 1 + (1.1 - 2 + 1 / 1.1) / 4
+    expected = mean["a"] + jnp.outer(jnp.full(9, -0.005), jnp.array([1.0, -2.0])) - (rest - 1) * delta["a"]
+    np.testing.assert_allclose(split.mean.params["a"], expected[1:-1], rtol=1e-12)
+    np.testing.assert_allclose(split.mean.params["b"], mean["b"][1:-1], rtol=1e-12)
+    oscillation = -rest * delta["a"] + jnp.outer(jnp.full(9, -0.005), jnp.array([1.0, -2.0]))
+    np.testing.assert_allclose(split.oscillation["a"], oscillation[1:-1], rtol=1e-10)
+    np.testing.assert_allclose(split.amplitude, np.linalg.norm(oscillation[1:-1], axis=1), rtol=1e-10)
+
+
+def test_identity_the_mean_of_what_was_observed_and_of_iterates_saved_in_threes():
+    wanted = np.array([5, 12])
+    save_at = np.unique(np.add.outer(wanted, [-1, 0, 1]))
+    every = af.iterate(ADAM, PROBLEM.loss, PROBLEM.params, 20, observe=lambda s: (s.loss, s.params))
+    some = af.iterate(ADAM, PROBLEM.loss, PROBLEM.params, 20, save_at=save_at, observe=lambda s: (s.loss, s.params))
+    whole, parts = af.split_oscillation(every), af.split_oscillation(some)
+    np.testing.assert_array_equal(parts.mean.iterations, wanted)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a[wanted - 1], b, rtol=1e-14), whole.mean.observed, parts.mean.observed
+    )
+    losses = every.observed[0]
+    np.testing.assert_allclose(parts.mean.observed[0][0], (losses[4] + 2 * losses[5] + losses[6]) / 4, rtol=1e-14)
+    with pytest.raises(ValueError, match="the run holds no parameters, so their amplitude is unknown"):
+        _ = parts.amplitude
+
+
+def test_formula_comparison_with_the_mean_of_an_oscillation():
+    mean, delta, _ = oscillating(range(9), 0.2, 1.0)
+    iterates = run(jax.tree.map(jnp.add, mean, delta), range(9), "iterates")
+    shifted = jax.tree.map(lambda leaf: leaf + 0.05, mean)
+    whole = af.compare(iterates, run(shifted, range(9), "flow"), average="period 2")
+    np.testing.assert_array_equal(whole.iterations, np.arange(1, 8))
+    assert whole.names == ("mean of iterates", "flow")
+    # ¼Δ² of the mean of the first leaf is −.005 and .01.
+    np.testing.assert_allclose(whole.absolute, np.sqrt((0.05 + 0.005) ** 2 + (0.05 - 0.01) ** 2 + 0.05**2), rtol=1e-9)
+    some = af.compare(iterates, run(jax.tree.map(lambda leaf: leaf[3:7:3], shifted), [3, 6]), average="period 2")
+    for name in ("absolute", "path", "relative_to_path"):
+        np.testing.assert_allclose(getattr(some, name), getattr(whole, name)[jnp.array([2, 5])], rtol=1e-12)
+
+
+def test_formula_the_path_is_longer_than_the_distance_moved():
+    circle = jnp.stack([jnp.cos(jnp.linspace(0, 2 * jnp.pi, 13)), jnp.sin(jnp.linspace(0, 2 * jnp.pi, 13))], axis=1)
+    result = af.compare(run(circle), run(circle + jnp.array([0.0, 0.1])))
+    np.testing.assert_allclose(result.path, np.arange(13) * 2 * np.sin(np.pi / 12), rtol=1e-12)
+    np.testing.assert_allclose(result.relative_to_path[1:], 0.1 / result.path[1:])
+    assert af.compare(run(circle), run(circle)).relative_to_path.max() == 0
+
+
+def test_failure_means_without_neighbours(unchecked):
+    discrete = af.iterate(ADAM, PROBLEM.loss, PROBLEM.params, 20, save_at=[0, 4, 5, 6, 10, 20])
+    other = af.iterate(ADAM, PROBLEM.loss, PROBLEM.params, 20, save_at=[5, 10])
+    with pytest.raises(ValueError, match="lacks one of them at n = 10; save every iteration of it"):
+        af.compare(discrete, other, average="period 2")
+    with pytest.raises(ValueError, match="lacks one of them at n = 0; save every"):
+        af.compare(discrete, af.iterate(ADAM, PROBLEM.loss, PROBLEM.params, 1, save_at=[0]), average="period 2")
+    with pytest.raises(ValueError, match="no iteration of the run 'adam, discrete' was saved together with the one"):
+        af.split_oscillation(other)
+    with pytest.raises(ValueError, match="average must be one of 'none', 'period 2', got 'period 4'"):
+        af.compare(discrete, other, average="period 4")  # pyright: ignore
+    rates = jnp.array([1e-3, 2e-3])
+    batch = eqx.filter_vmap(lambda eta: af.iterate(af.adam(eta), PROBLEM.loss, PROBLEM.params, 20))(rates)
+    with pytest.raises(ValueError, match="is a batch of runs, or is traced by jit or vmap"):
+        af.split_oscillation(batch)

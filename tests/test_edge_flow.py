@@ -71,7 +71,7 @@ def test_formula_the_source_is_a_share_of_the_parameters():
     times = np.arange(0.0, 31, 5)
     options: Any = {"save_at": times, "solver": EXPLICIT, "rtol": 1e-9}
     run = af.solve(
-        af.EdgeFlow(descent(eta), source=share),
+        af.EdgeFlow(descent(eta), order=2, source=share),
         polynomial(s),
         jnp.asarray(start),
         30,
@@ -134,7 +134,7 @@ def test_formula_of_the_cycle_of_gradient_descent_past_its_edge(order):
 def test_identity_branches_are_the_two_points_of_a_cycle_without_symmetry():
     loss, start = polynomial(22.0, cubic=1.5, quartic=1.0), jnp.asarray(0.1)
     last = af.iterate(descent(0.1), loss, start, 1001, save_at=[1000, 1001]).params
-    flow = af.EdgeFlow(descent(0.1))
+    flow = af.EdgeFlow(descent(0.1), order=2)
     options: Any = {"save_at": [300], "solver": EXPLICIT, "rtol": 1e-8, "observe": lambda s: (s.branches, s.params)}
     branches, mean = af.solve(flow, loss, start, 300, **options).observed
     np.testing.assert_allclose(np.sort(np.ravel(branches)), np.sort(last), rtol=1e-6)
@@ -237,7 +237,7 @@ def test_identity_without_oscillation_it_is_the_map_flow(name, order):
 def test_identity_every_record_has_a_flow_beside_its_iterates(name):
     """On a way of about ηN in each coordinate the mean stays within a hundredth of it."""
     options: Any = {"save_at": [1, 10, 50], "rtol": 1e-6, "solver": diffrax.Tsit5()}
-    run = af.solve(af.EdgeFlow(RECORDS[name]), SMOOTH, START, 50, **options)
+    run = af.solve(af.EdgeFlow(RECORDS[name], order=2), SMOOTH, START, 50, **options)
     assert run.outcome.name == "completed"
     assert af.compare(af.iterate(RECORDS[name], SMOOTH, START, 50, save_at=[1, 10, 50]), run).maximum < 0.01
 
@@ -250,7 +250,7 @@ def test_identity_single_precision_pytrees_and_parameters_that_are_zero():
         return jnp.sum(p["w"] ** 2)
 
     options: Any = {"solver": diffrax.Tsit5(), "save_at": [0, 40], "observe": lambda s: (s.params, s.amplitude)}
-    run = af.solve(af.EdgeFlow(af.adam(1e-2)), loss, params, 40, **options)
+    run = af.solve(af.EdgeFlow(af.adam(1e-2), order=2), loss, params, 40, **options)
     assert run.outcome.name == "completed"
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(run.observed))
     np.testing.assert_array_equal(run.observed[0]["b"][0], 0.0)
@@ -258,9 +258,51 @@ def test_identity_single_precision_pytrees_and_parameters_that_are_zero():
     np.testing.assert_allclose(run.observed[0]["w"], discrete["w"], atol=5e-3)
 
 
+@pytest.mark.slow
+def test_identity_how_delta_is_shared_between_shape_and_size_changes_nothing():
+    record = af.adam(0.01, 0.95, 0.9)
+    flow, loss = af.EdgeFlow(record, order=1), polynomial(jnp.array([0.5, 3.0]), 0.2, 0.1)
+    theta, memory = af.iterate(record, loss, jnp.array([1.0, -1.2]), 7, save_at=[7]).final
+    state = with_oscillation(flow.initial_state(loss, theta, (7, memory)), jnp.array([0.02, -0.01]))
+    other = eqx.tree_at(
+        lambda s: (s.shape, s.log_size), state, (jax.tree.map(lambda d: 3 * d, state.shape), jnp.log(1 / 3))
+    )
+    changes = [flow.vector_field(7.0, each, loss) for each in (state, other)]
+    one, three = (rate_of_oscillation(each, change) for each, change in zip((state, other), changes, strict=True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b / 3, rtol=1e-9, atol=1e-12), one, three)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), changes[0].mean, changes[1].mean)
+
+
+@pytest.mark.slow
+def test_identity_steps_of_euler_keep_the_shape_as_large_as_the_start_and_delta_at_its_source():
+    record = af.adam(1e-3, 0.99, 0.9)
+    params, memory = af.iterate(record, SMOOTH, START, 20, save_at=[20]).final
+    options: Any = {"start": (20, memory), "save_at": [320], "solver": diffrax.Euler(), "step_size": 0.5}
+    run = af.solve(af.EdgeFlow(record, order=1), SMOOTH, params, 320, **options)
+    shape, mean = (jnp.linalg.norm(part.params) for part in (run.final.shape, run.final.mean))
+    assert 0.3 < shape / jnp.linalg.norm(params) < 3
+    amplitude = jnp.linalg.norm(run.final.oscillation.params)
+    assert 0.1 < amplitude / mean / jnp.finfo(mean.dtype).eps < 10
+
+
+@pytest.mark.slow
+def test_formula_eulers_method_leaves_a_share_of_the_error_of_order_one():
+    """Steps of h leave 1 − h of it."""
+    record, time = descent(0.01), 100
+    exact = af.iterate(record, SMOOTH, START, time, save_at=[time]).params[0]
+
+    def error(**options):
+        flow = af.EdgeFlow(record, order=1, source=0.0)
+        return af.solve(flow, SMOOTH, START, time, save_at=[time], **options).params[0] - exact
+
+    whole = error(solver=EXPLICIT, rtol=1e-10)
+    for step in (0.5, 0.25):
+        np.testing.assert_allclose(error(solver=diffrax.Euler(), step_size=step) / whole, 1 - step, atol=0.02)
+
+
 def test_identity_nonnegative_filters_are_held_so_on_both_branches():
     """δ_v beyond (1−α)/(1+α) v̄ is taken for that."""
-    beta, flow = 0.6, af.EdgeFlow(af.rmsprop(1e-3, 0.6), source=0.0)
+    beta, flow = 0.6, af.EdgeFlow(af.rmsprop(1e-3, 0.6), order=2, source=0.0)
     state = flow.initial_state(SMOOTH, START)
     where = lambda s: s.shape.filters[0]["second_moment"]  # noqa: E731
     second = state.mean.filters[0]["second_moment"]

@@ -44,7 +44,7 @@ def table(trajectory):
 def comparison(name="flow", reference="iterates", norm="euclidean"):
     n = jnp.arange(4.0)
     relative = jnp.array([0.0, 0.1, 0.2, 0.4])
-    return af.Comparison(n, 10 * relative, relative, None, None, (reference, name), norm)
+    return af.Comparison(n, 10 * relative, relative, jnp.ones_like(relative), None, None, (reference, name), norm)
 
 
 def labels(ax):

@@ -1,6 +1,7 @@
 """Continuous time: vector fields that stand beside the discrete optimizers. No integration happens here."""
 
 from adamflow.flows.averages import FlowState
+from adamflow.flows.central import CentralFlow, CentralSnapshot
 from adamflow.flows.edge import EdgeFlow, EdgeSnapshot, EdgeState
 from adamflow.flows.flow import AbstractFlow, Coordinates, Snapshot, Start
 from adamflow.flows.map import MapFlow, MapState
@@ -10,6 +11,8 @@ from adamflow.flows.paper import PaperFlow
 
 __all__ = [
     "AbstractFlow",
+    "CentralFlow",
+    "CentralSnapshot",
     "Coordinates",
     "EdgeFlow",
     "EdgeSnapshot",

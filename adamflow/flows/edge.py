@@ -2,15 +2,14 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from adamflow.checks import check_count, check_range
+from adamflow.flows import _trees as trees
 from adamflow.flows.flow import AbstractFlow, Coordinates, Snapshot, Start
 from adamflow.flows.map import MapFlow, MapState, weights
 from adamflow.optimizers import Optimizer
@@ -19,8 +18,10 @@ from adamflow.types import Leaf, Loss, Params, Scalar
 
 #: K, of the difference of the first iterates in which an oscillation is looked for.
 _ITERATES_OF_START = 8
-#: Of the parameters, the most that the source adds per iteration to the shape: above what δ decays by.
-_LARGEST_SHARE = 10.0
+#: Of the parameters, the most that the source adds per iteration and order to the shape: above what δ decays by.
+_LARGEST_SHARE = 3.0
+#: The fastest that the logarithm of the size of δ changes, per iteration.
+_FASTEST = 2.0
 
 
 class EdgeState(eqx.Module):
@@ -30,16 +31,18 @@ class EdgeState(eqx.Module):
         mean: x̄: parameters, filters, memory, last inputs, masses.
         shape: δ without its size, of the same structure; masses do not oscillate, theirs are 0.
         log_size: a in δ = eᵃ shape. So solvers hold errors small beside δ itself, however small that is.
+        unit: ‖θ‖ at the start, to which the norm of the shape's parameters tends.
     """
 
     mean: MapState
     shape: MapState
     log_size: jax.Array
+    unit: jax.Array
 
     @property
     def oscillation(self) -> MapState:
         """δ."""
-        return _scaled(self.shape, jnp.exp(self.log_size))
+        return trees.scaled(self.shape, jnp.exp(self.log_size))
 
 
 class _Branches(eqx.Module):
@@ -48,7 +51,7 @@ class _Branches(eqx.Module):
 
     @property
     def both(self) -> tuple[MapState, MapState]:
-        return _both(self.mean, self.oscillation)
+        return trees.both(self.mean, self.oscillation)
 
 
 class EdgeSnapshot(Snapshot):
@@ -68,12 +71,12 @@ class EdgeSnapshot(Snapshot):
     @property
     def amplitude(self) -> jax.Array:
         """‖δ‖ over all parameters, in the Euclidean norm."""
-        return _size(self.oscillation)
+        return trees.size(self.oscillation)
 
     @property
     def branches(self) -> tuple[Params, Params]:
         """θ̄ + δ and θ̄ − δ, between which the iterates jump."""
-        return _both(self.params, self.oscillation)
+        return trees.both(self.params, self.oscillation)
 
 
 class EdgeFlow(AbstractFlow):
@@ -101,7 +104,11 @@ class EdgeFlow(AbstractFlow):
     *Signs.* A nonnegative average has vₙ₊₁ ≥ α vₙ. On both branches in turn that means |δ_v| ≤ (1−α)/(1+α) v̄, a bound
     which is imposed where solvers try states beyond it; so both branches stay positive.
 
-    *Where it fails:* period 4, chaos, multipliers that leave through another point of the circle, noise of batches.
+    *Steps.* Take Euler's method with half an iteration, `solver=diffrax.Euler(), step_size=0.5`, on order 1: stable
+    wherever the iterates are, 4 gradients per iteration, and half of the error of order 1 integrated exactly.
+
+    *Where it fails:* period 4, chaos, noise of batches, and multipliers that leave through another point of the circle,
+    which `af.analysis.edge_crossing(optimizer)` tells.
 
     Args:
         optimizer: any record that `MapFlow` takes.
@@ -118,14 +125,14 @@ class EdgeFlow(AbstractFlow):
     Example:
         >>> import adamflow as af, diffrax, jax.numpy as jnp
         >>> problem, optimizer = af.problems.chain(dimension=4), af.adam(1e-3)
-        >>> flow, solver = af.EdgeFlow(optimizer), diffrax.Tsit5()
-        >>> run = af.solve(flow, problem.loss, problem.params, 40, solver=solver, observe=lambda s: s.amplitude)
+        >>> flow, steps = af.EdgeFlow(optimizer), dict(solver=diffrax.Euler(), step_size=0.5)
+        >>> run = af.solve(flow, problem.loss, problem.params, 40, observe=lambda s: s.amplitude, **steps)
         >>> bool(run.observed.max() < 1e-3)
         True
     """
 
     optimizer: Optimizer
-    order: int = eqx.field(static=True, default=2)
+    order: int = eqx.field(static=True, default=1)
     source: jax.Array | None = eqx.field(converter=lambda value: None if value is None else number(value), default=None)
 
     def __check_init__(self):
@@ -150,38 +157,44 @@ class EdgeFlow(AbstractFlow):
 
     def initial_state(self, loss: Loss, params: Params, start: Start | None = None) -> EdgeState:
         mean, source = self._map.initial_state(loss, params, start), self._source(params)
-        seed = jax.tree.map(lambda leaf: (source * leaf).astype(leaf.dtype), _signed(params))
+        seed = jax.tree.map(lambda leaf: (source * leaf).astype(leaf.dtype), trees.signed(params))
         if self.source is None:
             found = self._found(loss, params, start)
             seed = jax.tree.map(jnp.add, seed, found)
             if start is not None:
                 mean = dataclasses.replace(mean, params=jax.tree.map(jnp.subtract, params, found))
-        log_size = jnp.log(_positive(_size(seed)) / _positive(_size(params)))
+        unit = trees.positive(trees.size(params))
+        log_size = jnp.log(trees.positive(trees.size(seed)) / unit)
         shape = jax.tree.map(jnp.zeros_like, mean)
-        shape = dataclasses.replace(shape, params=jax.tree.map(lambda d: _cast(d * jnp.exp(-log_size), d), seed))
-        return EdgeState(mean, shape, log_size)
+        shape = dataclasses.replace(shape, params=jax.tree.map(lambda d: trees.cast(d * jnp.exp(-log_size), d), seed))
+        return EdgeState(mean, shape, log_size, unit)
 
     def vector_field(self, time: Scalar, state: EdgeState, loss: Loss) -> EdgeState:
         def visit(state: _Branches, ahead: jax.Array) -> tuple[_Branches, _Branches]:
             change = self._change(time + ahead, state, loss)
             return jax.tree.map(jnp.add, state, change), change
 
-        size = jnp.exp(state.log_size)
+        length = trees.size(state.shape.params) / state.unit
+        length = jnp.where(length > 0, length, 1.0)
+        size = jnp.exp(state.log_size) * length
         # Branches closer than this would differ by rounding alone; what they show of a smaller δ is linear in it.
         wide = jnp.maximum(size, jnp.finfo(size.dtype).eps ** (1 / 3))
-        branches = self._inside(time, _Branches(state.mean, _scaled(state.shape, wide)))
+        branches = self._inside(time, _Branches(state.mean, trees.scaled(state.shape, wide / length)))
         _, changes = jax.lax.scan(visit, branches, jnp.arange(self.order))
         factors = jnp.asarray(weights(self.order))
         mean = jax.tree.map(lambda c: jnp.tensordot(factors.astype(c.dtype), c, 1), changes.mean)
-        rate = _scaled(self._rate(branches.oscillation, changes.oscillation), 1 / wide)
+        rate = trees.scaled(self._rate(branches.oscillation, changes.oscillation), length / wide)
         # Bounded, since δ may have decayed far below its source, where the quotient is stiff without limit.
-        share = jnp.minimum(self._source(state.mean.params) / size, _LARGEST_SHARE)
-        seeded = jax.tree.map(lambda r, leaf: r + share * leaf, rate.params, _signed(state.mean.params))
-        rate = dataclasses.replace(rate, params=jax.tree.map(_cast, seeded, rate.params))
-        # The size takes what changes the norm of the shape.
-        growth = _share(rate.params, state.shape.params)
+        share = jnp.minimum(self._source(state.mean.params) / size, self.order * _LARGEST_SHARE) * length
+        seeded = jax.tree.map(lambda r, leaf: r + share * leaf, rate.params, trees.signed(state.mean.params))
+        rate = dataclasses.replace(rate, params=jax.tree.map(trees.cast, seeded, rate.params))
+        # The size takes what changes the norm of the shape, and in time what else has changed it. Bounded: what the
+        # size does not take stays in the shape, while steps would be small without limit where a norm passes 0.
+        growth = trees.share(rate.params, state.shape.params) + jnp.log(length)
+        growth = jnp.clip(growth, -_FASTEST, _FASTEST)
         shape = jax.tree.map(lambda r, d: (r - growth * d).astype(d.dtype), rate, state.shape)
-        return EdgeState(self._map.limited(time, state.mean, mean), shape, _cast(growth, state.log_size))
+        mean = self._map.limited(time, state.mean, mean)
+        return EdgeState(mean, shape, trees.cast(growth, state.log_size), jnp.zeros_like(state.unit))
 
     def params(self, state: EdgeState) -> Params:
         return state.mean.params
@@ -189,8 +202,8 @@ class EdgeFlow(AbstractFlow):
     def coordinates(self, state: EdgeState) -> Coordinates:
         encode, decode = self._map.coordinates(state.mean)
         return Coordinates(
-            lambda state: EdgeState(encode(state.mean), encode(state.shape), state.log_size),
-            lambda state: EdgeState(decode(state.mean), decode(state.shape), state.log_size),
+            lambda state: EdgeState(encode(state.mean), encode(state.shape), state.log_size, state.unit),
+            lambda state: EdgeState(decode(state.mean), decode(state.shape), state.log_size, state.unit),
         )
 
     def snapshot(self, time: Scalar, state: EdgeState, loss: Loss) -> EdgeSnapshot:
@@ -236,14 +249,14 @@ class EdgeFlow(AbstractFlow):
     def _rate(self, now: MapState, changes: MapState) -> MapState:
         """δ' from δ and its next p changes (a leading axis): with zᵢ = δᵢ/ρⁱ, zᵢ₊₁ − zᵢ = (δᵢ₊₁ − ρ δᵢ)/ρⁱ⁺¹."""
         first = jax.tree.map(lambda c: c[0], changes.params)
-        growth = jnp.maximum(1 + _share(first, now.params), 1.0)
+        growth = jnp.maximum(1 + trees.share(first, now.params), 1.0)
 
         def along(d: jax.Array, c: jax.Array) -> jax.Array:
             rate, ahead = jnp.log(growth) * d, d
             for i, weight in enumerate(weights(self.order)):
                 rate = rate + weight * (c[i] - (growth - 1) * ahead) / growth ** (i + 1)
                 ahead = ahead + c[i]
-            return _cast(rate, d)
+            return trees.cast(rate, d)
 
         return jax.tree.map(along, now, changes)
 
@@ -252,7 +265,7 @@ class EdgeFlow(AbstractFlow):
         mean, clipped = self._map.clipped(state.mean), []
 
         def clip(values: Params, means: Params, share: Scalar) -> Params:
-            return jax.tree.map(lambda d, v: _cast(jnp.clip(d, -share * v, share * v), d), values, means)
+            return jax.tree.map(lambda d, v: trees.cast(jnp.clip(d, -share * v, share * v), d), values, means)
 
         for stage, values, means in zip(self.optimizer.stages, state.oscillation.filters, mean.filters, strict=True):
             decays = {filter.name: filter.decay_at(time) for filter in stage.filters() if filter.nonnegative}
@@ -260,40 +273,3 @@ class EdgeFlow(AbstractFlow):
             clipped.append(values | held)
         inner = dataclasses.replace(state.oscillation.inner, filters=tuple(clipped))
         return _Branches(mean, dataclasses.replace(state.oscillation, inner=inner))
-
-
-def _size(params: Params) -> jax.Array:
-    """The Euclidean norm of a pytree; 0, with derivative 0, where all of it is 0."""
-    leaves = jax.tree.leaves(params)
-    largest = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in leaves]).max()
-    unit = jnp.where(largest > 0, largest, 1.0)
-    total = sum(jnp.sum((leaf / unit) ** 2) for leaf in leaves)
-    return jnp.where(largest > 0, unit * jnp.sqrt(jnp.where(largest > 0, total, 1.0)), 0.0)
-
-
-def _share(values: Params, of: Params) -> jax.Array:
-    """⟨values, of⟩/⟨of, of⟩; 0 where `of` is 0."""
-    unit = _positive(_size(of))
-    return sum(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.sum((a / unit) * (b / unit)), values, of)), jnp.zeros(()))
-
-
-def _signed(params: Params) -> Params:
-    """θ, each coordinate with a sign of its own: the same ones in every run."""
-    flat, unravel = ravel_pytree(params)
-    return unravel(flat * jax.random.rademacher(jax.random.key(0), flat.shape, flat.dtype))
-
-
-def _both(mean: Any, oscillation: Any) -> tuple[Any, Any]:
-    return jax.tree.map(jnp.add, mean, oscillation), jax.tree.map(jnp.subtract, mean, oscillation)
-
-
-def _positive(size: jax.Array) -> jax.Array:
-    return jnp.where(size > 0, size, 1.0)
-
-
-def _scaled(state: MapState, factor: Scalar) -> MapState:
-    return jax.tree.map(lambda leaf: (factor * leaf).astype(leaf.dtype), state)
-
-
-def _cast(value: jax.Array, like: Leaf) -> jax.Array:
-    return value.astype(like.dtype)

@@ -3,6 +3,7 @@
 from adamflow.solve.compare import Comparison, Convergence, compare, convergence
 from adamflow.solve.integrate import solve
 from adamflow.solve.iterate import iterate
+from adamflow.solve.oscillation import SplitRun, split_oscillation
 from adamflow.solve.trajectory import OUTCOMES, Outcome, Stats, Trajectory
 
 __all__ = [
@@ -10,10 +11,12 @@ __all__ = [
     "Comparison",
     "Convergence",
     "Outcome",
+    "SplitRun",
     "Stats",
     "Trajectory",
     "compare",
     "convergence",
     "iterate",
     "solve",
+    "split_oscillation",
 ]

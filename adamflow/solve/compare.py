@@ -14,10 +14,12 @@ from adamflow.flows import AbstractFlow
 from adamflow.solve.inputs import check_params
 from adamflow.solve.integrate import solve
 from adamflow.solve.iterate import iterate
+from adamflow.solve.oscillation import mean_beside
 from adamflow.solve.trajectory import Trajectory
 from adamflow.types import Loss, Params
 
 Norm = Literal["euclidean", "maximum"]
+Average = Literal["none", "period 2"]
 
 
 class Comparison(eqx.Module):
@@ -30,6 +32,7 @@ class Comparison(eqx.Module):
         iterations: n, shape (saved,).
         absolute: ‖θ − θ_ref‖ over all parameters, shape (saved,).
         relative: the same, divided by the distance moved.
+        path: the length of the reference's way from its start, through all that it saved up to there, shape (saved,).
         absolute_by_leaf, relative_by_leaf: the same for each leaf alone: pytrees like the parameters.
         names: of the reference and of the run.
         norm: "euclidean" or "maximum".
@@ -38,6 +41,7 @@ class Comparison(eqx.Module):
     iterations: Float[Array, " saved"]
     absolute: Float[Array, " saved"]
     relative: Float[Array, " saved"]
+    path: Float[Array, " saved"]
     absolute_by_leaf: Any
     relative_by_leaf: Any
     names: tuple[str, str] = eqx.field(static=True)
@@ -47,6 +51,11 @@ class Comparison(eqx.Module):
     def maximum(self) -> float:
         """The largest relative error over all parameters."""
         return float(self.relative.max())
+
+    @property
+    def relative_to_path(self) -> Float[Array, " saved"]:
+        """The absolute error, divided by the length of the path; 0 where the error is."""
+        return _quotient(self.absolute, self.path)
 
     @property
     def worst_iteration(self) -> float:
@@ -77,20 +86,27 @@ class Comparison(eqx.Module):
         return "\n".join(lines)
 
 
-def compare(reference: Trajectory, run: Trajectory, *, norm: Norm = "euclidean") -> Comparison:
+def compare(
+    reference: Trajectory, run: Trajectory, *, norm: Norm = "euclidean", average: Average = "none"
+) -> Comparison:
     """Compare two runs saved at the same iterations, for example a discrete and a continuous one.
+
+    Past the edge of stability, where iterates oscillate, average="period 2" compares with their mean, which is what an
+    `EdgeFlow` follows. The reference then has to hold, for each iteration n of `run`, the iterates n − 1, n and n + 1.
 
     Args:
         reference: the run from which distances are measured, and whose way gives the unit of relative errors.
         run: the other one.
         norm: over parameters, "euclidean" or "maximum".
+        average: of the reference: "none", or "period 2" for (θₙ₋₁ + 2θₙ + θₙ₊₁)/4 as in `split_oscillation`. Then rows
+            of `run` at the first and the last iteration of the reference, which have no mean, are left out.
 
     Returns:
         absolute and relative errors over time, for each leaf and over all parameters. `print` shows them as a table.
 
     Raises:
         ValueError: if the runs were saved at other iterations (one of them may have failed: its `outcome` says so),
-            hold other parameters, or hold none.
+            hold other parameters, or hold none; if the reference lacks neighbours of an iteration to be averaged.
 
     Example:
         >>> import adamflow as af
@@ -101,6 +117,12 @@ def compare(reference: Trajectory, run: Trajectory, *, norm: Norm = "euclidean")
         True
     """
     check_choice("norm", norm, ("euclidean", "maximum"))
+    check_choice("average", average, ("none", "period 2"))
+    for trajectory in (reference, run):
+        _check_single(trajectory)
+    every = reference
+    if average == "period 2":
+        every, reference, run = mean_beside(reference, run)
     _check_comparable(reference, run)
     moved = jax.tree.map(lambda leaf, start: leaf - start, reference.params, reference.start)
     error = jax.tree.map(jnp.subtract, run.params, reference.params)
@@ -110,15 +132,19 @@ def compare(reference: Trajectory, run: Trajectory, *, norm: Norm = "euclidean")
         return jnp.linalg.norm(rows, axis=1) if norm == "euclidean" else jnp.max(jnp.abs(rows), axis=1, initial=0.0)
 
     def relative(absolute: jax.Array, way: jax.Array) -> jax.Array:
-        so_far = jax.lax.cummax(way)
-        return jnp.where(absolute == 0, 0.0, absolute / so_far)
+        return _quotient(absolute, jax.lax.cummax(way))
+
+    def step(leaf: jax.Array, start: jax.Array) -> jax.Array:
+        return jnp.diff(leaf, axis=0, prepend=start[None])
 
     by_leaf, ways = jax.tree.map(size, error), jax.tree.map(size, moved)
     absolute = size(*jax.tree.leaves(error))
+    lengths = jnp.cumsum(size(*jax.tree.leaves(jax.tree.map(step, every.params, every.start))))
     return Comparison(
         iterations=reference.iterations,
         absolute=absolute,
         relative=relative(absolute, size(*jax.tree.leaves(moved))),
+        path=lengths[jnp.searchsorted(every.iterations, reference.iterations)],
         absolute_by_leaf=by_leaf,
         relative_by_leaf=jax.tree.map(relative, by_leaf, ways),
         names=(reference.name, run.name),
@@ -126,18 +152,24 @@ def compare(reference: Trajectory, run: Trajectory, *, norm: Norm = "euclidean")
     )
 
 
+def _quotient(absolute: jax.Array, unit: jax.Array) -> jax.Array:
+    return jnp.where(absolute == 0, 0.0, absolute / unit)
+
+
+def _check_single(trajectory: Trajectory) -> None:
+    if trajectory.params is None:
+        raise ValueError(
+            f"the run {trajectory.name!r} holds no parameters, since it had an observe= function; run it without "
+            "one, or return snapshot.params from it"
+        )
+    if trajectory.iterations.ndim != 1:
+        raise ValueError(
+            f"the run {trajectory.name!r} is a batch of runs; compare lane by lane, for example under jax.vmap, or "
+            "pick one with jax.tree.map(lambda leaf: leaf[lane], trajectory)"
+        )
+
+
 def _check_comparable(reference: Trajectory, run: Trajectory) -> None:
-    for trajectory in (reference, run):
-        if trajectory.params is None:
-            raise ValueError(
-                f"the run {trajectory.name!r} holds no parameters, since it had an observe= function; run it without "
-                "one, or return snapshot.params from it"
-            )
-        if trajectory.iterations.ndim != 1:
-            raise ValueError(
-                f"the run {trajectory.name!r} is a batch of runs; compare lane by lane, for example under jax.vmap, or "
-                "pick one with jax.tree.map(lambda leaf: leaf[lane], trajectory)"
-            )
     same = reference.iterations.shape == run.iterations.shape
     if same and is_concrete(reference, run):
         same = np.array_equal(reference.iterations, run.iterations)

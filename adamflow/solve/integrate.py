@@ -13,7 +13,7 @@ from adamflow.checks import check_count, check_range, is_concrete
 from adamflow.flows import AbstractFlow, PaperFlow, Snapshot, Start
 from adamflow.solve.collocation import Given, check_collocation, collocate, fits
 from adamflow.solve.inputs import check_run, check_tolerance, scalar_loss
-from adamflow.solve.methods import Method, choose_method, step_controller
+from adamflow.solve.methods import Method, choose_method, prefers_collocation, step_controller
 from adamflow.solve.trajectory import (
     COMPLETED,
     DIVERGED,
@@ -49,11 +49,12 @@ def solve(
 ) -> Trajectory:
     """Integrate a flow over n ∈ [0, steps], beside `steps` iterations of its optimizer.
 
-    Time runs in iterations, n = t/η. With solver="auto" a `PaperFlow` whose filters have constant decays is integrated
-    by collocation (docs/collocation.md), which takes a tenth of the gradients of other solvers, or less. Other flows up
-    to 200 parameters (`solve.methods.DENSE_LIMIT`) get Kvaerno5 with a chord iteration and dense Jacobians, which stiff
-    flows need, more of them Tsit5. Implicit solvers of diffrax follow the logarithm of filters that cannot be negative,
-    which keeps them positive. For 100 iterations or fewer of a cheap loss the discrete run is faster than any flow.
+    Time runs in iterations, n = t/η. With solver="auto" a `PaperFlow` of order 1 whose filters have constant decays is
+    integrated by collocation (docs/collocation.md), which takes a tenth of the gradients of other solvers, or less;
+    beyond 200 parameters (`solve.methods.DENSE_LIMIT`) only for rtol ≥ 1e-4. Other flows get Kvaerno5 with a chord
+    iteration and dense Jacobians up to 200 parameters, and beyond Tsit5. Implicit solvers of diffrax follow the
+    logarithm of filters that cannot be negative, which keeps them positive. For 100 iterations or fewer of a cheap loss
+    the discrete run is faster than any flow.
 
     Args:
         flow: the vector field, for example `PaperFlow(optimizer)`.
@@ -101,9 +102,9 @@ def solve(
         check_collocation(flow, params)
         if progress:
             raise ValueError('solver="collocation" shows no bar: leave out progress, or take a diffrax solver')
-    automatic = solver == "auto" and step_size is None and not progress and fits(flow, params)
-    collocated = solver == "collocation" or automatic
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    plain = solver == "auto" and step_size is None and not progress
+    collocated = solver == "collocation" or (plain and fits(flow, params) and prefers_collocation(flow, size, rtol))
     method = choose_method("auto" if collocated else solver, size, step_size)
     started = time.perf_counter()
     state, finite = _start(flow, loss, params, start)

@@ -6,8 +6,15 @@ import diffrax
 import jax.numpy as jnp
 import optimistix
 
+from adamflow.checks import is_concrete
+from adamflow.flows import AbstractFlow, PaperFlow
+
 #: The largest number of parameters for which "auto" takes an implicit solver with dense Jacobians.
 DENSE_LIMIT = 200
+
+
+#: The tightest rtol for which it takes collocation beyond that, where its order is 3.
+LOOSE = 1e-4
 
 
 class Method(NamedTuple):
@@ -26,6 +33,15 @@ class Method(NamedTuple):
     fields: int | None
     first_fields: int
     jacobians: int
+
+
+def prefers_collocation(flow: AbstractFlow, size: int, rtol: Any) -> bool:
+    """Whether "auto" takes collocation for a flow that it can integrate.
+
+    The flow of order 1 is stable at every curvature; that of order 2 is not, and long steps would hide it.
+    """
+    loose = is_concrete(rtol) and float(rtol) >= LOOSE
+    return isinstance(flow, PaperFlow) and flow.order == 1 and (size <= DENSE_LIMIT or loose)
 
 
 def choose_method(solver: Any, dimension: int, step_size: Any) -> Method:

@@ -1,0 +1,66 @@
+"""Through which point of the unit circle a step leaves stability, by theory and at states of runs."""
+
+import math
+
+import diffrax
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adamflow as af
+
+
+@pytest.mark.slow
+def test_formula_period_two_at_the_edge_and_a_turn_for_two_momenta():
+    """For two equal filters of decay γ in a row the pair is e^{±iω}, and it obeys the characteristic polynomial."""
+    for record in (af.sgd(0.1, 0.9), af.adamw(0.01, gamma=0.5, weight_decay=0.1)):
+        found = af.analysis.edge_crossing(record)
+        np.testing.assert_allclose(found.periods, [2], rtol=1e-9)
+        assert not found.rotates
+    gamma = 0.9
+    found = af.analysis.edge_crossing(af.kadam(2, 0.01, gamma=gamma, strategy="naive"))
+    (value,) = found.multipliers
+    np.testing.assert_allclose(abs(value), 1, rtol=1e-9)
+    rest = (value - 1) * (value - gamma) ** 2 + found.curvature * (1 - gamma) ** 2 * value**2
+    np.testing.assert_allclose(rest, 0, atol=1e-9)
+    assert found.rotates
+    assert "so no EdgeFlow models it" in str(found)
+
+
+@pytest.mark.slow
+def test_formula_at_a_state_the_multipliers_of_a_quadratic():
+    stage = af.sgd(0.1, 0.9).stages[0]
+    record, loss = af.Optimizer(0.1, (stage, stage), bias_correction=False), af.problems.quadratic([0.5, 10.0]).loss
+    state = af.iterate(record, loss, jnp.ones(2), 3).final
+    found = af.analysis.unstable_multipliers(record, loss, state, iteration=3, count=6)
+    expected = complex(af.analysis.dominant_eigenvalue(record, 10.0))
+    assert abs(expected) > 1
+    np.testing.assert_allclose(found.multipliers[:1], expected, rtol=1e-9)
+    assert found.rotates
+    assert math.isnan(found.curvature)
+    stable = af.analysis.unstable_multipliers(af.sgd(0.01), loss, af.iterate(af.sgd(0.01), loss, jnp.ones(2), 3).final,
+                                              iteration=3, count=2)  # fmt: skip
+    assert stable.multipliers.size == 0
+    assert str(stable) == "no multiplier is on or outside of the unit circle: the step is stable"
+
+
+@pytest.mark.slow
+def test_identity_the_mean_of_an_edge_flow_is_at_the_edge():
+    """θ⁺ = θ − η(cθ − θ³), with a cycle about 0, where the multiplier is 1 − ηc."""
+    eta, c = 0.1, 22.0
+
+    def loss(theta):
+        return jnp.sum(c * theta**2 / 2 - theta**4 / 4)
+
+    flow = af.EdgeFlow(af.sgd(eta), order=1)
+    run = af.solve(flow, loss, jnp.array([0.1]), 200, save_at=[200], solver=diffrax.Euler(), step_size=0.5)
+    found = af.analysis.unstable_multipliers(af.sgd(eta), loss, run.final, iteration=200, count=1)
+    np.testing.assert_allclose(found.multipliers, [1 - eta * c], rtol=1e-6)
+    np.testing.assert_allclose(found.periods, [2])
+
+
+def test_failure_batches_of_records():
+    rates = jnp.array([0.1, 0.2])
+    with pytest.raises(ValueError, match="edge_crossing takes one record with known numbers, not a batch"):
+        af.analysis.edge_crossing(eqx.filter_vmap(af.adam)(rates))
