@@ -59,7 +59,7 @@ def test_formula_polynomials_through_the_nodes():
 @pytest.mark.parametrize(
     ("beta", "gamma", "most"),
     [
-        (0.999, 0.9, 100),
+        pytest.param(0.999, 0.9, 100, marks=pytest.mark.slow),
         pytest.param(0.95, 0.9, 400, marks=pytest.mark.slow),
         pytest.param(0.95, 0.5, 400, marks=pytest.mark.slow),
     ],

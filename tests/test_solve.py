@@ -259,7 +259,9 @@ def test_formula_derivative_of_the_final_loss_by_beta(solver):
 
 
 @pytest.mark.parametrize(
-    "solver", [diffrax.Tsit5(), diffrax.Heun(), diffrax.Kvaerno3(), "auto"], ids=["fsal", "plain", "implicit", "auto"]
+    "solver",
+    [diffrax.Tsit5(), diffrax.Heun(), pytest.param(diffrax.Kvaerno3(), marks=pytest.mark.slow), "auto"],
+    ids=["fsal", "plain", "implicit", "auto"],
 )
 def test_identity_stats_count_every_gradient(solver):
     """What solve reports, by formula or by its own count, must equal the calls counted here."""
