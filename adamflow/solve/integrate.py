@@ -72,7 +72,7 @@ def solve(
             diffrax.
         atol: absolute tolerance of a step, by default rtol/100; collocation has none.
         step_size: a constant step in iterations instead of an adaptive one; what a solver without error estimate needs.
-            "auto" is then Tsit5.
+            "auto" is then Tsit5. Collocation ends where the equations of such a step cannot be solved.
         max_steps: attempted steps after which the run gives up.
         progress: whether to show a bar, which collocation has not: "auto" then takes a solver of diffrax.
 
@@ -105,7 +105,8 @@ def solve(
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     plain = solver == "auto" and step_size is None and not progress
     collocated = solver == "collocation" or (plain and fits(flow, params) and prefers_collocation(flow, size, rtol))
-    method = choose_method("auto" if collocated else solver, size, step_size)
+    # That of a run by collocation is the one for its derivatives, with an adaptive step.
+    method = choose_method("auto", size, None) if collocated else choose_method(solver, size, step_size)
     started = time.perf_counter()
     state, finite = _start(flow, loss, params, start)
     if is_concrete(finite) and not bool(finite):
@@ -119,9 +120,11 @@ def solve(
     )
     looks = 0 if observe is None else len(rows)
     if collocated:
-        reference = _Reference(method, observe, max_steps)
+        reference = _Reference(method, observe, max(max_steps, _REFERENCE_STEPS))
         given = Given(cast(PaperFlow, flow), loss, state, times, numbers)
         run = collocate(given, (observe, max_steps), reference, eager)
+        if not eager or int(run.code) == STALLED:
+            run = run._replace(code=_why_stalled(flow, loss, run))
         stats = Stats(run.gradients + looks + 1, run.accepted, run.rejected, run.hessians, None)
     else:
         run = _run(flow, loss, state, times, numbers, method, observe, max_steps, progress, counter)
@@ -139,6 +142,18 @@ def solve(
     return conclude(trajectory, started)
 
 
+#: Steps that derivatives through a run by collocation may take at least: diffrax takes more of them.
+_REFERENCE_STEPS = 100_000
+
+
+@eqx.filter_jit
+def _why_stalled(flow: AbstractFlow, loss: Loss, run: Any) -> jax.Array:
+    """The code of a run by collocation: where it stalled, a flow that is not finite ahead is the reason."""
+    stalled = run.code == STALLED
+    smooth = jax.lax.cond(stalled, lambda: _finite_ahead(flow, loss, run.final, run.reached), lambda: jnp.array(True))
+    return jnp.where(smooth, run.code, NOT_FINITE)
+
+
 class _Reference(eqx.Module):
     """A run by diffrax, which derivatives of one by collocation go through."""
 
@@ -147,8 +162,9 @@ class _Reference(eqx.Module):
     max_steps: int = eqx.field(static=True)
 
     def __call__(self, given: Given) -> Any:
+        given = given._replace(numbers=given.numbers._replace(step_size=None))
         run = _run(*given, self.method, self.observe, self.max_steps, False, None)
-        return run.rows, run.final
+        return run.rows, run.final, run.code
 
 
 class _Counter:

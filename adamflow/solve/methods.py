@@ -58,7 +58,9 @@ def choose_method(solver: Any, dimension: int, step_size: Any) -> Method:
         adaptive = dimension <= DENSE_LIMIT and step_size is None
         solver = diffrax.Kvaerno5(root_finder=root_finder) if adaptive else diffrax.Tsit5()
     if not isinstance(solver, diffrax.AbstractSolver):
-        raise ValueError(f'solver must be "auto" or a diffrax solver such as diffrax.Tsit5(), got {solver!r}')
+        raise ValueError(
+            f'solver must be "auto", "collocation" or a diffrax solver such as diffrax.Tsit5(), got {solver!r}'
+        )
     if step_size is None and not isinstance(solver, diffrax.AbstractAdaptiveSolver):
         raise ValueError(
             f"{type(solver).__name__} estimates no error, so it needs a constant step_size=, in iterations"

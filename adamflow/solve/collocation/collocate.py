@@ -14,7 +14,7 @@ from adamflow.solve.collocation.diagonal import Diagonal
 from adamflow.solve.collocation.path import restore
 from adamflow.solve.collocation.surrogate import Runner, settings_for
 from adamflow.solve.collocation.task import Progress, Rows, Task, place_of
-from adamflow.solve.trajectory import divergence_limit
+from adamflow.solve.trajectory import COMPLETED, divergence_limit
 from adamflow.types import Loss, Params
 
 
@@ -55,6 +55,10 @@ class Result(NamedTuple):
     hessians: jax.Array
 
 
+def _zero(leaf: Any) -> Any:
+    return jnp.zeros_like(leaf) if eqx.is_inexact_array(leaf) else None
+
+
 class Given(NamedTuple):
     """What a run starts from; all that derivatives can reach."""
 
@@ -67,8 +71,8 @@ class Given(NamedTuple):
 
 #: What users look at, and the most steps.
 Options = tuple[Callable[[Snapshot], Any] | None, int]
-#: A differentiable run of the same flow: from what is given to rows and final state.
-Reference = Callable[[Given], tuple[Any, FlowState]]
+#: A differentiable run of the same flow: from what is given to rows, final state and outcome.
+Reference = Callable[[Given], tuple[Any, FlowState, jax.Array]]
 
 
 def collocate(given: Given, options: Options, reference: Reference, eager: bool) -> Result:
@@ -97,16 +101,20 @@ def _traced(given: Given, options: Options, reference: Reference) -> Result:
         result, progress, coupled = _first(given, options)
         return jax.lax.cond(coupled, lambda: _second(given, options, progress), lambda: result)
 
-    def forward(perturbed: Any, given: Given) -> tuple[Result, None]:
-        return run(given), None
+    def forward(perturbed: Any, given: Given) -> tuple[Result, jax.Array]:
+        result = run(given)
+        return result, result.code
 
-    def backward(residuals: None, gradient: Result, perturbed: Any, given: Given) -> Given:
+    def backward(code: jax.Array, gradient: Result, perturbed: Any, given: Given) -> Given:
         ends, pull = eqx.filter_vjp(reference, given)
+        # Rows that the reference did not reach would count as constants.
+        lost = (ends[2] != COMPLETED) & (code == COMPLETED)
         known = (gradient.rows, gradient.final)
         known = jax.tree.map(
-            lambda g, x: jax.tree.map(jnp.zeros_like, x) if g is None else g, known, ends, is_leaf=lambda x: x is None
+            lambda g, x: jax.tree.map(_zero, x) if g is None else g, known, ends[:2], is_leaf=lambda x: x is None
         )
-        return pull(known)[0]
+        known = jax.tree.map(lambda leaf: jnp.where(lost, jnp.nan, leaf), known)
+        return pull((*known, None))[0]
 
     run.def_fwd(forward)
     run.def_bwd(backward)

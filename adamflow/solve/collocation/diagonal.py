@@ -78,13 +78,15 @@ class Diagonal(NamedTuple):
 
         def unfinished(arrays: Diagonal, carry: Carry) -> Array:
             run = eqx.combine(arrays, rest)
-            return run.task.unfinished(carry.progress) & (carry.failures < _PATIENCE)
+            constant = run.task.step_size is not None
+            return run.task.unfinished(carry.progress) & (constant | (carry.failures < _PATIENCE))
 
         def advance(arrays: Diagonal, carry: Carry) -> Carry:
             return eqx.combine(arrays, rest)._round(carry)
 
         carry = loop(unfinished, advance, arrays, self._begin(progress))
-        return carry.progress, (carry.failures >= _PATIENCE) & (self.task.step_size is None)
+        coupled = (carry.failures >= _PATIENCE) & (self.task.step_size is None)
+        return carry.progress, coupled & self.task.unfinished(carry.progress)
 
     def _begin(self, progress: Progress) -> Carry:
         """The first step, and curvatures from a gradient one iteration ahead."""
@@ -114,7 +116,7 @@ class Diagonal(NamedTuple):
         size = jnp.sum(moved * moved, axis=0)
         telling = (size > _TELLING**2 * jnp.mean(size)) & (carry.round > 0)
         secant = jnp.maximum(jnp.sum(moved * changed, axis=0) / jnp.where(telling, size, 1.0), 0.0)
-        curvature = jnp.where(telling, secant, carry.curvature)
+        curvature = jnp.where(telling & jnp.isfinite(secant), secant, carry.curvature)
 
         path, slopes, gained = step.responses(gradients)
         matrix = jnp.eye(self.node_count, dtype=nodes.dtype)[:, :, None] + slopes * curvature
@@ -152,7 +154,7 @@ class Diagonal(NamedTuple):
         length = jnp.where(left < 1.01 * length, left, length)
         length = jnp.where(done, length, step.length).astype(step.length.dtype)
         following = jax.lax.cond(done, lambda: self._step(place, length), lambda: step)
-        # The next step starts from the polynomial of this one.
+        # The next step starts from the polynomial of this one, if that is worth anything.
         x = (good + length / step.length * jnp.asarray(step.nodes.radau)).astype(nodes.dtype)
         guess = combine(step.nodes.at(x), ends)
         counts = Counts(
@@ -172,12 +174,14 @@ class Diagonal(NamedTuple):
             jnp.where(done, ~good, progress.just_rejected),
         )
         many = (carry.round >= _MANY) & now.converged
-        failures = carry.failures + jnp.where(now.lost, 1.0, jnp.where(many, 0.5, -0.1 * now.converged))
+        # Beyond the domain of the loss no curvature helps, only shorter steps do.
+        diverged = now.lost & jnp.isfinite(now.move)
+        failures = carry.failures + jnp.where(diverged, 1.0, jnp.where(many, 0.5, -0.1 * now.converged))
         failures = jnp.maximum(failures, 0.0).astype(carry.failures.dtype)
         return Carry(
             progress,
             following,
-            jnp.where(done, guess, self._accelerated(carry, now)),
+            jnp.where(done, jnp.where(now.converged, guess, place.params), self._accelerated(carry, now)),
             (carry.nodes, now.gradients, now.change),
             jnp.where(done, jnp.inf, now.move),
             jnp.where(done, 0, carry.round + 1),
@@ -203,7 +207,9 @@ class Diagonal(NamedTuple):
             time=time, params=ends[-1], velocity=end.velocity, filters=end.filters, gradient=gradient
         )
         finite = jnp.all(jnp.isfinite(gradient)) & jnp.all(jnp.isfinite(ends[-1]))
-        return carry.progress._replace(place=place, scale=self.task.scale(ends[-1]), finite=finite)
+        return carry.progress._replace(
+            place=place, scale=jnp.maximum(carry.progress.scale, self.task.scale(ends[-1])), finite=finite
+        )
 
     def _factor(self, carry: Carry, now: Corrected, good: Array) -> Array:
         """By how much the next step is longer: by its error, and by the corrections that this one took."""
@@ -212,7 +218,8 @@ class Diagonal(NamedTuple):
         by_rounds = jnp.sqrt(6.0 / (carry.round + 1))
         longest = jnp.where(carry.progress.just_rejected, 1.0, 4.0)
         longer = jnp.clip(jnp.minimum(by_error, by_rounds), 0.3, longest)
-        shorter = jnp.where(now.converged, jnp.clip(0.8 * now.error**-order, 0.2, 0.9), 0.5)
+        known = now.converged & jnp.isfinite(now.error)
+        shorter = jnp.where(known, jnp.clip(0.8 * now.error**-order, 0.2, 0.9), 0.5)
         return jnp.where(good, longer, shorter)
 
 

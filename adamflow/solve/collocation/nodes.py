@@ -9,8 +9,9 @@ from jaxtyping import Array, Float
 _RADAU = {2: (1 / 3, 1.0), 3: ((4 - 6**0.5) / 10, (4 + 6**0.5) / 10, 1.0)}
 #: Up to so many parameters sums of a few vectors are written out.
 _SMALL = 0
-#: The rate beyond which moments of an exponential follow from lower ones, and the terms of their series below it.
-_UPWARDS, _TERMS = 1.5, 14
+#: By type, the rate beyond which moments of an exponential follow from lower ones, and the terms of their series below
+#: it; the way up loses digits that float32 has not.
+_SERIES = {"float64": (1.5, 14), "float32": (6.0, 18)}
 
 
 class Nodes:
@@ -90,23 +91,24 @@ def _powers(x: Float[Array, "*shape"], count: int) -> Float[Array, "*shape count
 
 def _moments(rate: Float[Array, "*shape"], count: int) -> Float[Array, "*shape count"]:
     r"""$M_k = \int_0^1 e^{-w(1-x)} x^k dx$, k < count: upwards by $w M_k = 1 - k M_{k-1}$, for small w by a series."""
-    large = jnp.maximum(rate, _UPWARDS)
+    upwards, terms = _SERIES[rate.dtype.name]
+    large = jnp.maximum(rate, upwards)
     up = [-jnp.expm1(-large) / large]
     for k in range(1, count):
         up.append((1 - k * up[-1]) / large)
-    around = jnp.minimum(rate, _UPWARDS) - _UPWARDS / 2
-    series = _powers(around, _TERMS) @ jnp.asarray(_taylor(count), rate.dtype)
-    return jnp.where((rate > _UPWARDS)[..., None], jnp.stack(up, axis=-1), series)
+    around = jnp.minimum(rate, upwards) - upwards / 2
+    series = _powers(around, terms) @ jnp.asarray(_taylor(count, upwards, terms), rate.dtype)
+    return jnp.where((rate > upwards)[..., None], jnp.stack(up, axis=-1), series)
 
 
 @functools.cache
-def _taylor(count: int) -> np.ndarray:
+def _taylor(count: int, upwards: float, terms: int) -> np.ndarray:
     r"""(j, k): $\int_0^1 e^{-c(1-x)} (x-1)^j/j! x^k dx$, the series of $M_k$ around the middle c of what is small."""
-    points, weights = np.polynomial.legendre.leggauss(_TERMS + count)
+    points, weights = np.polynomial.legendre.leggauss(terms + count)
     x, weights = (points + 1) / 2, weights / 2
-    j, k = np.arange(_TERMS)[:, None], np.arange(count)[:, None]
+    j, k = np.arange(terms)[:, None], np.arange(count)[:, None]
     factorials = np.cumprod(np.maximum(j, 1), axis=0)
-    return ((x - 1) ** j / factorials * np.exp(-_UPWARDS / 2 * (1 - x)) * weights) @ (x**k).T
+    return ((x - 1) ** j / factorials * np.exp(-upwards / 2 * (1 - x)) * weights) @ (x**k).T
 
 
 def _lagrange(places: np.ndarray) -> np.ndarray:

@@ -188,11 +188,11 @@ class FlowPath(eqx.Module):
 
     @property
     def _kernel(self) -> Float[Array, "fine fine"]:
-        """From forces at the fine nodes to θ there, but for what weight decay does in order 2."""
+        """From forces without weight decay at the fine nodes to θ there."""
         if self.flow.order == 1:
             return self.decay.taken
-        plain = jnp.asarray(self.nodes.plain, self.length.dtype)
-        return self.length * plain @ (2 * self.length * self.nodes.integrals(2 * self.length))
+        plain, kernel, inverse = self._second_order
+        return inverse @ plain @ kernel
 
     def _path(self, stages: list[StagePath]) -> Path:
         params, velocity, force = self._integrate(stages[-1].direction)
@@ -222,15 +222,22 @@ class FlowPath(eqx.Module):
             force = jax.vmap(self._force)(directions)
             params = self.decay.kept[:, None] * start.params + combine(self.decay.taken, force)
             return params, jnp.zeros((fine.size, 0), dtype), force
-        params = jnp.broadcast_to(start.params, directions.shape)
-        kernel = 2 * self.length * self.nodes.integrals(2 * self.length)
-        velocity = force = params
-        # Weight decay changes θ slowly: two rounds of fixed point are as exact as the step.
-        for _ in range(2):
-            force = jax.vmap(self._change)(params, directions)
-            velocity = jnp.exp(-2 * self.length * fine)[:, None] * start.velocity + combine(kernel, force)
-            params = start.params + self.length * combine(jnp.asarray(self.nodes.plain, dtype), velocity)
-        return params, velocity, force
+        force = jax.vmap(self._force)(directions)
+        plain, kernel, inverse = self._second_order
+        falling = jnp.exp(-2 * self.length * fine)[:, None] * start.velocity
+        params = inverse @ (start.params + combine(plain, falling + combine(kernel, force)))
+        force = jax.vmap(self._change)(params, directions)
+        return params, falling + combine(kernel, force), force
+
+    @property
+    def _second_order(self) -> tuple[Array, Array, Array]:
+        """From θ' to θ and from forces to θ' at the fine nodes, and (I + ηλ both)⁻¹, by which weight decay acts."""
+        dtype = self.start.params.dtype
+        plain = (self.length * jnp.asarray(self.nodes.plain, dtype)).astype(dtype)
+        kernel = (2 * self.length * self.nodes.integrals(2 * self.length)).astype(dtype)
+        optimizer = self.flow.optimizer
+        both = (optimizer.learning_rate * optimizer.weight_decay * plain @ kernel).astype(dtype)
+        return plain, kernel, jnp.linalg.inv(jnp.eye(len(both), dtype=dtype) + both)
 
     def _read(self, single: Optimizer, gradient: Vector, filters: Filters, time: Scalar) -> tuple[Vector, Filters]:
         direction, targets = single.read(self.unravel(gradient), restore(self.unravel, filters), time)

@@ -39,7 +39,8 @@ class Runner(NamedTuple):
     settings: Settings
 
     def hessian_factor(self, params: Array) -> curvature.Factor:
-        return curvature.exact(self.task.loss_of, params)
+        factor = curvature.exact(self.task.loss_of, params)
+        return jnp.where(jnp.all(jnp.isfinite(factor)), factor, 0.0)
 
     def run(self, progress: Progress) -> Progress:
         """Integrate to the end."""
@@ -99,7 +100,7 @@ class Runner(NamedTuple):
         rate = jnp.where(tried.worst_rate > 0, tried.rate, 1.1 * tried.rate)
         progress = carry.progress._replace(
             place=Place(time, end.params, end.velocity, end.filters, tried.gradients[-1]),
-            scale=self.task.scale(end.params),
+            scale=jnp.maximum(carry.progress.scale, self.task.scale(end.params)),
             finite=jnp.all(jnp.isfinite(tried.true)) & jnp.all(jnp.isfinite(end.params)),
         )
         return carry._replace(progress=progress, past=past, factor=tried.factor, rate=jnp.clip(rate, 0.1, 1.0))

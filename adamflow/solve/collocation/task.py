@@ -129,7 +129,7 @@ class Task(NamedTuple):
     def scale(self, params: Vector) -> Array:
         """Of errors: the distance moved from the start of the run, and a share of what was there."""
         moved, size = (jnp.sqrt(jnp.mean(x**2)) for x in (params - self.start, self.start))
-        return moved + _SHARE_OF_START * size
+        return jnp.maximum(moved + _SHARE_OF_START * size, jnp.sqrt(jnp.finfo(size.dtype).tiny))
 
     def write(self, rows: Rows, step: FlowPath, ends: Float[Array, "ends size"], path: Path, good: Array) -> Rows:
         """The rows within a step that is accepted, from the polynomial through its fine nodes.
@@ -137,7 +137,7 @@ class Task(NamedTuple):
         Where a gradient crosses zero, directions between Radau's nodes may be worth nothing. There that polynomial and
         the one through the ends and nodes alone are apart, and θ is read from the latter.
         """
-        begin, after = step.start.time, step.start.time + step.length * (1 + 1e-9)
+        begin, after = step.start.time, self.after(step.start.time, step.length)
         first, last = (jnp.searchsorted(self.times, time, side="right") for time in (begin, after))
 
         fine = jnp.asarray(step.nodes.fine, step.length.dtype)
@@ -145,9 +145,11 @@ class Task(NamedTuple):
         smooth = apart < _AGREE * path.reach
 
         def write(row: Array, rows: Rows) -> Rows:
-            x = (self.times[row] - begin) / step.length
-            now = jnp.where(smooth, step.nodes.finely_at(x) @ path.params, step.nodes.at(x) @ ends)
-            params = rows.params.at[row].set(now)
+            x = jnp.minimum((self.times[row] - begin) / step.length, 1.0)
+            # Differences from the start keep their digits: the weights of the finer polynomial are large.
+            moved = path.params - ends[0], ends - ends[0]
+            now = jnp.where(smooth, step.nodes.finely_at(x) @ moved[0], step.nodes.at(x) @ moved[1])
+            params = rows.params.at[row].set(ends[0] + now)
             if not self.looks:
                 return Rows(params, ())
             now = jax.tree.map(lambda leaf: step.nodes.finely_at(x) @ leaf, path.filters)
