@@ -227,8 +227,9 @@ def test_identity_what_is_observed_is_what_the_flow_shows():
     options = {"save_at": saved, "observe": look}
     run = af.solve(flow, CHAIN.loss, CHAIN.params, 500, rtol=1e-5, solver="collocation", **options)
     reference = af.solve(flow, CHAIN.loss, CHAIN.params, 500, rtol=1e-8, solver=KVAERNO, **options)
-    for name in ("params", "direction"):
-        np.testing.assert_allclose(run.observed[name], reference.observed[name], atol=2e-4)
+    # Errors are controlled in θ; directions follow from filters.
+    for name, within in (("params", 2e-4), ("direction", 2e-3)):
+        np.testing.assert_allclose(run.observed[name], reference.observed[name], atol=within)
 
 
 @pytest.mark.slow
