@@ -13,13 +13,10 @@ from adamflow.checks import check_count, check_range, is_concrete
 from adamflow.flows import AbstractFlow, PaperFlow, Snapshot, Start
 from adamflow.solve.collocation import Given, check_collocation, collocate, fits
 from adamflow.solve.inputs import check_run, check_tolerance, scalar_loss
-from adamflow.solve.methods import Method, choose_method, prefers_collocation, step_controller
+from adamflow.solve.methods import Method, choose_method, meaning, prefers_collocation, step_controller
 from adamflow.solve.trajectory import (
-    COMPLETED,
-    DIVERGED,
     NOT_FINITE,
     STALLED,
-    STEP_LIMIT,
     Outcome,
     Stats,
     Trajectory,
@@ -276,7 +273,7 @@ def _run(flow, loss, state, times, numbers: _Numbers, method: Method, observe, m
     nothing = (times[0] == numbers.first) & (accepted == 0)
     rows = jax.lax.cond(nothing, lambda: jax.tree.map(_with_first, rows, row(times[0], start, None)), lambda: rows)
     end = cast(Any, solution.ts)[1][-1]
-    code = _meaning(solution.result, largest(flow.params(final)), limit)
+    code = meaning(solution.result, largest(flow.params(final)), limit)
     smooth = jax.lax.cond(code == STALLED, lambda: _finite_ahead(flow, loss, final, end), lambda: jnp.array(True))
     code = jnp.where(smooth, code, NOT_FINITE)
     rows, finite = rows
@@ -294,16 +291,3 @@ def _last_finite(loss: Loss, times: jax.Array, end: jax.Array, rows: Any, finite
 
 def _with_first(rows: jax.Array, first: jax.Array) -> jax.Array:
     return rows.at[0].set(first)
-
-
-def _meaning(result: diffrax.RESULTS, size: jax.Array, limit: jax.Array) -> jax.Array:
-    """The code of an outcome, from diffrax's result and the largest of the last parameters."""
-    exploded = jnp.isfinite(size) & (size > limit)
-    code = jnp.full((), STALLED)
-    for known, meaning in (
-        (diffrax.RESULTS.successful, COMPLETED),
-        (diffrax.RESULTS.max_steps_reached, STEP_LIMIT),
-        (diffrax.RESULTS.event_occurred, jnp.where(exploded, DIVERGED, NOT_FINITE)),
-    ):
-        code = jnp.where(result == known, meaning, code)
-    return code

@@ -3,11 +3,13 @@
 from typing import Any, NamedTuple
 
 import diffrax
+import jax
 import jax.numpy as jnp
 import optimistix
 
 from adamflow.checks import is_concrete
 from adamflow.flows import AbstractFlow, PaperFlow
+from adamflow.solve.trajectory import COMPLETED, DIVERGED, NOT_FINITE, STALLED, STEP_LIMIT
 
 #: The largest number of parameters for which "auto" takes an implicit solver with dense Jacobians.
 DENSE_LIMIT = 200
@@ -83,3 +85,16 @@ def step_controller(steps: Any, rtol: Any, atol: Any, step_size: Any) -> tuple[d
         return diffrax.ConstantStepSize(), step_size
     smallest = 10 * jnp.finfo(rtol.dtype).eps * steps
     return diffrax.PIDController(rtol=rtol, atol=atol, dtmin=smallest, force_dtmin=False), jnp.ones((), rtol.dtype)
+
+
+def meaning(result: diffrax.RESULTS, size: jax.Array, limit: jax.Array) -> jax.Array:
+    """The code of an outcome, from diffrax's result and the largest of the last parameters."""
+    exploded = jnp.isfinite(size) & (size > limit)
+    code = jnp.full((), STALLED)
+    for known, ending in (
+        (diffrax.RESULTS.successful, COMPLETED),
+        (diffrax.RESULTS.max_steps_reached, STEP_LIMIT),
+        (diffrax.RESULTS.event_occurred, jnp.where(exploded, DIVERGED, NOT_FINITE)),
+    ):
+        code = jnp.where(result == known, ending, code)
+    return code
