@@ -1,19 +1,10 @@
 """Pictures of the edge, of the observed region and of the worst case show the numbers that they get."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 import adamflow as af
 from adamflow.plotting import edge, observed_region, worst_case
-
-
-@pytest.fixture
-def ax():
-    figure, axes = plt.subplots(layout="constrained")
-    yield axes
-    figure.draw_without_rendering()
-    plt.close(figure)
 
 
 def curves(ax):

@@ -1,19 +1,9 @@
 """Pictures of k-Adam and of generalization show the numbers that they get."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from adamflow.plotting import generalization, kadam
-
-
-@pytest.fixture
-def ax():
-    figure, axes = plt.subplots(layout="constrained")
-    yield axes
-    figure.draw_without_rendering()
-    plt.close(figure)
-
 
 N = np.arange(5.0)
 TABLE = np.outer([1.0, 3.0], 1 + N)

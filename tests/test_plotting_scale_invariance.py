@@ -1,20 +1,10 @@
 """Pictures of scale-invariant weights show the numbers that they get."""
 
-import matplotlib.pyplot as plt
 import numpy as np
-import pytest
 
 from adamflow.plotting import scale_invariance
 
 GAMMAS, N = np.array([0.0, 0.5, 0.9]), np.arange(4.0)
-
-
-@pytest.fixture
-def ax():
-    figure, axes = plt.subplots(layout="constrained")
-    yield axes
-    figure.draw_without_rendering()
-    plt.close(figure)
 
 
 def labelled(ax):
