@@ -157,7 +157,7 @@ class EdgeFlow(AbstractFlow):
 
     def initial_state(self, loss: Loss, params: Params, start: Start | None = None) -> EdgeState:
         mean, source = self._map.initial_state(loss, params, start), self._source(params)
-        seed = jax.tree.map(lambda leaf: (source * leaf).astype(leaf.dtype), trees.signed(params))
+        seed = trees.scaled(trees.signed(params), source)
         if self.source is None:
             found = self._found(loss, params, start)
             seed = jax.tree.map(jnp.add, seed, found)

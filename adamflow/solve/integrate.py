@@ -121,7 +121,7 @@ def solve(
         given = Given(cast(PaperFlow, flow), loss, state, times, numbers)
         run = collocate(given, (observe, max_steps), reference, eager)
         if not eager or int(run.code) == STALLED:
-            run = run._replace(code=_why_stalled(flow, loss, run))
+            run = run._replace(code=_why_stalled(flow, loss, run.code, run.final, run.reached))
         stats = Stats(run.gradients + looks + 1, run.accepted, run.rejected, run.hessians, None)
     else:
         run = _run(flow, loss, state, times, numbers, method, observe, max_steps, progress, counter)
@@ -144,11 +144,10 @@ _REFERENCE_STEPS = 100_000
 
 
 @eqx.filter_jit
-def _why_stalled(flow: AbstractFlow, loss: Loss, run: Any) -> jax.Array:
-    """The code of a run by collocation: where it stalled, a flow that is not finite ahead is the reason."""
-    stalled = run.code == STALLED
-    smooth = jax.lax.cond(stalled, lambda: _finite_ahead(flow, loss, run.final, run.reached), lambda: jnp.array(True))
-    return jnp.where(smooth, run.code, NOT_FINITE)
+def _why_stalled(flow: AbstractFlow, loss: Loss, code: jax.Array, final: Any, end: jax.Array) -> jax.Array:
+    """The code of a run: where it stalled, a flow that is not finite ahead is the reason."""
+    smooth = jax.lax.cond(code == STALLED, lambda: _finite_ahead(flow, loss, final, end), lambda: jnp.array(True))
+    return jnp.where(smooth, code, NOT_FINITE)
 
 
 class _Reference(eqx.Module):
@@ -273,9 +272,7 @@ def _run(flow, loss, state, times, numbers: _Numbers, method: Method, observe, m
     nothing = (times[0] == numbers.first) & (accepted == 0)
     rows = jax.lax.cond(nothing, lambda: jax.tree.map(_with_first, rows, row(times[0], start, None)), lambda: rows)
     end = cast(Any, solution.ts)[1][-1]
-    code = meaning(solution.result, largest(flow.params(final)), limit)
-    smooth = jax.lax.cond(code == STALLED, lambda: _finite_ahead(flow, loss, final, end), lambda: jnp.array(True))
-    code = jnp.where(smooth, code, NOT_FINITE)
+    code = _why_stalled(flow, loss, meaning(solution.result, largest(flow.params(final)), limit), final, end)
     rows, finite = rows
     end = jax.lax.cond(code == NOT_FINITE, lambda: _last_finite(loss, times, end, rows, finite), lambda: end)
     return _Run(rows, final, code, end, accepted, rejected)

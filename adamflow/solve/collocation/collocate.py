@@ -82,8 +82,8 @@ def collocate(given: Given, options: Options, reference: Reference, eager: bool)
     """
     if not eager:
         return _traced(given, options, reference)
-    result, progress, coupled = _first(given, options)
-    return _second(given, options, progress) if bool(coupled) else result
+    progress, coupled = _first(given, options)
+    return _result(given, options, _second(given, options, progress) if bool(coupled) else progress)
 
 
 @eqx.filter_jit
@@ -98,8 +98,9 @@ def _traced(given: Given, options: Options, reference: Reference) -> Result:
 
     @eqx.filter_custom_vjp
     def run(given: Given) -> Result:
-        result, progress, coupled = _first(given, options)
-        return jax.lax.cond(coupled, lambda: _second(given, options, progress), lambda: result)
+        progress, coupled = _first(given, options)
+        progress = jax.lax.cond(coupled, lambda: _second(given, options, progress), lambda: progress)
+        return _result(given, options, progress)
 
     def forward(perturbed: Any, given: Given) -> tuple[Result, jax.Array]:
         result = run(given)
@@ -122,20 +123,19 @@ def _traced(given: Given, options: Options, reference: Reference) -> Result:
 
 
 @eqx.filter_jit
-def _first(given: Given, options: Options) -> tuple[Result, Progress, jax.Array]:
+def _first(given: Given, options: Options) -> tuple[Progress, jax.Array]:
     """The run as far as the curvature is near diagonal, and whether that is not its end."""
     task = _task(given, options)
     first = jnp.asarray(given.numbers.first, task.start.dtype)
     progress = task.begin(place_of(given.state, first, task.start, task.gradient(task.start)))
-    progress, coupled = Diagonal(task, settings_for(task.start.size).nodes).run(progress)
-    return _result(given, options, task, progress), progress, coupled
+    return Diagonal(task, settings_for(task.start.size).nodes).run(progress)
 
 
 @eqx.filter_jit
-def _second(given: Given, options: Options, progress: Progress) -> Result:
+def _second(given: Given, options: Options, progress: Progress) -> Progress:
     """The rest of the run, with a surrogate of the gradient."""
     task = _task(given, options)
-    return _result(given, options, task, Runner(task, settings_for(task.start.size)).run(progress))
+    return Runner(task, settings_for(task.start.size)).run(progress)
 
 
 def _task(given: Given, options: Options) -> Task:
@@ -145,8 +145,10 @@ def _task(given: Given, options: Options) -> Task:
     return Task(given.flow, given.loss, unravel, params, given.times, *ends, looks=options[0] is not None)
 
 
-def _result(given: Given, options: Options, task: Task, progress: Progress) -> Result:
-    (observe, _), counts = options, progress.counts
+@eqx.filter_jit
+def _result(given: Given, options: Options, progress: Progress) -> Result:
+    """What users get of a run: rows, of parameters or what was observed, its end, and what it cost."""
+    task, (observe, _), counts = _task(given, options), options, progress.counts
     rows: Any = jax.vmap(task.unravel)(progress.rows.params)
     if observe is not None:
 

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from adamflow.solve.collocation.lanes import loop
-from adamflow.solve.collocation.nodes import combine
-from adamflow.solve.collocation.path import FlowPath, Path, Vector, path_over
-from adamflow.solve.collocation.task import Counts, Progress, Task
+from adamflow.solve.collocation.path import FlowPath, Path, Place, Vector, path_over
+from adamflow.solve.collocation.task import Progress, Task
 
 #: The largest correction, in units of the tolerance, with which a step has converged, and the same for the first one.
 _SETTLED, _SETTLED_AT_ONCE = 0.1, 0.01
@@ -100,12 +99,11 @@ class Diagonal(NamedTuple):
         change = task.gradient(nodes[-1]) - place.gradient
         curvature = jnp.maximum(change / jnp.where(ahead == 0, 1.0, ahead), 0.0)
         counts = progress.counts._replace(gradients=progress.counts.gradients + 1)
-        scale = jnp.maximum(progress.scale, task.scale(nodes[-1]))
-        begun = progress._replace(length=length, counts=counts, scale=scale)
+        begun = progress._replace(length=length, counts=counts, scale=task.scale(nodes[-1], progress.scale))
         zeros, zero = jnp.zeros_like(nodes), jnp.zeros((), place.params.dtype)
         return Carry(begun, step, nodes, (nodes, zeros, zeros), zero + jnp.inf, jnp.zeros((), int), curvature, zero)
 
-    def _step(self, place, length: Array) -> FlowPath:
+    def _step(self, place: Place, length: Array) -> FlowPath:
         return path_over(self.task.flow, self.task.unravel, self.node_count, place, length)
 
     def _corrected(self, carry: Carry) -> Corrected:
@@ -144,33 +142,26 @@ class Diagonal(NamedTuple):
         done = now.converged | now.lost
         nodes = carry.nodes + now.change
         ends = jnp.concatenate([step.start.params[None], nodes])
-        accepted = self._accepted(carry, now, ends)
-        place = jax.tree.map(lambda a, b: jnp.where(good, a, b), accepted.place, progress.place)
+        before = progress.place, progress.scale, progress.finite
+        end = self._end(carry, now, ends)
+        place, scale, finite = jax.tree.map(lambda a, b: jnp.where(good, a, b), end, before)
         # A constant step whose corrections diverge ends the run: a length of 0 says so.
         longer = step.length * self._factor(carry, now, good)
         length = longer if constant is None else jnp.where(good, constant, 0.0)
-        left = self.task.end - place.time
-        # What would be left after a step is done with it, if it is next to nothing.
-        length = jnp.where(left < 1.01 * length, left, length)
-        length = jnp.where(done, length, step.length).astype(step.length.dtype)
+        length = jnp.where(done, self.task.fitted(place.time, length), step.length).astype(step.length.dtype)
         following = jax.lax.cond(done, lambda: self._step(place, length), lambda: step)
         # The next step starts from the polynomial of this one, if that is worth anything.
         x = (good + length / step.length * jnp.asarray(step.nodes.radau)).astype(nodes.dtype)
-        guess = combine(step.nodes.at(x), ends)
-        counts = Counts(
-            progress.counts.accepted + good,
-            progress.counts.rejected + (done & ~good),
-            progress.counts.gradients + self.node_count,
-            progress.counts.hessians,
-        )
+        guess = step.nodes.at(x) @ ends
+        counts = progress.counts.after(good, done & ~good, self.node_count)
         rows = self.task.write(progress.rows, step, ends, now.path, good)
         progress = Progress(
             place,
             length,
-            jnp.where(good, accepted.scale, progress.scale),
+            scale,
             rows,
             counts,
-            jnp.where(good, accepted.finite, progress.finite),
+            finite,
             jnp.where(done, ~good, progress.just_rejected),
         )
         many = (carry.round >= _MANY) & now.converged
@@ -198,8 +189,8 @@ class Diagonal(NamedTuple):
         share = jnp.where(carry.round > 0, share, 0.0)
         return carry.nodes + now.change - share * (carry.nodes - nodes + difference)
 
-    def _accepted(self, carry: Carry, now: Corrected, ends: Array) -> Progress:
-        """The progress when the step is done; only place, scale and finiteness are of its own."""
+    def _end(self, carry: Carry, now: Corrected, ends: Array) -> tuple[Place, Array, Array]:
+        """Where the step leads, the scale there, and whether all is finite."""
         time = self.task.after(carry.path.start.time, carry.path.length)
         gradient = now.gradients[-1] + now.curvature * now.change[-1]
         end: Path = jax.tree.map(lambda leaf: leaf[-1], now.path)
@@ -207,9 +198,7 @@ class Diagonal(NamedTuple):
             time=time, params=ends[-1], velocity=end.velocity, filters=end.filters, gradient=gradient
         )
         finite = jnp.all(jnp.isfinite(gradient)) & jnp.all(jnp.isfinite(ends[-1]))
-        return carry.progress._replace(
-            place=place, scale=jnp.maximum(carry.progress.scale, self.task.scale(ends[-1])), finite=finite
-        )
+        return place, self.task.scale(ends[-1], carry.progress.scale), finite
 
     def _factor(self, carry: Carry, now: Corrected, good: Array) -> Array:
         """By how much the next step is longer: by its error, and by the corrections that this one took."""

@@ -7,8 +7,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 _RADAU = {2: (1 / 3, 1.0), 3: ((4 - 6**0.5) / 10, (4 + 6**0.5) / 10, 1.0)}
-#: Up to so many parameters sums of a few vectors are written out.
-_SMALL = 0
 #: By type, the rate beyond which moments of an exponential follow from lower ones, and the terms of their series below
 #: it; the way up loses digits that float32 has not.
 _SERIES = {"float64": (1.5, 14), "float32": (6.0, 18)}
@@ -71,15 +69,6 @@ def extrapolation(at: Float[Array, " past"], x: Float[Array, " now"]) -> Float[A
     gaps = at[:, None] - at + jnp.eye(at.size, dtype=at.dtype)
     ratios = (x[:, None, None] - at) / gaps
     return jnp.prod(jnp.where(jnp.eye(at.size, dtype=bool), 1.0, ratios), axis=-1)
-
-
-def combine(weights: Float[Array, "*rows nodes"], values: Float[Array, "nodes size"]) -> Float[Array, "*rows size"]:
-    """W x. For few parameters as a sum: XLA fuses it, with all lanes of a batch, where small products stand alone."""
-    if values.shape[-1] > _SMALL:
-        return weights @ values
-    return sum(
-        (weights[..., j, None] * values[j] for j in range(1, values.shape[0])), weights[..., 0, None] * values[0]
-    )
 
 
 def _powers(x: Float[Array, "*shape"], count: int) -> Float[Array, "*shape count"]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from adamflow.flows import PaperFlow, averages
 from adamflow.optimizers import Optimizer
-from adamflow.solve.collocation.nodes import Nodes, combine, nodes
+from adamflow.solve.collocation.nodes import Nodes, nodes
 from adamflow.types import Scalar
 
 #: By stage and name, a filter for all parameters in one vector.
@@ -97,17 +97,12 @@ class FlowPath(eqx.Module):
             from_left: whether θ is driven by the polynomial through the left end too, for the estimate of errors.
         """
         signal, with_left = self.signals(self.start.gradient, gradients)
-        return self.along(with_left if from_left else signal, with_left)
+        return self._path(self._stages(with_left if from_left else signal, with_left))
 
     def signals(self, left: Vector, at_nodes: Float[Array, "node size"]) -> tuple[Fine, Fine]:
         """At the fine nodes, the polynomials through Radau's nodes alone, and through them and the left end."""
         from_radau, from_ends = (jnp.asarray(x, at_nodes.dtype) for x in (self.nodes.from_radau, self.nodes.from_ends))
-        return combine(from_radau, at_nodes), combine(from_ends, jnp.concatenate([left[None], at_nodes]))
-
-    def along(self, signal: Fine, with_left: Fine) -> Path:
-        """The path for gradients at the fine nodes: `signal`, and `with_left` for filters that cannot be negative."""
-        stages = self._stages(signal, with_left)
-        return self._path(stages)
+        return from_radau @ at_nodes, from_ends @ jnp.concatenate([left[None], at_nodes])
 
     def responses(self, gradients: Float[Array, "node size"]) -> tuple[Path, Slopes, Float[Array, "node size"]]:
         """The path; −∂θᵢ/∂Gⱼ at the nodes by coordinate; and what θ there gains by a signal that has the left end too.
@@ -122,13 +117,13 @@ class FlowPath(eqx.Module):
             terms, gained = self._response(index, stages[index], gained)
             here = sum(weights[places][:, :, None] * by[places][:, None] for weights, by in terms)
             through = jnp.einsum("ikd,kjd->ijd", here, through)
-            gained = combine(from_radau, gained[places])
+            gained = from_radau @ gained[places]
         terms, gained = self._response(len(stages) - 1, stages[-1], gained)
         kernel = self._kernel[places]
-        parts = [combine(kernel[:, None] * weights.T, jax.vmap(self._force)(by)) for weights, by in terms]
+        parts = [(kernel[:, None] * weights.T) @ jax.vmap(self._force)(by) for weights, by in terms]
         slopes = -functools.reduce(jnp.add, parts)
         slopes = slopes if len(stages) == 1 else jnp.einsum("ikd,kjd->ijd", slopes, through)
-        return self._path(stages), slopes, combine(kernel, jax.vmap(self._force)(gained))
+        return self._path(stages), slopes, kernel @ jax.vmap(self._force)(gained)
 
     def _response(self, index: int, stage: StagePath, gained: Fine) -> tuple[list[tuple[Array, Fine]], Fine]:
         """How a stage's direction changes with its signal at Radau's nodes, a sum of matrix times diagonal; its gain.
@@ -140,7 +135,7 @@ class FlowPath(eqx.Module):
         at_once, linear = self._sensitivities(self._single(index), stage)
         known = self.averages[index]
         terms = [(from_radau, at_once), *((known[name].taken @ from_radau, by) for name, by in linear.items())]
-        return terms, sum((by * combine(known[name].taken, gained) for name, by in linear.items()), at_once * gained)
+        return terms, sum((by * (known[name].taken @ gained) for name, by in linear.items()), at_once * gained)
 
     def slopes(self, gradients: Float[Array, "node size"]) -> Slopes:
         """−∂θᵢ/∂Gⱼ, by coordinate, with second moments held."""
@@ -210,7 +205,7 @@ class FlowPath(eqx.Module):
             for filter in single.stages[0].filters():
                 name = filter.name
                 driven = by_ends[name] if filter.nonnegative else by_nodes[name]
-                value = known[name].kept[:, None] * start[name] + combine(known[name].taken, driven)
+                value = known[name].kept[:, None] * start[name] + known[name].taken @ driven
                 values[name] = jnp.maximum(value, 0.0) if filter.nonnegative else value
         return values
 
@@ -220,14 +215,14 @@ class FlowPath(eqx.Module):
         fine = jnp.asarray(self.nodes.fine, dtype)
         if self.flow.order == 1:
             force = jax.vmap(self._force)(directions)
-            params = self.decay.kept[:, None] * start.params + combine(self.decay.taken, force)
+            params = self.decay.kept[:, None] * start.params + self.decay.taken @ force
             return params, jnp.zeros((fine.size, 0), dtype), force
         force = jax.vmap(self._force)(directions)
         plain, kernel, inverse = self._second_order
         falling = jnp.exp(-2 * self.length * fine)[:, None] * start.velocity
-        params = inverse @ (start.params + combine(plain, falling + combine(kernel, force)))
+        params = inverse @ (start.params + plain @ (falling + kernel @ force))
         force = jax.vmap(self._change)(params, directions)
-        return params, falling + combine(kernel, force), force
+        return params, falling + kernel @ force, force
 
     @property
     def _second_order(self) -> tuple[Array, Array, Array]:

@@ -9,7 +9,7 @@ from jaxtyping import Array
 from adamflow.solve.collocation import curvature
 from adamflow.solve.collocation.path import Path, Place, path_over
 from adamflow.solve.collocation.step import Attempt, Past, Settings, Step
-from adamflow.solve.collocation.task import Counts, Progress, Task
+from adamflow.solve.collocation.task import Progress, Task
 
 #: Up to so many parameters the Hessian is computed, when it has become wrong, instead of learnt.
 DENSE_LIMIT = 32
@@ -64,9 +64,7 @@ class Runner(NamedTuple):
     def _advance(self, carry: _Carry) -> _Carry:
         """Attempt a step; go on from its end or, where it failed, with a shorter one."""
         progress, task = carry.progress, self.task
-        left = task.end - progress.place.time
-        # What would be left after a step is done with it, if it is next to nothing.
-        length = jnp.where(left < 1.01 * progress.length, left, progress.length)
+        length = task.fitted(progress.place.time, progress.length)
         path = path_over(task.flow, task.unravel, self.settings.nodes, progress.place, length)
         step = Step(path, task.gradient, carry.past, task.rtol * progress.scale, self.settings)
         tried = step.attempt(carry.factor, carry.rate)
@@ -75,12 +73,7 @@ class Runner(NamedTuple):
         new = self._accepted(carry, tried, length)
         ends = jnp.concatenate([path.start.params[None], tried.path.params[path.nodes.places]])
         rows = task.write(progress.rows, path, ends, tried.path, good)
-        counts = Counts(
-            progress.counts.accepted + good,
-            progress.counts.rejected + ~good,
-            progress.counts.gradients + tried.evaluations,
-            progress.counts.hessians,
-        )
+        counts = progress.counts.after(good, ~good, tried.evaluations)
         usable = jnp.all(jnp.isfinite(tried.factor))
         old = carry._replace(factor=jnp.where(usable, tried.factor, carry.factor), rate=jnp.full_like(carry.rate, 0.5))
         chosen = jax.tree.map(lambda a, b: jnp.where(good, a, b), _without_rows(new), _without_rows(old))
@@ -100,7 +93,7 @@ class Runner(NamedTuple):
         rate = jnp.where(tried.worst_rate > 0, tried.rate, 1.1 * tried.rate)
         progress = carry.progress._replace(
             place=Place(time, end.params, end.velocity, end.filters, tried.gradients[-1]),
-            scale=jnp.maximum(carry.progress.scale, self.task.scale(end.params)),
+            scale=self.task.scale(end.params, carry.progress.scale),
             finite=jnp.all(jnp.isfinite(tried.true)) & jnp.all(jnp.isfinite(end.params)),
         )
         return carry._replace(progress=progress, past=past, factor=tried.factor, rate=jnp.clip(rate, 0.1, 1.0))

@@ -35,6 +35,10 @@ class Counts(NamedTuple):
     gradients: Int[Array, ""]
     hessians: Int[Array, ""]
 
+    def after(self, accepted: Array, rejected: Array, gradients: Any) -> "Counts":
+        """These, and what an attempt has cost."""
+        return Counts(self.accepted + accepted, self.rejected + rejected, self.gradients + gradients, self.hessians)
+
 
 class Progress(NamedTuple):
     """How far a run has come.
@@ -92,7 +96,13 @@ class Task(NamedTuple):
         rows = jax.tree.map(first, Rows(place.params, place.filters if self.looks else ()))
         counts = Counts(zero, zero, zero + 1, zero)
         return Progress(
-            place, jnp.ones((), dtype), self.scale(place.params), rows, counts, jnp.array(True), jnp.array(False)
+            place,
+            jnp.ones((), dtype),
+            self.scale(place.params, jnp.zeros((), dtype)),
+            rows,
+            counts,
+            jnp.array(True),
+            jnp.array(False),
         )
 
     def unfinished(self, progress: Progress) -> Array:
@@ -111,6 +121,11 @@ class Task(NamedTuple):
         """The time when a step is done: the end itself if next to nothing would be left."""
         return jnp.where(self.end - (time + length) < self._smallest, self.end, time + length).astype(time.dtype)
 
+    def fitted(self, time: Array, length: Array) -> Array:
+        """The length of a step from a time: up to the end, if next to nothing would be left after it."""
+        left = self.end - time
+        return jnp.where(left < 1.01 * length, left, length)
+
     def code(self, progress: Progress) -> Array:
         """How the run ended: the first of these that holds."""
         place, counts = progress.place, progress.counts
@@ -126,10 +141,11 @@ class Task(NamedTuple):
             code = jnp.where(holds, meaning, code)
         return code
 
-    def scale(self, params: Vector) -> Array:
-        """Of errors: the distance moved from the start of the run, and a share of what was there."""
+    def scale(self, params: Vector, before: Array) -> Array:
+        """Of errors: the largest distance from the start of the run so far, and a share of what was there."""
         moved, size = (jnp.sqrt(jnp.mean(x**2)) for x in (params - self.start, self.start))
-        return jnp.maximum(moved + _SHARE_OF_START * size, jnp.sqrt(jnp.finfo(size.dtype).tiny))
+        least = jnp.maximum(before, jnp.sqrt(jnp.finfo(size.dtype).tiny))
+        return jnp.maximum(moved + _SHARE_OF_START * size, least)
 
     def write(self, rows: Rows, step: FlowPath, ends: Float[Array, "ends size"], path: Path, good: Array) -> Rows:
         """The rows within a step that is accepted, from the polynomial through its fine nodes.
