@@ -3,6 +3,7 @@
 import importlib.util
 import os
 from collections.abc import Iterator
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["MPLBACKEND"] = "Agg"
@@ -42,3 +43,14 @@ def unchecked() -> Iterator[None]:
 def key() -> jax.Array:
     """The random key of a test: each test gets the same one, made from the seed in the header."""
     return jax.random.key(SEED)
+
+
+@pytest.fixture
+def ax() -> Iterator[Any]:
+    """Axes on which a test draws; that they can be rendered is checked at its end."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(layout="constrained")
+    yield axes
+    figure.draw_without_rendering()
+    plt.close(figure)
