@@ -118,6 +118,7 @@ def test_failure_cifar10_missing_damaged_or_another_file(cifar):
         ("t10k-images-idx3-ubyte", idx(np.zeros((3, 28, 28)))[:6], "cut short or damaged"),
         ("train-images-idx3-ubyte.gz", gzip.compress(bytes(99))[:-9], "train-images.* is damaged: .*; copy it again"),
     ],
+    ids=["labels of others", "images as labels", "empty", "eleven classes", "cut images", "cut header", "cut gzip"],
 )
 def test_failure_fashion_mnist_damaged_or_another_file(fashion, name, content, words):
     folder, _ = fashion
