@@ -8,76 +8,141 @@ from jaxtyping import Array, Float
 
 #: Sizes of the parts of a secant: the metric is diag(p).
 _SMALLEST_COSINE = 0.05
+#: Of a slope between two nodes over that at the end.
+_LARGEST_SHARE = 3.0
 
-Factor = Float[Array, "size rank"]
 Metric = Float[Array, " size"]
+Square = Float[Array, "width width"]
 
 
-def product(factor: Factor, vectors: Float[Array, "*several size"]) -> Float[Array, "*several size"]:
-    """H v, H = U Uᵀ."""
-    return (vectors @ factor) @ factor.T
+class Curvature(NamedTuple):
+    """H = U C Uᵀ.
+
+    Attributes:
+        columns: U; learnt ones are float32, since what they are wrong by is far more than their rounding.
+        core: C, positive semidefinite.
+        gram: Uᵀ diag(p) U in the metric p of the step at hand, an estimate of how much each column matters to it.
+    """
+
+    columns: Float[Array, "size width"]
+    core: Square
+    gram: Square
+
+    def product(self, vectors: Float[Array, "several size"]) -> Float[Array, "several size"]:
+        """H v."""
+        return self.spread(self.images(vectors) @ self.core)
+
+    def images(self, vectors: Float[Array, "several size"]) -> Float[Array, "several width"]:
+        """Uᵀ v."""
+        return (vectors.astype(self.columns.dtype) @ self.columns).astype(vectors.dtype)
+
+    def spread(self, images: Float[Array, "several width"]) -> Float[Array, "several size"]:
+        """U y."""
+        return (images.astype(self.columns.dtype) @ self.columns.T).astype(images.dtype)
+
+    def weighed(self, metric: Metric) -> "Curvature":
+        """The same in another metric."""
+        columns = self.columns.astype(jnp.float32)
+        gram = columns.T @ (metric.astype(jnp.float32)[:, None] * columns)
+        return self._replace(gram=gram.astype(self.gram.dtype))
 
 
-def exact(loss: Any, params: Float[Array, " size"]) -> Factor:
-    """The factor of the positive part of the dense Hessian of a function of a vector."""
+def none(size: int, width: int, dtype: Any) -> Curvature:
+    """No curvature, with room for as many columns."""
+    zero = jnp.zeros((width, width), dtype)
+    return Curvature(jnp.zeros((size, width), dtype), zero, zero)
+
+
+def exact(loss: Any, params: Float[Array, " size"]) -> Curvature:
+    """The positive part of the dense Hessian of a function of a vector; 0 where it is not finite."""
     hessian = jax.hessian(loss)(params)
     values, vectors = jnp.linalg.eigh((hessian + hessian.T) / 2)
-    return vectors * jnp.sqrt(jnp.maximum(values, 0.0))
+    columns = vectors * jnp.sqrt(jnp.maximum(values, 0.0))
+    columns = jnp.where(jnp.all(jnp.isfinite(columns)), columns, 0.0)
+    one = jnp.eye(params.size, dtype=params.dtype)
+    return Curvature(columns, one, one)
 
 
-def add_secant(factor: Factor, step: Metric, change: Metric, metric: Metric) -> Factor:
-    """Teach H a change of the gradient along a step: symmetric rank one where the curvature grows.
+def add_secant(known: Curvature, place: Array, step: Metric, change: Metric, metric: Metric) -> Curvature:
+    """Teach H a change of the gradient along a step: symmetric rank one where the curvature grows, in a free column.
 
-    Where it falls, H shrinks along its own image of the step. The column of least weight in the metric is dropped; the
-    last one is empty, for the next secant.
+    Where it falls, H shrinks along its own image of the step.
     """
-    tiny = jnp.finfo(factor.dtype).tiny
-    image = factor.T @ step
-    rest = change - factor @ image
-    along, before = rest @ step, image @ image
+    tiny = jnp.finfo(step.dtype).tiny
+    (image,) = known.images(step[None])
+    towards = known.core @ image
+    rest = change - known.spread(towards[None])[0]
+    along, before = rest @ step, image @ towards
     size = jnp.sqrt(jnp.sum(metric * rest * rest) * jnp.sum(step * step / metric))
     column = rest / jnp.sqrt(jnp.maximum(jnp.maximum(along, _SMALLEST_COSINE * size), tiny))
     grows = jnp.isfinite(size) & (along > 0.2 * _SMALLEST_COSINE * size) & (size > 0)
     falls = jnp.isfinite(size) & (along < 0) & (before > 0)
-    kept = jnp.sqrt(jnp.clip((change @ step) / jnp.maximum(before, tiny), 0.0, 1.0))
-    unit = image / jnp.maximum(jnp.sqrt(before), tiny)
-    factor = factor - jnp.where(falls, 1 - kept, 0.0) * jnp.outer(factor @ unit, unit)
-    factor = factor.at[:, -1].set(jnp.where(grows, column, factor[:, -1]))
-    _, vectors = jnp.linalg.eigh(factor.T @ (metric[:, None] * factor))
-    return (factor @ vectors[:, ::-1]).at[:, -1].set(0.0)
+    kept = jnp.clip((change @ step) / jnp.maximum(before, tiny), 0.0, 1.0)
+    lost = jnp.where(falls, 1 - kept, 0.0) / jnp.maximum(before, tiny)
+    core = known.core - lost * jnp.outer(towards, towards)
+    column = jnp.where(grows, column, 0.0)
+    columns = known.columns.at[:, place].set(column.astype(known.columns.dtype))
+    (weights,) = known._replace(columns=columns).images((metric * column)[None])
+    gram = known.gram.at[:, place].set(weights).at[place].set(weights)
+    return Curvature(columns, core.at[place, place].set(1.0), gram)
+
+
+def compressed(known: Curvature, rank: int) -> Curvature:
+    """The part of H that matters most in the metric, in the first columns; the others are free."""
+    values, vectors = jnp.linalg.eigh(known.core)
+    root = vectors * jnp.sqrt(jnp.maximum(values, 0.0))
+    _, vectors = jnp.linalg.eigh(root.T @ known.gram @ root)
+    chosen = (root @ vectors[:, : -rank - 1 : -1]).astype(known.columns.dtype)
+    free = known.core.shape[0] - rank
+    columns = jnp.pad(known.columns @ chosen, ((0, 0), (0, free)))
+    core = jnp.diag((jnp.arange(rank + free) < rank).astype(known.core.dtype))
+    return Curvature(columns, core, jnp.zeros_like(core))
+
+
+def metric_of(slopes: Float[Array, "node node size"]) -> Metric:
+    """p: how θ at the end of a step falls with the gradient there, for each coordinate; positive."""
+    last = slopes[-1, -1]
+    return jnp.maximum(last, 1e-12 * jnp.max(jnp.abs(last)))
 
 
 class Solver(NamedTuple):
-    """What solves (I + H J) x = r, H = U Uᵀ, for J a matrix of diagonals, one for each pair of nodes.
+    """What solves (I + H J) x = r for J a matrix of diagonals, one for each pair of nodes.
 
     For many parameters J is taken as one s × s matrix times one diagonal p: then a single Gram matrix is needed.
     """
 
     slopes: Float[Array, "node node size"]
-    factor: Factor
-    metric: Metric
+    known: Curvature
+    metric: Any
     vectors: Any
     inverse: Any
 
 
-def solver(slopes: Float[Array, "node node size"], factor: Factor, metric: Metric, separable: bool) -> Solver:
-    """Factorize I + H J by Woodbury's formula: a matrix of the size nodes × rank, or for each rank one of the nodes."""
-    count, rank = slopes.shape[0], factor.shape[1]
-    if not separable:
-        gram = jnp.einsum("da,ijd,db->iajb", factor, slopes, factor).reshape(count * rank, count * rank)
-        return Solver(slopes, factor, metric, None, jnp.linalg.inv(jnp.eye(count * rank, dtype=factor.dtype) + gram))
-    small = 1e-30 * jnp.max(metric)
-    mean = jnp.mean(slopes / jnp.maximum(metric, small), axis=-1)
-    values, vectors = jnp.linalg.eigh(factor.T @ (metric[:, None] * factor))
-    systems = jnp.eye(count, dtype=factor.dtype) + jnp.maximum(values, 0.0)[:, None, None] * mean
-    return Solver(slopes, factor, metric, vectors, jnp.linalg.inv(systems) @ mean)
+def dense_solver(known: Curvature, slopes: Float[Array, "node node size"]) -> Solver:
+    """Factorize I + H J, with a matrix of the size nodes × columns, by Woodbury's formula; the core is the identity."""
+    count, width = slopes.shape[0], known.core.shape[0]
+    gram = jnp.einsum("da,ijd,db->iajb", known.columns, slopes, known.columns).reshape(count * width, count * width)
+    return Solver(slopes, known, None, None, jnp.linalg.inv(jnp.eye(count * width, dtype=gram.dtype) + gram))
 
 
-def solve_curved(known: Solver, right: Float[Array, "node size"]) -> Float[Array, "node size"]:
+def low_rank_solver(known: Curvature, slopes: Float[Array, "node node size"], metric: Metric) -> Solver:
+    """The same with a matrix of the size of the nodes for each column, in the metric of the Gram matrix."""
+    count = slopes.shape[0]
+    # Each coordinate counts by what it adds to the trace of H diag(p).
+    weights = jnp.sum((known.columns @ known.core.astype(known.columns.dtype)) * known.columns, axis=-1)
+    mean = slopes @ weights / jnp.maximum(metric @ weights, jnp.finfo(slopes.dtype).tiny)
+    values, vectors = jnp.linalg.eigh(known.core)
+    root = vectors * jnp.sqrt(jnp.maximum(values, 0.0))
+    values, vectors = jnp.linalg.eigh(root.T @ known.gram @ root)
+    systems = jnp.eye(count, dtype=mean.dtype) + jnp.maximum(values, 0.0)[:, None, None] * mean
+    return Solver(slopes, known, metric, root @ vectors, jnp.linalg.inv(systems) @ mean)
+
+
+def solve_curved(solver: Solver, right: Float[Array, "node size"]) -> Float[Array, "node size"]:
     """x of (I + H J) x = r."""
-    factor = known.factor
-    if known.vectors is None:
-        image = jnp.einsum("ijd,jd->id", known.slopes, right) @ factor
-        return right - (known.inverse @ image.reshape(-1)).reshape(image.shape) @ factor.T
-    image = (known.metric * right) @ factor @ known.vectors
-    return right - jnp.einsum("kij,jk->ik", known.inverse, image) @ known.vectors.T @ factor.T
+    known = solver.known
+    if solver.vectors is None:
+        image = jnp.einsum("ijd,jd->id", solver.slopes, right) @ known.columns
+        return right - (solver.inverse @ image.reshape(-1)).reshape(image.shape) @ known.columns.T
+    image = known.images(solver.metric * right) @ solver.vectors
+    return right - known.spread(jnp.einsum("kij,jk->ik", solver.inverse, image) @ solver.vectors.T)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from adamflow.solve.collocation.lanes import loop
+from adamflow.solve.collocation.nodes import along
 from adamflow.solve.collocation.path import FlowPath, Path, Place, Vector, path_over
 from adamflow.solve.collocation.task import Progress, Task
 
@@ -111,9 +112,9 @@ class Diagonal(NamedTuple):
         step, nodes = carry.path, carry.nodes
         gradients = jax.vmap(self.task.gradient)(nodes)
         moved, changed = nodes - carry.before[0], gradients - carry.before[1]
-        size = jnp.sum(moved * moved, axis=0)
+        size = along(jnp.add, moved * moved)
         telling = (size > _TELLING**2 * jnp.mean(size)) & (carry.round > 0)
-        secant = jnp.maximum(jnp.sum(moved * changed, axis=0) / jnp.where(telling, size, 1.0), 0.0)
+        secant = jnp.maximum(along(jnp.add, moved * changed) / jnp.where(telling, size, 1.0), 0.0)
         curvature = jnp.where(telling & jnp.isfinite(secant), secant, carry.curvature)
 
         path, slopes, gained = step.responses(gradients)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from adamflow.flows import PaperFlow, averages
 from adamflow.optimizers import Optimizer
-from adamflow.solve.collocation.nodes import Nodes, nodes
+from adamflow.solve.collocation.nodes import Nodes, along, nodes
 from adamflow.types import Scalar
 
 #: By stage and name, a filter for all parameters in one vector.
@@ -141,6 +141,27 @@ class FlowPath(eqx.Module):
         """−∂θᵢ/∂Gⱼ, by coordinate, with second moments held."""
         return self.responses(gradients)[1]
 
+    def inflation(self, path: Path, gradient: Vector, noise: Vector) -> Array:
+        """How much a noise of the gradient at the end changes the first stage's direction by way of second moments.
+
+        That is the part of it that is even in the noise, once filters that cannot be negative have averaged it;
+        relative, in the root mean square.
+        """
+        single, time = self._single(0), self._times[-1]
+        filters = {name: values[-1] for name, values in path.filters[0].items()}
+        (up,), (down,), (plain,) = (self._read(single, gradient + x, (filters,), time)[1] for x in (noise, -noise, 0.0))
+        added = {name: jnp.zeros_like(value) for name, value in filters.items()}
+        for filter in single.stages[0].filters():
+            if filter.nonnegative:
+                name = filter.name
+                added[name] = ((up[name] + down[name]) / 2 - plain[name]) * filter.mass_at(time)
+        direction, change = jax.jvp(
+            lambda filters: self._read(single, gradient, (filters,), time)[0], (filters,), (added,)
+        )
+        change = jnp.minimum(jnp.abs(change), jnp.abs(direction))
+        size = jnp.sum(direction * direction)
+        return jnp.sqrt(jnp.sum(change * change) / jnp.maximum(size, jnp.finfo(size.dtype).tiny))
+
     @property
     def _times(self) -> Array:
         return self.start.time + self.length * jnp.asarray(self.nodes.fine, self.start.params.dtype)
@@ -191,7 +212,7 @@ class FlowPath(eqx.Module):
 
     def _path(self, stages: list[StagePath]) -> Path:
         params, velocity, force = self._integrate(stages[-1].direction)
-        reach = self.length * jnp.max(jnp.abs(force), axis=0)
+        reach = self.length * along(jnp.maximum, jnp.abs(force))
         return Path(params, velocity, tuple(stage.filters for stage in stages), reach)
 
     def _filters(

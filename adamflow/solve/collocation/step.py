@@ -8,13 +8,26 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from adamflow.solve.collocation import curvature
+from adamflow.solve.collocation.curvature import (
+    Curvature,
+    Metric,
+    Solver,
+    add_secant,
+    dense_solver,
+    low_rank_solver,
+    metric_of,
+    solve_curved,
+)
 from adamflow.solve.collocation.nodes import extrapolation
 from adamflow.solve.collocation.path import FlowPath, Path, Vector
 from adamflow.types import Scalar
 
 #: A correction beyond this, in units of the tolerance, will not converge.
 _HOPELESS = 1e6
+#: Iterations without gradients stop at this share of the last correction, after the first gradient at the tolerance.
+_SHARE_OF_MOVE, _FIRST_TOLERANCE = 0.03, 0.3
+#: What the gradient at the end is expected to leave of the inflation that it finds, as long as no second one has.
+_FIRST_RATE = 0.25
 
 
 class Settings(NamedTuple):
@@ -29,8 +42,8 @@ class Settings(NamedTuple):
         inner_rounds: iterations without gradients at most, after each of them.
         outer_tolerance: how far the end may move at the last true gradient.
         inner_tolerance: the same for the iterations without, in units of that.
-        residual: of the gradient at the end, relative, weighted by what it does to θ. A part of it that H does not know
-            would inflate the second moments like noise.
+        inflation: in units of rtol, how much the direction may fall because second moments average, like noise, what
+            the surrogate does not know of the gradient at the end.
         filtered: how often the estimate of the error goes through (I + H p)⁻¹, which stiff parts of it need.
         weight_of_correction: of the difference between prediction and result in that estimate.
     """
@@ -43,9 +56,14 @@ class Settings(NamedTuple):
     inner_rounds: int = 20
     outer_tolerance: float = 0.1
     inner_tolerance: float = 0.05
-    residual: float = 0.02
+    inflation: float = 0.05
     filtered: int = 1
     weight_of_correction: float = 0.5
+
+    @property
+    def width(self) -> int:
+        """The columns of H with those that a step adds."""
+        return self.rank + self.rounds + 1
 
 
 class Past(NamedTuple):
@@ -62,14 +80,15 @@ class Attempt(NamedTuple):
     round: Int[Array, ""]
     evaluations: Int[Array, ""]
     gradients: Float[Array, "node size"]
-    factor: curvature.Factor
+    curvature: Curvature
+    metric: Metric
     slopes: Float[Array, "node node size"]
     end: Vector
     true: Vector
     path: Path
     move: Float[Array, ""]
-    residual: Float[Array, ""]
-    residual_rate: Float[Array, ""]
+    inflation: Float[Array, ""]
+    inflation_rate: Float[Array, ""]
     rate: Float[Array, ""]
     worst_rate: Float[Array, ""]
     correction: Float[Array, ""]
@@ -89,25 +108,29 @@ class Step(eqx.Module):
     gradient: Callable[[Vector], Vector]
     past: Past
     scale: Scalar
+    rtol: Scalar
     settings: Settings = eqx.field(static=True)
 
-    def attempt(self, factor: curvature.Factor, rate: Array) -> Attempt:
+    def attempt(self, known: Curvature, rate: Array) -> Attempt:
         """Rounds until the end stays where it is and the gradient there is what the surrogate says, or hope is lost."""
         guess = extrapolation(self._places, self._radau) @ self.past.gradients
         one, zero = jnp.ones((), guess.dtype), jnp.zeros((), int)
         shape = jax.eval_shape(lambda: self.path(guess))
+        slopes = self.path.slopes(guess)
+        metric = metric_of(slopes)
         begin = Attempt(
             round=zero,
             evaluations=zero,
             gradients=guess,
-            factor=factor,
-            slopes=self.path.slopes(guess),
+            curvature=known.weighed(metric),
+            metric=metric,
+            slopes=slopes,
             end=self.past.params[-1],
             true=self.past.gradients[-1],
             path=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape),
             move=one * jnp.inf,
-            residual=0 * one,
-            residual_rate=one,
+            inflation=0 * one,
+            inflation_rate=one,
             rate=rate,
             worst_rate=0 * one,
             correction=one * jnp.inf,
@@ -124,10 +147,12 @@ class Step(eqx.Module):
     def error(self, tried: Attempt) -> Array:
         """The error of the end: how far it is from that of the polynomial through the left end, or from prediction."""
         other = self.path(tried.gradients, from_left=True)
-        error, metric, factor = other.params[-1] - tried.path.params[-1], _metric(tried.slopes), tried.factor
-        gram = jnp.eye(factor.shape[1], dtype=error.dtype) + factor.T @ (metric[:, None] * factor)
+        error, known = other.params[-1] - tried.path.params[-1], tried.curvature
+        one = jnp.eye(known.core.shape[0], dtype=error.dtype)
         for _ in range(self.settings.filtered):
-            error = error - metric * (factor @ jnp.linalg.solve(gram, factor.T @ error))
+            (image,) = known.images(error[None])
+            image = known.core @ jnp.linalg.solve(one + known.gram @ known.core, image)
+            error = error - tried.metric * known.spread(image[None])[0]
         return jnp.maximum(self._norm(error), self.settings.weight_of_correction * tried.correction)
 
     @property
@@ -144,40 +169,47 @@ class Step(eqx.Module):
 
     def _constant_part(self, tried: Attempt) -> Array:
         """e at the nodes: from the past alone before there is a gradient at the end."""
-        known = self.past.gradients - curvature.product(tried.factor, self.past.params - self.path.start.params)
-        end = tried.true - curvature.product(tried.factor, tried.end - self.path.start.params)
-        every = jnp.append(self._places, jnp.ones((), end.dtype))
-        return jnp.where(
-            tried.round == 0,
-            extrapolation(self._places, self._radau) @ known,
-            extrapolation(every, self._radau) @ jnp.concatenate([known, end[None]]),
-        )
+        latest = jnp.append(self._places, jnp.ones((), tried.true.dtype))
+        first = jnp.pad(extrapolation(self._places, self._radau), ((0, 0), (0, 1)))
+        weights = jnp.where(tried.round == 0, first, extrapolation(latest, self._radau))
+        gradients = jnp.concatenate([self.past.gradients, tried.true[None]])
+        moved = jnp.concatenate([self.past.params, tried.end[None]]) - self.path.start.params
+        return weights @ gradients - tried.curvature.product(weights @ moved)
 
     def _solve(self, constant: Array, tried: Attempt) -> tuple[Array, Array, Array]:
         """G of the surrogate, the slopes there, and the last correction of θ."""
-        tolerance = self.settings.inner_tolerance * self.settings.outer_tolerance
-        places = self.path.nodes.places
+        tolerance, places = self._inner_tolerance(tried), self.path.nodes.places
 
-        def known(slopes: Array) -> curvature.Solver:
-            return curvature.solver(slopes, tried.factor, _metric(slopes), not self.settings.dense)
+        def with_slopes(slopes: Array, metric: Metric, known: Curvature) -> Solver:
+            return dense_solver(known, slopes) if self.settings.dense else low_rank_solver(known, slopes, metric)
+
+        def renewed(slopes: Array) -> Solver:
+            metric = metric_of(slopes)
+            return with_slopes(slopes, metric, tried.curvature.weighed(metric))
 
         def correct(carry: tuple) -> tuple:
             round, gradients, solver, before = carry
             params = self.path(gradients).params[places]
-            wanted = constant + curvature.product(tried.factor, params - self.path.start.params)
-            change = curvature.solve_curved(solver, wanted - gradients)
+            wanted = constant + tried.curvature.product(params - self.path.start.params)
+            change = solve_curved(solver, wanted - gradients)
             move = jnp.max(self._norm(jnp.einsum("ijd,jd->id", solver.slopes, change)))
             gradients = gradients + change
             slow = (move > 0.2 * before) & (move > tolerance)
-            solver = jax.lax.cond(slow, lambda: known(self.path.slopes(gradients)), lambda: solver)
+            solver = jax.lax.cond(slow, lambda: renewed(self.path.slopes(gradients)), lambda: solver)
             return round + 1, gradients, solver, move
 
         def unfinished(carry: tuple) -> Array:
             return (carry[0] < self.settings.inner_rounds) & (carry[3] > tolerance) & (carry[3] < 100 * _HOPELESS)
 
-        begin = (0, tried.gradients, known(tried.slopes), jnp.asarray(10 * _HOPELESS, constant.dtype))
+        now = with_slopes(tried.slopes, tried.metric, tried.curvature)
+        begin = (0, tried.gradients, now, jnp.asarray(10 * _HOPELESS, constant.dtype))
         _, gradients, solver, move = jax.lax.while_loop(unfinished, correct, begin)
         return gradients, solver.slopes, move
+
+    def _inner_tolerance(self, tried: Attempt) -> Array:
+        """How far iterations without gradients may be from their end: a small part of what the next gradient moves."""
+        least = self.settings.inner_tolerance * self.settings.outer_tolerance
+        return jnp.clip(_SHARE_OF_MOVE * tried.move, least, _FIRST_TOLERANCE)
 
     def _round(self, tried: Attempt) -> Attempt:
         """Solve on the surrogate, and unless that has settled, take the true gradient at the end."""
@@ -187,42 +219,44 @@ class Step(eqx.Module):
         move = jnp.where(first, jnp.inf, self._norm(path.params[-1] - tried.end)).astype(inner.dtype)
         measured = move / tried.move
         rate = jnp.where(tried.round > 1, measured, tried.rate)
-        solved = inner <= 5 * settings.inner_tolerance * settings.outer_tolerance
-        residual = tried.residual * jnp.minimum(tried.residual_rate, 1.0)
-        settled = (move * jnp.minimum(rate, 1.0) < settings.outer_tolerance) & (residual < settings.residual)
+        solved = inner <= 5 * self._inner_tolerance(tried)
+        left = tried.inflation * jnp.minimum(tried.inflation_rate, 1.0)
+        settled = (move * jnp.minimum(rate, 1.0) < settings.outer_tolerance) & (left < settings.inflation * self.rtol)
         converged = ~first & settled & solved
-        lost = ~solved | (~first & ~(move < _HOPELESS)) | ((tried.round > 2) & (rate > 1.5))
+        lost = (
+            ~solved
+            | (~first & ~(move < _HOPELESS))
+            | ((tried.round > 2) & (rate > 1.5) & (move > settings.outer_tolerance))
+        )
         stop = converged | lost
-        metric = _metric(slopes)
 
-        def look() -> tuple[Array, ...]:
+        def look() -> tuple[Array, Array, Curvature, Array]:
             end = path.params[-1]
             true = self.gradient(end)
-            # The largest of the last gradients: where one crosses zero, its size of the moment says nothing.
-            size = jnp.maximum(jnp.abs(true), jnp.max(jnp.abs(self.past.gradients), axis=0))
-            total = jnp.maximum(jnp.sum((metric * size) ** 2), jnp.finfo(true.dtype).tiny)
-            rest = jnp.sum((metric * (true - gradients[-1])) ** 2) / total
+            inflation = self.path.inflation(path, gradients[-1], true - gradients[-1])
             if settings.dense:
-                return end, true, tried.factor, jnp.sqrt(rest)
-            factor = curvature.add_secant(tried.factor, end - tried.end, true - tried.true, metric / self.path.length)
-            return end, true, factor, jnp.sqrt(rest)
+                return end, true, tried.curvature, inflation
+            place = settings.rank + tried.round
+            known = add_secant(tried.curvature, place, end - tried.end, true - tried.true, tried.metric)
+            return end, true, known, inflation
 
-        end, true, factor, left = jax.lax.cond(
-            stop, lambda: (tried.end, tried.true, tried.factor, tried.residual), look
+        end, true, known, inflation = jax.lax.cond(
+            stop, lambda: (tried.end, tried.true, tried.curvature, tried.inflation), look
         )
-        ratio = jnp.where(first, 0.5, left / jnp.maximum(tried.residual, 1e-30))
+        ratio = jnp.where(first, _FIRST_RATE, inflation / jnp.maximum(tried.inflation, 1e-30))
         return Attempt(
             round=tried.round + 1,
             evaluations=tried.evaluations + ~stop,
             gradients=gradients,
-            factor=factor,
+            curvature=known,
+            metric=tried.metric,
             slopes=slopes,
             end=end,
             true=true,
             path=path,
             move=move,
-            residual=left,
-            residual_rate=jnp.where(stop, tried.residual_rate, ratio).astype(left.dtype),
+            inflation=inflation,
+            inflation_rate=jnp.where(stop, tried.inflation_rate, ratio).astype(left.dtype),
             rate=rate,
             worst_rate=jnp.where(tried.round > 1, jnp.maximum(tried.worst_rate, measured), tried.worst_rate),
             correction=jnp.where(tried.round == 1, move, tried.correction),
@@ -230,9 +264,3 @@ class Step(eqx.Module):
             converged=converged,
             alive=~lost,
         )
-
-
-def _metric(slopes: Array) -> Array:
-    """The slope of θ at the end by the gradient there, for each coordinate; positive."""
-    last = slopes[-1, -1]
-    return jnp.maximum(last, 1e-12 * jnp.max(jnp.abs(last)))

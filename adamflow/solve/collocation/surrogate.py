@@ -13,12 +13,14 @@ from adamflow.solve.collocation.task import Progress, Task
 
 #: Up to so many parameters the Hessian is computed, when it has become wrong, instead of learnt.
 DENSE_LIMIT = 32
+#: A step that takes as many gradients is of the right length.
+_USUAL = 4
 
 
 class _Carry(NamedTuple):
     progress: Progress
     past: Past
-    factor: curvature.Factor
+    known: curvature.Curvature
     rate: Array
     age: Array
 
@@ -27,9 +29,9 @@ def settings_for(size: int) -> Settings:
     """Three nodes and the Hessian itself for few parameters; two and a Hessian of low rank for many.
 
     With the Hessian itself, what the surrogate says is wrong only where a gradient crosses zero, and more rounds do not
-    mend that: a large residual means a Hessian of the past.
+    mend that: a large inflation means a Hessian of the past.
     """
-    return Settings(nodes=3, dense=True, residual=0.5) if size <= DENSE_LIMIT else Settings()
+    return Settings(nodes=3, dense=True, inflation=300.0) if size <= DENSE_LIMIT else Settings()
 
 
 class Runner(NamedTuple):
@@ -37,10 +39,6 @@ class Runner(NamedTuple):
 
     task: Task
     settings: Settings
-
-    def hessian_factor(self, params: Array) -> curvature.Factor:
-        factor = curvature.exact(self.task.loss_of, params)
-        return jnp.where(jnp.all(jnp.isfinite(factor)), factor, 0.0)
 
     def run(self, progress: Progress) -> Progress:
         """Integrate to the end."""
@@ -57,29 +55,32 @@ class Runner(NamedTuple):
         # The places before the start only say that nothing is known of how the gradient changes.
         before = place.time + jnp.arange(1 - settings.past, 1).astype(dtype)
         past = Past(before, *(jnp.tile(x, (settings.past, 1)) for x in (params, place.gradient)))
-        factor = self.hessian_factor(params) if settings.dense else jnp.zeros((params.size, settings.rank + 1), dtype)
+        none = curvature.none(params.size, settings.width, dtype)
+        known = curvature.exact(self.task.loss_of, params) if settings.dense else none
         counts = progress.counts._replace(hessians=progress.counts.hessians + settings.dense)
-        return _Carry(progress._replace(counts=counts), past, factor, jnp.asarray(0.3, dtype), jnp.zeros((), int))
+        return _Carry(progress._replace(counts=counts), past, known, jnp.asarray(0.3, dtype), jnp.zeros((), int))
 
     def _advance(self, carry: _Carry) -> _Carry:
         """Attempt a step; go on from its end or, where it failed, with a shorter one."""
         progress, task = carry.progress, self.task
         length = task.fitted(progress.place.time, progress.length)
         path = path_over(task.flow, task.unravel, self.settings.nodes, progress.place, length)
-        step = Step(path, task.gradient, carry.past, task.rtol * progress.scale, self.settings)
-        tried = step.attempt(carry.factor, carry.rate)
+        step = Step(path, task.gradient, carry.past, task.rtol * progress.scale, task.rtol, self.settings)
+        tried = step.attempt(carry.known, carry.rate)
         error = step.error(tried)
         good = tried.converged & (error <= 1.0)
         new = self._accepted(carry, tried, length)
         ends = jnp.concatenate([path.start.params[None], tried.path.params[path.nodes.places]])
         rows = task.write(progress.rows, path, ends, tried.path, good)
         counts = progress.counts.after(good, ~good, tried.evaluations)
-        usable = jnp.all(jnp.isfinite(tried.factor))
-        old = carry._replace(factor=jnp.where(usable, tried.factor, carry.factor), rate=jnp.full_like(carry.rate, 0.5))
+        known = tried.curvature if self.settings.dense else curvature.compressed(tried.curvature, self.settings.rank)
+        usable = jnp.all(jnp.isfinite(tried.curvature.core)) & jnp.all(jnp.isfinite(tried.curvature.gram))
+        known = jax.tree.map(lambda a, b: jnp.where(usable, a, b), known, carry.known)
+        old = carry._replace(rate=jnp.full_like(carry.rate, 0.5))
         chosen = jax.tree.map(lambda a, b: jnp.where(good, a, b), _without_rows(new), _without_rows(old))
         length = (length * self._factor(carry, tried, error, good)).astype(length.dtype)
         now = chosen.progress._replace(rows=rows, length=length, counts=counts, just_rejected=~good)
-        carry = chosen._replace(progress=now, age=carry.age + 1)
+        carry = chosen._replace(progress=now, known=known, age=carry.age + 1)
         return self._renewed(carry, tried, good) if self.settings.dense else carry
 
     def _accepted(self, carry: _Carry, tried: Attempt, length: Array) -> _Carry:
@@ -96,14 +97,13 @@ class Runner(NamedTuple):
             scale=self.task.scale(end.params, carry.progress.scale),
             finite=jnp.all(jnp.isfinite(tried.true)) & jnp.all(jnp.isfinite(end.params)),
         )
-        return carry._replace(progress=progress, past=past, factor=tried.factor, rate=jnp.clip(rate, 0.1, 1.0))
+        return carry._replace(progress=progress, past=past, rate=jnp.clip(rate, 0.1, 1.0))
 
     def _factor(self, carry: _Carry, tried: Attempt, error: Array, good: Array) -> Array:
         """By how much the next step is longer: by its error, and so that a few gradients will do for it."""
         order = 1 / (self.settings.nodes + 1)
         by_error = 0.9 * jnp.maximum(error, 1e-6) ** -order
-        contraction = jnp.maximum(0.6, jnp.sqrt(0.3 / jnp.maximum(tried.worst_rate, 1e-3)))
-        by_rounds = jnp.where(tried.worst_rate > 0, contraction, jnp.sqrt(2.0))
+        by_rounds = jnp.sqrt(_USUAL / jnp.maximum(tried.evaluations, 1))
         longest = jnp.where(carry.progress.just_rejected, 1.0, 3.0)
         shorter = jnp.clip(0.8 * error**-order, 0.2, 0.9)
         shorter = jnp.where(tried.converged & jnp.isfinite(error), shorter, 0.5)
@@ -113,10 +113,11 @@ class Runner(NamedTuple):
         """Compute the Hessian anew where rounds contract slowly or not at all."""
         slow = (good & (tried.worst_rate > 0.4)) | (~tried.converged & tried.solved)
         renew, progress = (carry.age > 2) & slow, carry.progress
-        factor = jax.lax.cond(renew, lambda: self.hessian_factor(progress.place.params), lambda: carry.factor)
+        params = progress.place.params
+        known = jax.lax.cond(renew, lambda: curvature.exact(self.task.loss_of, params), lambda: carry.known)
         counts = progress.counts._replace(hessians=progress.counts.hessians + renew)
         progress = progress._replace(counts=counts)
-        return carry._replace(progress=progress, factor=factor, age=jnp.where(renew, 0, carry.age))
+        return carry._replace(progress=progress, known=known, age=jnp.where(renew, 0, carry.age))
 
 
 def _without_rows(carry: _Carry) -> _Carry:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from adamflow.flows import PaperFlow, averages
 from adamflow.flows.averages import FlowState
+from adamflow.solve.collocation.nodes import along
 from adamflow.solve.collocation.path import Filters, FlowPath, Path, Place, Vector, flat, restore
 from adamflow.solve.trajectory import COMPLETED, DIVERGED, NOT_FINITE, STALLED, STEP_LIMIT
 from adamflow.types import Loss, Params, Scalar
@@ -157,7 +158,7 @@ class Task(NamedTuple):
         first, last = (jnp.searchsorted(self.times, time, side="right") for time in (begin, after))
 
         fine = jnp.asarray(step.nodes.fine, step.length.dtype)
-        apart = jnp.max(jnp.abs(step.nodes.at(fine) @ ends - path.params), axis=0)
+        apart = along(jnp.maximum, jnp.abs(step.nodes.at(fine) @ ends - path.params))
         smooth = apart < _AGREE * path.reach
 
         def write(row: Array, rows: Rows) -> Rows:
