@@ -55,7 +55,7 @@ class Config:
     steps: int = 1220
     first: int = 20
     save_every: int = 20
-    attempts: float = 5.0
+    attempts: float = 2.0
     step_size: float = 0.5
     modes: int = 2
     lanczos_iterations: int = 12

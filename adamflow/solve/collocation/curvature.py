@@ -8,8 +8,6 @@ from jaxtyping import Array, Float
 
 #: Sizes of the parts of a secant: the metric is diag(p).
 _SMALLEST_COSINE = 0.05
-#: Of a slope between two nodes over that at the end.
-_LARGEST_SHARE = 3.0
 
 Metric = Float[Array, " size"]
 Square = Float[Array, "width width"]
@@ -19,14 +17,16 @@ class Curvature(NamedTuple):
     """H = U C Uᵀ.
 
     Attributes:
-        columns: U; learnt ones are float32, since what they are wrong by is far more than their rounding.
+        columns: U, in the precision of the parameters: in a lower one steps get shorter.
         core: C, positive semidefinite.
-        gram: Uᵀ diag(p) U in the metric p of the step at hand, an estimate of how much each column matters to it.
+        gram: Uᵀ diag(p) U in the metric p of the step at hand: how much the columns matter to it.
+        diagonal: of H, as it was at the start of the step, and what columns have added since.
     """
 
     columns: Float[Array, "size width"]
     core: Square
     gram: Square
+    diagonal: Metric
 
     def product(self, vectors: Float[Array, "several size"]) -> Float[Array, "several size"]:
         """H v."""
@@ -34,23 +34,24 @@ class Curvature(NamedTuple):
 
     def images(self, vectors: Float[Array, "several size"]) -> Float[Array, "several width"]:
         """Uᵀ v."""
-        return (vectors.astype(self.columns.dtype) @ self.columns).astype(vectors.dtype)
+        return vectors @ self.columns
 
     def spread(self, images: Float[Array, "several width"]) -> Float[Array, "several size"]:
         """U y."""
-        return (images.astype(self.columns.dtype) @ self.columns.T).astype(images.dtype)
+        return images @ self.columns.T
 
     def weighed(self, metric: Metric) -> "Curvature":
-        """The same in another metric."""
+        """The same in another metric; in single precision, since it only helps Newton's method."""
         columns = self.columns.astype(jnp.float32)
         gram = columns.T @ (metric.astype(jnp.float32)[:, None] * columns)
-        return self._replace(gram=gram.astype(self.gram.dtype))
+        diagonal = columns**2 @ jnp.diag(self.core).astype(jnp.float32)
+        return self._replace(gram=gram.astype(self.gram.dtype), diagonal=diagonal.astype(self.diagonal.dtype))
 
 
 def none(size: int, width: int, dtype: Any) -> Curvature:
     """No curvature, with room for as many columns."""
     zero = jnp.zeros((width, width), dtype)
-    return Curvature(jnp.zeros((size, width), dtype), zero, zero)
+    return Curvature(jnp.zeros((size, width), dtype), zero, zero, jnp.zeros((size,), dtype))
 
 
 def exact(loss: Any, params: Float[Array, " size"]) -> Curvature:
@@ -60,7 +61,7 @@ def exact(loss: Any, params: Float[Array, " size"]) -> Curvature:
     columns = vectors * jnp.sqrt(jnp.maximum(values, 0.0))
     columns = jnp.where(jnp.all(jnp.isfinite(columns)), columns, 0.0)
     one = jnp.eye(params.size, dtype=params.dtype)
-    return Curvature(columns, one, one)
+    return Curvature(columns, one, one, jnp.sum(columns**2, axis=-1))
 
 
 def add_secant(known: Curvature, place: Array, step: Metric, change: Metric, metric: Metric) -> Curvature:
@@ -81,10 +82,10 @@ def add_secant(known: Curvature, place: Array, step: Metric, change: Metric, met
     lost = jnp.where(falls, 1 - kept, 0.0) / jnp.maximum(before, tiny)
     core = known.core - lost * jnp.outer(towards, towards)
     column = jnp.where(grows, column, 0.0)
-    columns = known.columns.at[:, place].set(column.astype(known.columns.dtype))
+    columns = known.columns.at[:, place].set(column)
     (weights,) = known._replace(columns=columns).images((metric * column)[None])
     gram = known.gram.at[:, place].set(weights).at[place].set(weights)
-    return Curvature(columns, core.at[place, place].set(1.0), gram)
+    return Curvature(columns, core.at[place, place].set(1.0), gram, known.diagonal + column**2)
 
 
 def compressed(known: Curvature, rank: int) -> Curvature:
@@ -92,11 +93,11 @@ def compressed(known: Curvature, rank: int) -> Curvature:
     values, vectors = jnp.linalg.eigh(known.core)
     root = vectors * jnp.sqrt(jnp.maximum(values, 0.0))
     _, vectors = jnp.linalg.eigh(root.T @ known.gram @ root)
-    chosen = (root @ vectors[:, : -rank - 1 : -1]).astype(known.columns.dtype)
+    chosen = root @ vectors[:, : -rank - 1 : -1]
     free = known.core.shape[0] - rank
     columns = jnp.pad(known.columns @ chosen, ((0, 0), (0, free)))
     core = jnp.diag((jnp.arange(rank + free) < rank).astype(known.core.dtype))
-    return Curvature(columns, core, jnp.zeros_like(core))
+    return Curvature(columns, core, jnp.zeros_like(core), known.diagonal)
 
 
 def metric_of(slopes: Float[Array, "node node size"]) -> Metric:
@@ -129,8 +130,7 @@ def low_rank_solver(known: Curvature, slopes: Float[Array, "node node size"], me
     """The same with a matrix of the size of the nodes for each column, in the metric of the Gram matrix."""
     count = slopes.shape[0]
     # Each coordinate counts by what it adds to the trace of H diag(p).
-    weights = jnp.sum((known.columns @ known.core.astype(known.columns.dtype)) * known.columns, axis=-1)
-    mean = slopes @ weights / jnp.maximum(metric @ weights, jnp.finfo(slopes.dtype).tiny)
+    mean = slopes @ known.diagonal / jnp.maximum(metric @ known.diagonal, jnp.finfo(slopes.dtype).tiny)
     values, vectors = jnp.linalg.eigh(known.core)
     root = vectors * jnp.sqrt(jnp.maximum(values, 0.0))
     values, vectors = jnp.linalg.eigh(root.T @ known.gram @ root)

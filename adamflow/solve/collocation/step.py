@@ -24,6 +24,8 @@ from adamflow.types import Scalar
 
 #: A correction beyond this, in units of the tolerance, will not converge.
 _HOPELESS = 1e6
+#: The same for a rate, while corrections matter.
+_DIVERGES = 1.5
 #: Iterations without gradients stop at this share of the last correction, after the first gradient at the tolerance.
 _SHARE_OF_MOVE, _FIRST_TOLERANCE = 0.03, 0.3
 #: What the gradient at the end is expected to leave of the inflation that it finds, as long as no second one has.
@@ -223,26 +225,11 @@ class Step(eqx.Module):
         left = tried.inflation * jnp.minimum(tried.inflation_rate, 1.0)
         settled = (move * jnp.minimum(rate, 1.0) < settings.outer_tolerance) & (left < settings.inflation * self.rtol)
         converged = ~first & settled & solved
-        lost = (
-            ~solved
-            | (~first & ~(move < _HOPELESS))
-            | ((tried.round > 2) & (rate > 1.5) & (move > settings.outer_tolerance))
-        )
+        diverges = (tried.round > 2) & (rate > _DIVERGES) & (move > settings.outer_tolerance)
+        lost = ~solved | (~first & ~(move < _HOPELESS)) | diverges
         stop = converged | lost
-
-        def look() -> tuple[Array, Array, Curvature, Array]:
-            end = path.params[-1]
-            true = self.gradient(end)
-            inflation = self.path.inflation(path, gradients[-1], true - gradients[-1])
-            if settings.dense:
-                return end, true, tried.curvature, inflation
-            place = settings.rank + tried.round
-            known = add_secant(tried.curvature, place, end - tried.end, true - tried.true, tried.metric)
-            return end, true, known, inflation
-
-        end, true, known, inflation = jax.lax.cond(
-            stop, lambda: (tried.end, tried.true, tried.curvature, tried.inflation), look
-        )
+        before = (tried.end, tried.true, tried.curvature, tried.inflation)
+        end, true, known, inflation = jax.lax.cond(stop, lambda: before, lambda: self._look(tried, path, gradients))
         ratio = jnp.where(first, _FIRST_RATE, inflation / jnp.maximum(tried.inflation, 1e-30))
         return Attempt(
             round=tried.round + 1,
@@ -264,3 +251,14 @@ class Step(eqx.Module):
             converged=converged,
             alive=~lost,
         )
+
+    def _look(self, tried: Attempt, path: Path, gradients: Array) -> tuple[Vector, Vector, Curvature, Array]:
+        """The end of the step, the true gradient there, what H learns from it, and the inflation by what it did not know."""
+        end, settings = path.params[-1], self.settings
+        true = self.gradient(end)
+        inflation = self.path.inflation(path, gradients[-1], true - gradients[-1])
+        if settings.dense:
+            return end, true, tried.curvature, inflation
+        place = settings.rank + tried.round
+        known = add_secant(tried.curvature, place, end - tried.end, true - tried.true, tried.metric)
+        return end, true, known, inflation
