@@ -10,7 +10,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,8 @@ import kadam
 import numpy as np
 import optax
 import optimistix
+from jax.flatten_util import ravel_pytree
+from scipy.integrate import solve_ivp
 
 import adamflow as af
 from adamflow.analysis.eigenvalues import dominant_of
@@ -32,12 +34,13 @@ PAIRS = ((0.999, 0.9), (0.95, 0.9), (0.95, 0.5), (0.9999, 0.5))
 
 
 class Row(NamedTuple):
-    """One comparison: what is timed, adamflow's side, the peer's, and how often."""
+    """One comparison: what is timed, adamflow's side, the peer's, how often, and the part of ours that its is."""
 
     name: str
     ours: Callable[[], Any]
     peer: Callable[[], Any]
     repeats: int
+    part: float = 1.0
 
 
 def seconds(function: Callable[[], Any]) -> float:
@@ -49,11 +52,11 @@ def seconds(function: Callable[[], Any]) -> float:
 def measure(row: Row) -> dict[str, Any]:
     """Time both sides in turn, so that a change of the machine's speed hits both."""
     first_ours, first_peer = seconds(row.ours), seconds(row.peer)
-    pairs = [(seconds(row.ours), seconds(row.peer)) for _ in range(row.repeats)]
-    ours, peer = (statistics.median(side) for side in zip(*pairs, strict=True))
-    ratio = statistics.median(a / b for a, b in pairs)
-    times = {"ours": ours, "peer": peer, "ratio": ratio, "first_ours": first_ours, "first_peer": first_peer}
-    return {"name": row.name} | times
+    times = [(seconds(row.ours), seconds(row.peer)) for _ in range(row.repeats)]
+    ours, peer = (statistics.median(side) for side in zip(*times, strict=True))
+    ratio = row.part * statistics.median(a / b for a, b in times)
+    found = {"ours": ours, "peer": peer, "ratio": ratio, "first_ours": first_ours, "first_peer": first_peer}
+    return {"name": row.name} | found
 
 
 def discrete(dimension: int, steps: int, repeats: int) -> Row:
@@ -100,49 +103,72 @@ def continuous(beta: float, gamma: float, repeats: int) -> Row:
 
 
 def collocation(
-    where: str, problem: af.Problem, numbers: tuple[float, float, float], steps: int, rtol: float, check: str
+    where: str,
+    problem: af.Problem,
+    numbers: tuple[float, float, float],
+    steps: int,
+    rtol: float = 1e-3,
+    check: str = "",
+    repeats: int = 5,
 ) -> Row:
-    """`solve` by collocation against the discrete run; the name says what it costs in gradients, and its error.
+    """A run by collocation against a bare scan over the discrete step; the name says its gradients, and its error.
 
     The error is relative to the distance moved, against the diffrax solver named `check` at a tolerance far below.
     """
-    flow, saved = af.PaperFlow(af.adam(*numbers)), np.linspace(0, steps, 21)
+    optimizer, saved = af.adam(*numbers), np.linspace(0, steps, 21)
+    flow = af.PaperFlow(optimizer)
 
+    @jax.jit
     def ours() -> af.Trajectory:
         return af.solve(flow, problem.loss, problem.params, steps, save_at=saved, rtol=rtol, solver="collocation")
 
-    def discrete_run() -> Any:
-        return af.iterate(flow.optimizer, problem.loss, problem.params, steps, save_at=saved).params
+    @jax.jit
+    def scan() -> Any:
+        def step(state: Any, n: jax.Array) -> tuple[Any, None]:
+            return optimizer.step(problem.loss, state, n), None
+
+        start = (problem.params, optimizer.initial_state(problem.params))
+        return jax.lax.scan(step, start, jnp.arange(steps))[0][0]
 
     run, name = ours(), f"collocation, {where}, eta, beta, gamma {numbers[0]:g}, {numbers[1]}, {numbers[2]}"
     name += f": {int(run.stats.gradient_evaluations) / steps:.3f} gradients/iteration"
     if check:
         chord = diffrax.with_stepsize_controller_tols(optimistix.Chord)()
         solver = diffrax.Kvaerno5(root_finder=chord) if check == "Kvaerno5" else getattr(diffrax, check)()
-        tight = {"rtol": 1e-7, "atol": 1e-13, "solver": solver}
+        tight = {"rtol": 1e-7, "atol": 1e-13, "solver": solver, "max_steps": 1_000_000}
         reference = af.solve(flow, problem.loss, problem.params, steps, save_at=saved, **tight)
         name += f", error {af.compare(reference, run).maximum:.0e}"
-    return Row(f"{name} / iterate", lambda: ours().params, discrete_run, 5)
+    return Row(f"{name} / scan", lambda: ours().params, scan, repeats)
 
 
-def collocations() -> list[Row]:
-    chain, network = af.problems.chain(10), af.problems.mlp()
-    rows = [collocation("chain(10)", chain, (1e-3, *pair), 2000, 1e-3, "Kvaerno5") for pair in PAIRS]
-    rows += [collocation("chain(1000)", af.problems.chain(1000), (1e-3, *pair), 2000, 1e-3, "") for pair in PAIRS]
-    rows += [
-        collocation("chain(10)", chain, (eta, 0.999, 0.9), round(2 / eta), 1e-3, "Kvaerno5" if eta > 1e-5 else "")
-        for eta in (1e-2, 1e-4, 1e-5)
-    ]
-    rows.append(collocation("chain(100000)", af.problems.chain(100_000), (1e-3, 0.999, 0.9), 2000, 1e-3, ""))
-    rows.append(collocation("digits", network, (1e-3, 0.999, 0.9), 1000, 1e-3, "Dopri8"))
-    return [*rows, collocation("digits", network, (1e-4, 0.999, 0.9), 10_000, 1e-3, "")]
+def collocations() -> Iterator[Row]:
+    """Chains of growing size, smaller learning rates at ηN = 2, and networks at ηN = 1."""
+    chain, slow = af.problems.chain(10), (0.999, 0.9)
+    for pair in PAIRS:
+        yield collocation("chain(10)", chain, (1e-3, *pair), 2000, check="Kvaerno5")
+    for eta in (1e-2, 1e-4, 1e-5):
+        yield collocation("chain(10)", chain, (eta, *slow), round(2 / eta), check="Kvaerno5" * (eta > 1e-5))
+    for size, repeats in ((1000, 5), (100_000, 1)):
+        for pair in PAIRS:
+            check = "Dopri8" * (size == 1000)
+            yield collocation(f"chain({size})", af.problems.chain(size), (1e-3, *pair), 2000, 1e-3, check, repeats)
+    for width in (32, 128):
+        for eta in (1e-3, 1e-4):
+            network = af.problems.mlp((width,))
+            yield collocation(f"digits, {width} units", network, (eta, *slow), round(1 / eta), repeats=1)
+    large = af.problems.char_transformer(layers=1, heads=4, width=64, context=32, batch_size=16).flatten()
+    yield collocation(f"transformer, {large.params.size} parameters", large, (1e-3, *slow), 1000, repeats=1)
+
+
+def pairs(side: int) -> np.ndarray:
+    """(β, γ) of a sweep, shape (side², 2): β from .9 to .9999, γ from .5 to .99."""
+    beta, gamma = 1 - np.geomspace(0.1, 1e-4, side), 1 - np.geomspace(0.5, 0.01, side)
+    return np.stack(np.meshgrid(beta, gamma), axis=-1).reshape(-1, 2)
 
 
 def sweep(eta: float, side: int) -> Row:
     """Flows from one point with side × side pairs (β, γ) in one program, against the same of the optimizer."""
-    problem, steps = af.problems.chain(10), round(2 / eta)
-    beta, gamma = 1 - np.geomspace(0.1, 1e-4, side), 1 - np.geomspace(0.5, 0.01, side)
-    lanes = jnp.asarray(np.stack(np.meshgrid(beta, gamma), axis=-1).reshape(-1, 2))
+    problem, steps, lanes = af.problems.chain(10), round(2 / eta), jnp.asarray(pairs(side))
 
     @jax.jit
     @jax.vmap
@@ -157,6 +183,34 @@ def sweep(eta: float, side: int) -> Row:
 
     name = f"sweep, {side} x {side} (beta, gamma), chain(10), eta {eta:g}, flows / iterate"
     return Row(name, lambda: flows(lanes), lambda: discrete_runs(lanes), 3)
+
+
+def sweep_by_scipy(side: int, sample: int) -> Row:
+    """Some lanes of the same sweep, one after the other, by SciPy's LSODA in ln v; a lane of ours is its share."""
+    row, problem, lanes, runs = sweep(1e-3, side), af.problems.chain(10), pairs(side), []
+    for pair in lanes[:: len(lanes) // sample]:
+        flow = af.PaperFlow(af.adam(1e-3, *pair))
+        state = flow.initial_state(problem.loss, problem.params)
+        encode, decode = flow.coordinates(state)
+        start, unravel = ravel_pytree(encode(state))
+
+        @jax.jit
+        def field(time: Any, vector: Any, flow: Any = flow, known: Any = (encode, decode, unravel)) -> jax.Array:
+            encode, decode, unravel = known
+            state = decode(unravel(vector))
+            change = flow.vector_field(time, state, problem.loss)
+            return ravel_pytree(jax.jvp(encode, (state,), (change,))[1])[0]
+
+        runs.append((field, np.asarray(start)))
+
+    def lane(field: Callable[..., jax.Array], start: np.ndarray) -> Any:
+        return solve_ivp(lambda *at: np.asarray(field(*at)), (0, 2000), start, "LSODA", rtol=1e-4, atol=1e-6).t
+
+    def theirs() -> list[Any]:
+        return [lane(*run) for run in runs]
+
+    name = f"sweep of {side**2} lanes, flows / {len(lanes)} lanes by LSODA (timed: {len(runs)})"
+    return Row(name, row.ours, theirs, 1, len(runs) / len(lanes))
 
 
 def eigenvalues(name: str, model: Any, repeats: int) -> Row:
@@ -190,32 +244,39 @@ def evaluation(where: str, problem: af.Problem, flow: af.AbstractFlow, repeats: 
     return Row(name, lambda: field(state), lambda: gradient(problem.params), repeats)
 
 
-def evaluations(repeats: int) -> list[Row]:
+def evaluations(repeats: int) -> Iterator[Row]:
     """Gradient equivalents: by time, where `gradient_equivalents` of a flow counts without what XLA merges."""
-    optimizer, rows = af.adam(1e-3), []
+    optimizer = af.adam(1e-3)
     small = af.problems.char_transformer(layers=1, heads=2, width=32, context=32, batch_size=8)
     # Order 5 compiles for a minute on a transformer.
     for where, problem, highest in (("perceptron", af.problems.mlp(), 5), ("transformer", small, 4)):
         flows = [af.ModifiedFlow(optimizer, order) for order in range(1, highest + 1)]
         flows += [af.MapFlow(optimizer, 2), af.MemorylessFlow(optimizer)]
-        rows += [evaluation(where, problem, flow, repeats) for flow in flows]
-    return rows
+        yield from (evaluation(where, problem, flow, repeats) for flow in flows)
 
 
-def rows() -> list[Row]:
-    return [
-        discrete(10, 2000, 20),
-        discrete(1000, 2000, 20),
-        discrete(100_000, 200, 5),
-        *(Row(*row) for row in kadam.rows()),
-        eigenvalues("discrete step", "discrete", 20),
-        eigenvalues("flow of order 1", af.PaperFlow(af.adam(1.0)), 20),
-        eigenvalues("flow of order 2", af.PaperFlow(af.adam(1.0), order=2), 20),
-        *(continuous(beta, gamma, 5) for beta, gamma in PAIRS),
-        *collocations(),
-        *(sweep(eta, 32) for eta in (1e-3, 1e-4)),
-        *evaluations(20),
-    ]
+def rows() -> Iterator[Row]:
+    """All rows, each made when it is its turn."""
+    yield discrete(10, 2000, 20)
+    yield discrete(1000, 2000, 20)
+    yield discrete(100_000, 200, 5)
+    yield from (Row(*row) for row in kadam.rows())
+    yield eigenvalues("discrete step", "discrete", 20)
+    yield eigenvalues("flow of order 1", af.PaperFlow(af.adam(1.0)), 20)
+    yield eigenvalues("flow of order 2", af.PaperFlow(af.adam(1.0), order=2), 20)
+    yield from (continuous(beta, gamma, 5) for beta, gamma in PAIRS)
+    yield from collocations()
+    yield from (sweep(eta, 32) for eta in (1e-3, 1e-4))
+    yield sweep_by_scipy(32, 8)
+    yield from evaluations(20)
+
+
+def write(out: Path, results: list[dict[str, Any]]) -> None:
+    """All results so far, never half of them."""
+    report = {"machine": platform.platform(), "jax": jax.__version__, "adamflow": af.__version__, "rows": results}
+    partial = out.with_suffix(".partial")
+    partial.write_text(json.dumps(report, indent=1))
+    partial.replace(out)
 
 
 def main() -> None:
@@ -232,11 +293,8 @@ def main() -> None:
             f"{r['first_ours']:9.2f} s {r['first_peer']:5.2f} s",
             flush=True,
         )
-    if out is not None:
-        report = {"machine": platform.platform(), "jax": jax.__version__, "adamflow": af.__version__, "rows": results}
-        partial = out.with_suffix(".partial")
-        partial.write_text(json.dumps(report, indent=1))
-        partial.replace(out)
+        if out is not None:
+            write(out, results)
 
 
 if __name__ == "__main__":

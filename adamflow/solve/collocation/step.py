@@ -253,7 +253,7 @@ class Step(eqx.Module):
         )
 
     def _look(self, tried: Attempt, path: Path, gradients: Array) -> tuple[Vector, Vector, Curvature, Array]:
-        """The end of the step, the true gradient there, what H learns from it, and the inflation by what it did not know."""
+        """The end, the true gradient there, what H learns from it, and the inflation by what it did not know."""
         end, settings = path.params[-1], self.settings
         true = self.gradient(end)
         inflation = self.path.inflation(path, gradients[-1], true - gradients[-1])
