@@ -11,7 +11,10 @@ import pytest
 from scipy.integrate import quad
 
 import adamflow as af
+from adamflow.solve.collocation import curvature
 from adamflow.solve.collocation.nodes import extrapolation, nodes
+from adamflow.solve.collocation.path import Place, path_over
+from conftest import SEED
 from tests.stages import AdaBeliefStage, AdaFomStage
 
 CHAIN = af.problems.chain(10)
@@ -56,6 +59,67 @@ def test_formula_polynomials_through_the_nodes():
     assert points.at(x) @ cubic(ends) == pytest.approx(cubic(0.37))
     past, ahead = jnp.array([-3.0, -1.5, -0.2, 0.0]), jnp.array([0.4, 1.0])
     np.testing.assert_allclose(extrapolation(past, ahead) @ cubic(past), cubic(ahead), rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_formula_inflation_is_what_noise_adds_to_the_second_moment():
+    rng = np.random.default_rng(SEED)
+    gradient, noise, first, second = rng.normal(size=(4, 5))
+    second, noise = second**2, 0.3 * noise
+    beta, n, length = 0.99, 40.0, 3.0
+    flow = af.PaperFlow(af.adam(1e-3, beta, 0.9))
+    filters = ({"first_moment": jnp.asarray(first), "second_moment": jnp.asarray(second)},)
+    start = Place(jnp.asarray(n), jnp.zeros(5), jnp.zeros(0), filters, jnp.asarray(gradient))
+    step = path_over(flow, lambda vector: vector, 2, start, jnp.asarray(length))
+    path = step(jnp.asarray(np.stack([gradient, gradient])))
+    moments = {name: np.asarray(values[-1]) for name, values in path.filters[0].items()}
+    direction = moments["first_moment"] / np.sqrt(moments["second_moment"])
+    mass = 1 - beta ** (n + length + 1)
+    falls = np.minimum(noise**2 * mass / (2 * moments["second_moment"]), 1) * np.abs(direction)
+    expected = np.sqrt(np.mean(falls**2) / np.mean(direction**2))
+    found = step.inflation(path, jnp.asarray(gradient), jnp.asarray(noise))
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert found > 1e-3
+
+
+@pytest.mark.slow
+def test_formula_curvature_of_low_rank():
+    rng = np.random.default_rng(SEED)
+    size, rank, width = 12, 3, 5
+    root, metric = rng.normal(size=(size, size)), jnp.asarray(rng.uniform(0.5, 2.0, size))
+    hessian = root @ root.T
+    steps = jnp.asarray(rng.normal(size=(rank, size)))
+    known = curvature.none(size, width, jnp.float64).weighed(metric)
+    for place, step in enumerate(steps):
+        known = curvature.add_secant(known, jnp.asarray(place), step, hessian @ step, metric)
+        # What it has just been taught it reproduces.
+        np.testing.assert_allclose(known.product(step[None])[0], hessian @ step, rtol=1e-9)
+    dense = known.columns @ known.core @ known.columns.T
+    np.testing.assert_allclose(known.gram, known.columns.T @ (metric[:, None] * known.columns), rtol=1e-9)
+    np.testing.assert_allclose(known.diagonal, np.diag(dense), rtol=1e-9)
+    np.testing.assert_allclose(curvature.compressed(known, rank).product(steps), steps @ dense, rtol=1e-6)
+    # Where the curvature turns out to be less along a step, it is.
+    less = curvature.add_secant(known, jnp.asarray(rank), steps[0], 0.5 * hessian @ steps[0], metric)
+    assert steps[0] @ less.product(steps[:1])[0] == pytest.approx(0.5 * steps[0] @ hessian @ steps[0], rel=1e-9)
+    # Newton's matrix, for slopes that are one matrix times the metric.
+    shares = jnp.asarray([[0.4, -0.1], [0.9, 1.0]])
+    slopes, right = shares[:, :, None] * metric, jnp.asarray(rng.normal(size=(2, size)))
+    found = curvature.solve_curved(curvature.low_rank_solver(known, slopes, metric), right)
+    matrix = np.eye(2 * size) + np.kron(np.asarray(shares), np.asarray(dense * metric))
+    np.testing.assert_allclose(found.ravel(), np.linalg.solve(matrix, right.ravel()), rtol=1e-8)
+
+
+@pytest.mark.slow
+def test_identity_transformer_past_the_edge_with_few_gradients():
+    problem = af.problems.char_transformer(layers=1, heads=2, width=32, context=16, batch_size=8).flatten()
+    flow, saved = af.PaperFlow(af.adam(1e-3)), np.linspace(0, 400, 6)
+    options = {"save_at": saved, "solver": diffrax.Tsit5(), "atol": 1e-9}
+    reference = af.solve(flow, problem.loss, problem.params, 400, rtol=1e-4, **options)
+    run = af.solve(flow, problem.loss, problem.params, 400, save_at=saved, rtol=1e-3, solver="collocation")
+    assert run.outcome.successful
+    assert af.compare(reference, run).maximum < 0.015
+    assert run.stats.gradient_evaluations < 400
+    assert reference.stats.gradient_evaluations > 5 * run.stats.gradient_evaluations
 
 
 @pytest.mark.parametrize(
