@@ -101,10 +101,14 @@ def test_formula_curvature_of_low_rank():
     # Where the curvature turns out to be less along a step, it is.
     less = curvature.add_secant(known, jnp.asarray(rank), steps[0], 0.5 * hessian @ steps[0], metric)
     np.testing.assert_allclose(steps[0] @ less.product(steps[:1])[0], 0.5 * steps[0] @ hessian @ steps[0], rtol=1e-9)
+    weighed, whole = less.weighed(metric), less.columns @ less.core @ less.columns.T
+    np.testing.assert_allclose(less.diagonal, np.diag(whole), rtol=1e-9)
+    np.testing.assert_allclose(weighed.diagonal, np.diag(whole), rtol=1e-9)
+    np.testing.assert_allclose(weighed.gram, less.gram, rtol=1e-5, atol=1e-5)
     # Newton's matrix, for slopes that are one matrix times the metric.
     shares = jnp.asarray([[0.4, -0.1], [0.9, 1.0]])
     slopes, right = shares[:, :, None] * metric, jnp.asarray(rng.normal(size=(2, size)))
-    found = curvature.solve_curved(curvature.low_rank_solver(known, slopes, metric), right)
+    found = curvature.solve_curved(known, curvature.low_rank_solver(known, slopes, metric), right)
     matrix = np.eye(2 * size) + np.kron(np.asarray(shares), np.asarray(dense * metric))
     np.testing.assert_allclose(found.ravel(), np.linalg.solve(matrix, right.ravel()), rtol=1e-8)
 

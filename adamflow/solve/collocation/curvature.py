@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-#: Sizes of the parts of a secant: the metric is diag(p).
+#: A secant counts as if its step and what it teaches had at least this cosine, in the metric.
 _SMALLEST_COSINE = 0.05
 
 Metric = Float[Array, " size"]
@@ -20,7 +20,7 @@ class Curvature(NamedTuple):
         columns: U, in the precision of the parameters: in a lower one steps get shorter.
         core: C, positive semidefinite.
         gram: Uᵀ diag(p) U in the metric p of the step at hand: how much the columns matter to it.
-        diagonal: of H, as it was at the start of the step, and what columns have added since.
+        diagonal: of H.
     """
 
     columns: Float[Array, "size width"]
@@ -41,11 +41,12 @@ class Curvature(NamedTuple):
         return images @ self.columns.T
 
     def weighed(self, metric: Metric) -> "Curvature":
-        """The same in another metric; in single precision, since it only helps Newton's method."""
-        columns = self.columns.astype(jnp.float32)
-        gram = columns.T @ (metric.astype(jnp.float32)[:, None] * columns)
-        diagonal = columns**2 @ jnp.diag(self.core).astype(jnp.float32)
-        return self._replace(gram=gram.astype(self.gram.dtype), diagonal=diagonal.astype(self.diagonal.dtype))
+        """The same in another metric. Of many parameters single precision is enough, whatever the loss's scale."""
+        size, width = self.columns.shape
+        columns = jnp.sqrt(metric)[:, None] * self.columns
+        columns = columns.astype(jnp.float32) if size > width else columns
+        gram = jnp.matmul(columns.T, columns, precision="highest").astype(self.gram.dtype)
+        return self._replace(gram=gram, diagonal=jnp.sum((self.columns @ self.core) * self.columns, axis=-1))
 
 
 def none(size: int, width: int, dtype: Any) -> Curvature:
@@ -72,7 +73,8 @@ def add_secant(known: Curvature, place: Array, step: Metric, change: Metric, met
     tiny = jnp.finfo(step.dtype).tiny
     (image,) = known.images(step[None])
     towards = known.core @ image
-    rest = change - known.spread(towards[None])[0]
+    (before_it,) = known.spread(towards[None])
+    rest = change - before_it
     along, before = rest @ step, image @ towards
     size = jnp.sqrt(jnp.sum(metric * rest * rest) * jnp.sum(step * step / metric))
     column = rest / jnp.sqrt(jnp.maximum(jnp.maximum(along, _SMALLEST_COSINE * size), tiny))
@@ -85,7 +87,8 @@ def add_secant(known: Curvature, place: Array, step: Metric, change: Metric, met
     columns = known.columns.at[:, place].set(column)
     (weights,) = known._replace(columns=columns).images((metric * column)[None])
     gram = known.gram.at[:, place].set(weights).at[place].set(weights)
-    return Curvature(columns, core.at[place, place].set(1.0), gram, known.diagonal + column**2)
+    diagonal = known.diagonal - lost * before_it**2 + column**2
+    return Curvature(columns, core.at[place, place].set(1.0), gram, diagonal)
 
 
 def compressed(known: Curvature, rank: int) -> Curvature:
@@ -113,7 +116,6 @@ class Solver(NamedTuple):
     """
 
     slopes: Float[Array, "node node size"]
-    known: Curvature
     metric: Any
     vectors: Any
     inverse: Any
@@ -123,7 +125,7 @@ def dense_solver(known: Curvature, slopes: Float[Array, "node node size"]) -> So
     """Factorize I + H J, with a matrix of the size nodes × columns, by Woodbury's formula; the core is the identity."""
     count, width = slopes.shape[0], known.core.shape[0]
     gram = jnp.einsum("da,ijd,db->iajb", known.columns, slopes, known.columns).reshape(count * width, count * width)
-    return Solver(slopes, known, None, None, jnp.linalg.inv(jnp.eye(count * width, dtype=gram.dtype) + gram))
+    return Solver(slopes, None, None, jnp.linalg.inv(jnp.eye(count * width, dtype=gram.dtype) + gram))
 
 
 def low_rank_solver(known: Curvature, slopes: Float[Array, "node node size"], metric: Metric) -> Solver:
@@ -135,12 +137,11 @@ def low_rank_solver(known: Curvature, slopes: Float[Array, "node node size"], me
     root = vectors * jnp.sqrt(jnp.maximum(values, 0.0))
     values, vectors = jnp.linalg.eigh(root.T @ known.gram @ root)
     systems = jnp.eye(count, dtype=mean.dtype) + jnp.maximum(values, 0.0)[:, None, None] * mean
-    return Solver(slopes, known, metric, root @ vectors, jnp.linalg.inv(systems) @ mean)
+    return Solver(slopes, metric, root @ vectors, jnp.linalg.inv(systems) @ mean)
 
 
-def solve_curved(solver: Solver, right: Float[Array, "node size"]) -> Float[Array, "node size"]:
+def solve_curved(known: Curvature, solver: Solver, right: Float[Array, "node size"]) -> Float[Array, "node size"]:
     """x of (I + H J) x = r."""
-    known = solver.known
     if solver.vectors is None:
         image = jnp.einsum("ijd,jd->id", solver.slopes, right) @ known.columns
         return right - (solver.inverse @ image.reshape(-1)).reshape(image.shape) @ known.columns.T

@@ -43,9 +43,9 @@ class Settings(NamedTuple):
         rounds: true gradients in a step at most.
         inner_rounds: iterations without gradients at most, after each of them.
         outer_tolerance: how far the end may move at the last true gradient.
-        inner_tolerance: the same for the iterations without, in units of that.
-        inflation: in units of rtol, how much the direction may fall because second moments average, like noise, what
-            the surrogate does not know of the gradient at the end.
+        inner_tolerance: how far the iterations without need go at most, in units of that.
+        inflation: how much the direction may fall because second moments average, like noise, what the surrogate does
+            not know of the gradient at the end; in units of rtol, but of 1 with the Hessian itself.
         filtered: how often the estimate of the error goes through (I + H p)⁻¹, which stiff parts of it need.
         weight_of_correction: of the difference between prediction and result in that estimate.
     """
@@ -65,7 +65,7 @@ class Settings(NamedTuple):
     @property
     def width(self) -> int:
         """The columns of H with those that a step adds."""
-        return self.rank + self.rounds + 1
+        return self.rank + self.rounds
 
 
 class Past(NamedTuple):
@@ -158,6 +158,10 @@ class Step(eqx.Module):
         return jnp.maximum(self._norm(error), self.settings.weight_of_correction * tried.correction)
 
     @property
+    def _inflation_limit(self) -> Scalar:
+        return self.settings.inflation * (1.0 if self.settings.dense else self.rtol)
+
+    @property
     def _radau(self) -> Array:
         return jnp.asarray(self.path.nodes.radau, self.path.start.params.dtype)
 
@@ -193,7 +197,7 @@ class Step(eqx.Module):
             round, gradients, solver, before = carry
             params = self.path(gradients).params[places]
             wanted = constant + tried.curvature.product(params - self.path.start.params)
-            change = solve_curved(solver, wanted - gradients)
+            change = solve_curved(tried.curvature, solver, wanted - gradients)
             move = jnp.max(self._norm(jnp.einsum("ijd,jd->id", solver.slopes, change)))
             gradients = gradients + change
             slow = (move > 0.2 * before) & (move > tolerance)
@@ -211,6 +215,8 @@ class Step(eqx.Module):
     def _inner_tolerance(self, tried: Attempt) -> Array:
         """How far iterations without gradients may be from their end: a small part of what the next gradient moves."""
         least = self.settings.inner_tolerance * self.settings.outer_tolerance
+        if self.settings.dense:
+            return jnp.asarray(least, tried.move.dtype)
         return jnp.clip(_SHARE_OF_MOVE * tried.move, least, _FIRST_TOLERANCE)
 
     def _round(self, tried: Attempt) -> Attempt:
@@ -223,11 +229,11 @@ class Step(eqx.Module):
         rate = jnp.where(tried.round > 1, measured, tried.rate)
         solved = inner <= 5 * self._inner_tolerance(tried)
         left = tried.inflation * jnp.minimum(tried.inflation_rate, 1.0)
-        settled = (move * jnp.minimum(rate, 1.0) < settings.outer_tolerance) & (left < settings.inflation * self.rtol)
-        converged = ~first & settled & solved
+        settled = (move * jnp.minimum(rate, 1.0) < settings.outer_tolerance) & (left < self._inflation_limit)
+        converged = ~first & settled & (inner <= settings.outer_tolerance)
         diverges = (tried.round > 2) & (rate > _DIVERGES) & (move > settings.outer_tolerance)
         lost = ~solved | (~first & ~(move < _HOPELESS)) | diverges
-        stop = converged | lost
+        stop = converged | lost | (tried.round >= settings.rounds)
         before = (tried.end, tried.true, tried.curvature, tried.inflation)
         end, true, known, inflation = jax.lax.cond(stop, lambda: before, lambda: self._look(tried, path, gradients))
         ratio = jnp.where(first, _FIRST_RATE, inflation / jnp.maximum(tried.inflation, 1e-30))

@@ -31,7 +31,7 @@ def settings_for(size: int) -> Settings:
     With the Hessian itself, what the surrogate says is wrong only where a gradient crosses zero, and more rounds do not
     mend that: a large inflation means a Hessian of the past.
     """
-    return Settings(nodes=3, dense=True, inflation=300.0) if size <= DENSE_LIMIT else Settings()
+    return Settings(nodes=3, dense=True, inflation=0.5) if size <= DENSE_LIMIT else Settings()
 
 
 class Runner(NamedTuple):
