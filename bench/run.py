@@ -152,6 +152,8 @@ def collocation(
             "max_steps": 1_000_000,
         }
         reference = af.solve(flow, problem.loss, problem.params, steps, save_at=saved, **tight)
+        if not reference.outcome.successful:
+            raise RuntimeError(f"the reference of {where}: {reference.outcome}")
         name += f", error {af.compare(reference, run).maximum:.0e}"
     return Row(f"{name} / scan", lambda: ours().params, scan, repeats)
 
@@ -165,7 +167,8 @@ def collocations() -> Iterator[Row]:
         yield collocation("chain(10)", chain, (eta, *slow), round(2 / eta), check="Kvaerno5" if eta > 1e-5 else "")
     for size, repeats in ((1000, 5), (100_000, 1)):
         for pair in PAIRS:
-            check = "Dopri8" if size == 1000 else ""
+            # At (.95, .5) an explicit reference takes more than a million steps.
+            check = "Dopri8" if size == 1000 and pair != PAIRS[2] else ""
             yield collocation(f"chain({size})", af.problems.chain(size), (1e-3, *pair), 2000, 1e-3, check, repeats)
     for width in (32, 128):
         for eta in (1e-3, 1e-4):
