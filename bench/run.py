@@ -216,14 +216,12 @@ def sweep_by_scipy(side: int, sample: int) -> Row:
     def field_of(pair: np.ndarray) -> tuple[Callable[..., np.ndarray], np.ndarray]:
         flow = af.PaperFlow(af.adam(1e-3, *pair))
         state = flow.initial_state(problem.loss, problem.params)
-        encode, decode = flow.coordinates(state)
-        start, unravel = ravel_pytree(encode(state))
+        coordinates = flow.coordinates(state)
+        start, unravel = ravel_pytree(coordinates.encode(state))
 
         @jax.jit
         def field(time: Any, vector: Any) -> jax.Array:
-            state = decode(unravel(vector))
-            change = flow.vector_field(time, state, problem.loss)
-            return ravel_pytree(jax.jvp(encode, (state,), (change,))[1])[0]
+            return ravel_pytree(coordinates.field(flow, problem.loss, time, unravel(vector)))[0]
 
         return lambda *at: np.asarray(field(*at)), np.asarray(start)
 

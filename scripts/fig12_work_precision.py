@@ -186,14 +186,12 @@ def scipy_runs(problem: af.Problem, name: str, saved: np.ndarray) -> Callable:
 
     def run(flow: Any, rtol: float) -> tuple[np.ndarray, float, float]:
         start = flow.initial_state(problem.loss, problem.params)
-        encode, decode = flow.coordinates(start)
-        vector, unravel = ravel_pytree(encode(start))
+        coordinates = flow.coordinates(start)
+        vector, unravel = ravel_pytree(coordinates.encode(start))
 
         @jax.jit
         def field(time: Any, vector: Any) -> jax.Array:
-            state = decode(unravel(vector))
-            change = flow.vector_field(time, state, problem.loss)
-            return ravel_pytree(jax.jvp(encode, (state,), (change,))[1])[0]
+            return ravel_pytree(coordinates.field(flow, problem.loss, time, unravel(vector)))[0]
 
         jacobian = jax.jit(jax.jacfwd(field, argnums=1))
         options = {"method": name, "t_eval": saved, "rtol": rtol, "atol": rtol / 100, "first_step": 1.0}
@@ -204,7 +202,7 @@ def scipy_runs(problem: af.Problem, name: str, saved: np.ndarray) -> Callable:
             jac=lambda *at: np.asarray(jacobian(*at)),
             **options,
         )
-        path = np.array([np.asarray(decode(unravel(jnp.asarray(y))).params) for y in found.y.T])
+        path = np.array([np.asarray(coordinates.decode(unravel(jnp.asarray(y))).params) for y in found.y.T])
         return path, found.nfev + 2 * problem.params.size * found.njev, np.nan
 
     return run

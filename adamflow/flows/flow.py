@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import diffrax
 import equinox as eqx
+import jax
 
 from adamflow.optimizers import Optimizer, OptimizerState
 from adamflow.types import Filters, Leaf, Loss, Params, Scalar
@@ -35,10 +36,15 @@ class Snapshot(eqx.Module):
 
 
 class Coordinates(NamedTuple):
-    """A change of variables: `encode` takes a state to its coordinates, `decode` takes it back."""
+    """A change of variables: `encode` takes a state to its coordinates, `decode` takes it back; by default none."""
 
-    encode: Callable[[Any], Any]
-    decode: Callable[[Any], Any]
+    encode: Callable[[Any], Any] = lambda state: state
+    decode: Callable[[Any], Any] = lambda encoded: encoded
+
+    def field(self, flow: "AbstractFlow", loss: Loss, time: Scalar, encoded: Any) -> Any:
+        """What the vector field of a flow is in these coordinates."""
+        state = self.decode(encoded)
+        return jax.jvp(self.encode, (state,), (flow.vector_field(time, state, loss),))[1]
 
 
 class AbstractFlow(eqx.Module):
@@ -79,7 +85,7 @@ class AbstractFlow(eqx.Module):
 
     def coordinates(self, state: Any) -> Coordinates:
         """The coordinates that implicit solvers follow in a run from this state; by default the state's own."""
-        return Coordinates(lambda state: state, lambda encoded: encoded)
+        return Coordinates()
 
     @abc.abstractmethod
     def snapshot(self, time: Scalar, state: Any, loss: Loss) -> Snapshot:

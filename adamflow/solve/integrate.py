@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from adamflow.checks import check_count, check_range, is_concrete
-from adamflow.flows import AbstractFlow, PaperFlow, Snapshot, Start
+from adamflow.flows import AbstractFlow, Coordinates, PaperFlow, Snapshot, Start
 from adamflow.solve.collocation import Given, check_collocation, collocate, fits
 from adamflow.solve.inputs import check_run, check_tolerance, scalar_loss
 from adamflow.solve.methods import Method, choose_method, meaning, prefers_collocation, step_controller
@@ -230,13 +230,13 @@ def _run(flow, loss, state, times, numbers: _Numbers, method: Method, observe, m
     """Hand the flow to diffrax, in the coordinates of the method."""
     limit = divergence_limit(flow.params(state))
     # An explicit method has no use for ln v: where v starts near 0 it makes the flow stiffer.
-    encode, decode = flow.coordinates(state) if method.implicit else (lambda state: state,) * 2
+    coordinates = flow.coordinates(state) if method.implicit else Coordinates()
+    encode, decode = coordinates
 
     def field(time: Any, encoded: Any, args: Any) -> Any:
         if counter is not None:
             jax.debug.callback(counter.tick)
-        state = decode(encoded)
-        return jax.jvp(encode, (state,), (flow.vector_field(time, state, loss),))[1]
+        return coordinates.field(flow, loss, time, encoded)
 
     def row(time: Any, encoded: Any, args: Any) -> tuple[Any, Any]:
         state = decode(encoded)

@@ -46,7 +46,14 @@ class Curvature(NamedTuple):
         columns = jnp.sqrt(metric)[:, None] * self.columns
         columns = columns.astype(jnp.float32) if size > width else columns
         gram = jnp.matmul(columns.T, columns, precision="highest").astype(self.gram.dtype)
-        return self._replace(gram=gram, diagonal=jnp.sum((self.columns @ self.core) * self.columns, axis=-1))
+        return self._replace(gram=gram)
+
+    def principal(self) -> tuple[Float[Array, " width"], Square]:
+        """Λ, increasing, and V with H = U V Vᵀ Uᵀ and Vᵀ gram V = Λ: how stiff H is in the metric, and along what."""
+        values, vectors = jnp.linalg.eigh(self.core)
+        root = vectors * jnp.sqrt(jnp.maximum(values, 0.0))
+        values, vectors = jnp.linalg.eigh(root.T @ self.gram @ root)
+        return values, root @ vectors
 
 
 def none(size: int, width: int, dtype: Any) -> Curvature:
@@ -93,14 +100,12 @@ def add_secant(known: Curvature, place: Array, step: Metric, change: Metric, met
 
 def compressed(known: Curvature, rank: int) -> Curvature:
     """The part of H that matters most in the metric, in the first columns; the others are free."""
-    values, vectors = jnp.linalg.eigh(known.core)
-    root = vectors * jnp.sqrt(jnp.maximum(values, 0.0))
-    _, vectors = jnp.linalg.eigh(root.T @ known.gram @ root)
-    chosen = root @ vectors[:, : -rank - 1 : -1]
+    _, vectors = known.principal()
+    chosen = vectors[:, : -rank - 1 : -1]
     free = known.core.shape[0] - rank
     columns = jnp.pad(known.columns @ chosen, ((0, 0), (0, free)))
     core = jnp.diag((jnp.arange(rank + free) < rank).astype(known.core.dtype))
-    return Curvature(columns, core, jnp.zeros_like(core), known.diagonal)
+    return Curvature(columns, core, jnp.zeros_like(core), jnp.sum(columns**2, axis=-1))
 
 
 def metric_of(slopes: Float[Array, "node node size"]) -> Metric:
@@ -133,11 +138,9 @@ def low_rank_solver(known: Curvature, slopes: Float[Array, "node node size"], me
     count = slopes.shape[0]
     # Each coordinate counts by what it adds to the trace of H diag(p).
     mean = slopes @ known.diagonal / jnp.maximum(metric @ known.diagonal, jnp.finfo(slopes.dtype).tiny)
-    values, vectors = jnp.linalg.eigh(known.core)
-    root = vectors * jnp.sqrt(jnp.maximum(values, 0.0))
-    values, vectors = jnp.linalg.eigh(root.T @ known.gram @ root)
+    values, vectors = known.principal()
     systems = jnp.eye(count, dtype=mean.dtype) + jnp.maximum(values, 0.0)[:, None, None] * mean
-    return Solver(slopes, metric, root @ vectors, jnp.linalg.inv(systems) @ mean)
+    return Solver(slopes, metric, vectors, jnp.linalg.inv(systems) @ mean)
 
 
 def solve_curved(known: Curvature, solver: Solver, right: Float[Array, "node size"]) -> Float[Array, "node size"]:

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -74,17 +73,12 @@ class Diagonal(NamedTuple):
 
     def run(self, progress: Progress) -> tuple[Progress, Array]:
         """Integrate to the end, or until the curvature turns out not to be diagonal, which the flag says."""
-        arrays, rest = eqx.partition(self, eqx.is_array)
 
-        def unfinished(arrays: Diagonal, carry: Carry) -> Array:
-            run = eqx.combine(arrays, rest)
+        def unfinished(run: Diagonal, carry: Carry) -> Array:
             constant = run.task.step_size is not None
             return run.task.unfinished(carry.progress) & (constant | (carry.failures < _PATIENCE))
 
-        def advance(arrays: Diagonal, carry: Carry) -> Carry:
-            return eqx.combine(arrays, rest)._round(carry)
-
-        carry = loop(unfinished, advance, arrays, self._begin(progress))
+        carry = loop(unfinished, Diagonal._round, self, self._begin(progress))
         coupled = (carry.failures >= _PATIENCE) & (self.task.step_size is None)
         return carry.progress, coupled & self.task.unfinished(carry.progress)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from adamflow.solve.collocation import curvature
+from adamflow.solve.collocation.lanes import loop
 from adamflow.solve.collocation.path import Path, Place, path_over
 from adamflow.solve.collocation.step import Attempt, Past, Settings, Step
 from adamflow.solve.collocation.task import Progress, Task
@@ -42,12 +43,11 @@ class Runner(NamedTuple):
 
     def run(self, progress: Progress) -> Progress:
         """Integrate to the end."""
-        carry = self._begin(progress)
 
-        def unfinished(carry: _Carry) -> Array:
-            return self.task.unfinished(carry.progress)
+        def unfinished(run: Runner, carry: _Carry) -> Array:
+            return run.task.unfinished(carry.progress)
 
-        return jax.lax.while_loop(unfinished, self._advance, carry).progress
+        return loop(unfinished, Runner._advance, self, self._begin(progress)).progress
 
     def _begin(self, progress: Progress) -> _Carry:
         place, settings = progress.place, self.settings
