@@ -1,8 +1,8 @@
 """Ratios of adamflow's times to those of a peer or a baseline, in turn in one run: medians, as a table and json.
 
-Run it with `make bench`, or `python bench/run.py --out bench.json`. A ratio below 1 means that adamflow is faster; in
-the rows of vector fields it is what an evaluation costs, in gradients. Both sides are warm; the time of the first call,
-compilation included, stands in the last columns.
+Run it with `make bench`, or `python bench/run.py --out bench.json`, with the names of some groups of rows if not all
+are wanted. A ratio below 1 means that adamflow is faster; in the rows of vector fields it is what an evaluation costs,
+in gradients. Both sides are warm; the time of the first call, compilation included, stands in the last columns.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -158,8 +158,8 @@ def collocation(
     return Row(f"{name} / scan", lambda: ours().params, scan, repeats)
 
 
-def collocations() -> Iterator[Row]:
-    """Chains of growing size, smaller learning rates at ηN = 2, and networks at ηN = 1."""
+def chains() -> Iterator[Row]:
+    """Collocation on chains of growing size, and with smaller learning rates at ηN = 2."""
     chain, slow = af.problems.chain(10), (0.999, 0.9)
     for pair in PAIRS:
         yield collocation("chain(10)", chain, (1e-3, *pair), 2000, check="Kvaerno5")
@@ -170,15 +170,21 @@ def collocations() -> Iterator[Row]:
             # At (.95, .5) an explicit reference takes more than a million steps.
             check = "Dopri8" if size == 1000 and pair != PAIRS[2] else ""
             yield collocation(f"chain({size})", af.problems.chain(size), (1e-3, *pair), 2000, 1e-3, check, repeats)
+
+
+def networks() -> Iterator[Row]:
+    """Collocation on networks at ηN = 1: digits, and a transformer with a cheap and with an expensive gradient."""
+    slow = (0.999, 0.9)
     for width in (32, 128):
         for eta in (1e-3, 1e-4):
             network = af.problems.mlp((width,))
             check = "Dopri8" if eta == 1e-3 else ""
             yield collocation(f"digits, {width} units", network, (eta, *slow), round(1 / eta), 1e-3, check, repeats=3)
-    large = af.problems.char_transformer(layers=1, heads=4, width=64, context=32, batch_size=16).flatten()
-    yield collocation(
-        f"transformer, {large.params.size} parameters", large, (1e-3, *slow), 1000, 1e-3, "Tsit5", repeats=1
-    )
+    for batch, eta, check in ((16, 1e-3, "Tsit5"), (256, 1e-3, ""), (16, 1e-4, "")):
+        sizes = {"layers": 1, "heads": 4, "width": 64, "context": 32}
+        problem = af.problems.char_transformer(**sizes, batch_size=batch).flatten()
+        where = f"transformer, {problem.params.size} parameters, {32 * batch} characters"
+        yield collocation(where, problem, (eta, *slow), round(1 / eta), 1e-3, check, repeats=1)
 
 
 def pairs(side: int) -> np.ndarray:
@@ -279,20 +285,36 @@ def evaluations(repeats: int) -> Iterator[Row]:
         yield from (evaluation(where, problem, flow, repeats) for flow in flows)
 
 
-def rows() -> Iterator[Row]:
-    """All rows, each made when it is its turn."""
-    yield discrete(10, 2000, 20)
-    yield discrete(1000, 2000, 20)
-    yield discrete(100_000, 200, 5)
-    yield from (Row(*row) for row in kadam.rows())
+def discretes() -> Iterator[Row]:
+    """The discrete run by itself, small to large."""
+    for dimension, steps, repeats in ((10, 2000, 20), (1000, 2000, 20), (100_000, 200, 5)):
+        yield discrete(dimension, steps, repeats)
+
+
+def spectra() -> Iterator[Row]:
+    """Eigenvalues of the discrete step and of both flows."""
     yield eigenvalues("discrete step", "discrete", 20)
     yield eigenvalues("flow of order 1", af.PaperFlow(af.adam(1.0)), 20)
     yield eigenvalues("flow of order 2", af.PaperFlow(af.adam(1.0), order=2), 20)
-    yield from (continuous(beta, gamma, 5) for beta, gamma in PAIRS)
-    yield from collocations()
+
+
+def sweeps() -> Iterator[Row]:
+    """Many lanes in one program."""
     yield from (sweep(eta, 32) for eta in (1e-3, 1e-4))
     yield sweep_by_scipy(32, 8)
-    yield from evaluations(20)
+
+
+#: By name, what makes rows, each when it is its turn.
+GROUPS: dict[str, Callable[[], Iterable[Row]]] = {
+    "iterate": discretes,
+    "kadam": lambda: (Row(*row) for row in kadam.rows()),
+    "eigenvalues": spectra,
+    "solve": lambda: (continuous(beta, gamma, 5) for beta, gamma in PAIRS),
+    "chains": chains,
+    "networks": networks,
+    "sweeps": sweeps,
+    "fields": lambda: evaluations(20),
+}
 
 
 def write(out: Path, results: list[dict[str, Any]]) -> None:
@@ -305,11 +327,15 @@ def write(out: Path, results: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "groups", nargs="*", choices=[[], *GROUPS], help=f"of rows, by default all: {', '.join(GROUPS)}"
+    )
     parser.add_argument("--out", type=Path, default=None, help="write the results there as json")
-    out = parser.parse_args().out
+    given = parser.parse_args()
+    out, groups = given.out, given.groups or list(GROUPS)
     results = []
     print(f"{'':68} {'ratio':>7} {'ours':>10} {'peer':>10} {'first call':>11} {'peer':>7}")
-    for row in rows():
+    for row in (row for group in groups for row in GROUPS[group]()):
         r = measure(row)
         results.append(r)
         print(

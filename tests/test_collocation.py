@@ -107,10 +107,11 @@ def test_formula_curvature_of_low_rank():
     np.testing.assert_allclose(weighed.gram, less.gram, rtol=1e-5, atol=1e-5)
     # Newton's matrix, for slopes that are one matrix times the metric.
     shares = jnp.asarray([[0.4, -0.1], [0.9, 1.0]])
-    slopes, right = shares[:, :, None] * metric, jnp.asarray(rng.normal(size=(2, size)))
-    found = curvature.solve_curved(known, curvature.low_rank_solver(known, slopes, metric), right)
+    slopes, (rest, moved) = shares[:, :, None] * metric, jnp.asarray(rng.normal(size=(2, 2, size)))
+    found = curvature.solve_curved(known, curvature.low_rank_solver(known, slopes, metric), rest, moved)
     matrix = np.eye(2 * size) + np.kron(np.asarray(shares), np.asarray(dense * metric))
-    np.testing.assert_allclose(found.ravel(), np.linalg.solve(matrix, right.ravel()), rtol=1e-8)
+    expected = np.linalg.solve(matrix, (rest + moved @ dense).ravel())
+    np.testing.assert_allclose(found.ravel(), expected, rtol=1e-8)
 
 
 @pytest.mark.slow

@@ -263,8 +263,14 @@ def test_formula_derivative_of_the_final_loss_by_beta(solver):
 
 @pytest.mark.parametrize(
     "solver",
-    [diffrax.Tsit5(), diffrax.Heun(), pytest.param(diffrax.Kvaerno3(), marks=pytest.mark.slow), "auto"],
-    ids=["fsal", "plain", "implicit", "auto"],
+    [
+        diffrax.Tsit5(),
+        diffrax.Heun(),
+        pytest.param(diffrax.Kvaerno3(), marks=pytest.mark.slow),
+        pytest.param(diffrax.KenCarp3(root_finder=KVAERNO.root_finder), marks=pytest.mark.slow),
+        "auto",
+    ],
+    ids=["fsal", "plain", "implicit", "split", "auto"],
 )
 def test_identity_stats_count_every_gradient(solver):
     """What solve reports, by formula or by its own count, must equal the calls counted here."""
@@ -287,7 +293,7 @@ def test_identity_stats_count_every_gradient(solver):
     run = af.solve(flow, loss, jnp.ones(3), 50, save_at=[10, 50], observe=lambda s: s.direction, solver=solver)
     jax.effects_barrier()
     assert len(calls) == run.stats.gradient_evaluations
-    if isinstance(solver, diffrax.Kvaerno3):
+    if isinstance(solver, diffrax.Kvaerno3 | diffrax.KenCarp3):
         assert run.stats.jacobian_evaluations == run.stats.accepted_steps + run.stats.rejected_steps
 
 

@@ -13,7 +13,7 @@ from adamflow.checks import check_count, check_range, is_concrete
 from adamflow.flows import AbstractFlow, Coordinates, PaperFlow, Snapshot, Start
 from adamflow.solve.collocation import Given, check_collocation, collocate, fits
 from adamflow.solve.inputs import check_run, check_tolerance, scalar_loss
-from adamflow.solve.methods import Method, choose_method, meaning, prefers_collocation, step_controller
+from adamflow.solve.methods import Method, choose_method, meaning, prefers_collocation, step_controller, terms_of
 from adamflow.solve.trajectory import (
     NOT_FINITE,
     STALLED,
@@ -252,7 +252,7 @@ def _run(flow, loss, state, times, numbers: _Numbers, method: Method, observe, m
     start = encode(state)
     controller, first = step_controller(numbers.steps, numbers.rtol, numbers.atol, numbers.step_size)
     solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(field),
+        terms_of(method.solver, field),
         method.solver,
         t0=numbers.first,
         t1=numbers.steps,

@@ -1,5 +1,6 @@
 """Which diffrax solver integrates a flow, and how it steps."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import diffrax
@@ -13,7 +14,6 @@ from adamflow.solve.trajectory import COMPLETED, DIVERGED, NOT_FINITE, STALLED, 
 
 #: The largest number of parameters for which "auto" takes an implicit solver with dense Jacobians.
 DENSE_LIMIT = 200
-
 
 #: The tightest rtol for which it takes collocation beyond that, where its order is 3.
 LOOSE = 1e-4
@@ -74,6 +74,17 @@ def choose_method(solver: Any, dimension: int, step_size: Any) -> Method:
         fsal = int(solver.tableau.fsal)
         return Method(solver, False, solver.tableau.num_stages - fsal, fsal, 0)
     return Method(solver, False, None, 0, 0)
+
+
+def terms_of(solver: diffrax.AbstractSolver, field: Callable[[Any, Any, Any], Any]) -> diffrax.AbstractTerm:
+    """A vector field as the solver takes it: one that splits it into an explicit and an implicit part gets it implicit.
+
+    Both the filters and the preconditioned curvature are stiff, so nothing is left for the explicit part.
+    """
+    whole = diffrax.ODETerm(field)
+    if not isinstance(getattr(solver, "tableau", None), diffrax.MultiButcherTableau):
+        return whole
+    return diffrax.MultiTerm(diffrax.ODETerm(lambda time, state, args: jax.tree.map(jnp.zeros_like, state)), whole)
 
 
 def step_controller(steps: Any, rtol: Any, atol: Any, step_size: Any) -> tuple[diffrax.AbstractStepSizeController, Any]:

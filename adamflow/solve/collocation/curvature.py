@@ -34,11 +34,11 @@ class Curvature(NamedTuple):
 
     def images(self, vectors: Float[Array, "several size"]) -> Float[Array, "several width"]:
         """Uᵀ v."""
-        return vectors @ self.columns
+        return (_padded(vectors, 4) @ self.columns)[: len(vectors)]
 
     def spread(self, images: Float[Array, "several width"]) -> Float[Array, "several size"]:
         """U y."""
-        return images @ self.columns.T
+        return (self.columns @ _padded(images, 8).T)[:, : len(images)].T
 
     def weighed(self, metric: Metric) -> "Curvature":
         """The same in another metric. Of many parameters single precision is enough, whatever the loss's scale."""
@@ -54,6 +54,11 @@ class Curvature(NamedTuple):
         root = vectors * jnp.sqrt(jnp.maximum(values, 0.0))
         values, vectors = jnp.linalg.eigh(root.T @ self.gram @ root)
         return values, root @ vectors
+
+
+def _padded(rows: Float[Array, "several size"], least: int) -> Float[Array, "more size"]:
+    """With rows of 0, at least as many: on CPUs XLA multiplies a few vectors in half the time of one or two."""
+    return jnp.pad(rows, ((0, max(0, least - len(rows))), (0, 0)))
 
 
 def none(size: int, width: int, dtype: Any) -> Curvature:
@@ -122,6 +127,7 @@ class Solver(NamedTuple):
 
     slopes: Float[Array, "node node size"]
     metric: Any
+    gram: Any
     vectors: Any
     inverse: Any
 
@@ -130,7 +136,7 @@ def dense_solver(known: Curvature, slopes: Float[Array, "node node size"]) -> So
     """Factorize I + H J, with a matrix of the size nodes × columns, by Woodbury's formula; the core is the identity."""
     count, width = slopes.shape[0], known.core.shape[0]
     gram = jnp.einsum("da,ijd,db->iajb", known.columns, slopes, known.columns).reshape(count * width, count * width)
-    return Solver(slopes, None, None, jnp.linalg.inv(jnp.eye(count * width, dtype=gram.dtype) + gram))
+    return Solver(slopes, None, None, None, jnp.linalg.inv(jnp.eye(count * width, dtype=gram.dtype) + gram))
 
 
 def low_rank_solver(known: Curvature, slopes: Float[Array, "node node size"], metric: Metric) -> Solver:
@@ -140,13 +146,18 @@ def low_rank_solver(known: Curvature, slopes: Float[Array, "node node size"], me
     mean = slopes @ known.diagonal / jnp.maximum(metric @ known.diagonal, jnp.finfo(slopes.dtype).tiny)
     values, vectors = known.principal()
     systems = jnp.eye(count, dtype=mean.dtype) + jnp.maximum(values, 0.0)[:, None, None] * mean
-    return Solver(slopes, metric, vectors, jnp.linalg.inv(systems) @ mean)
+    return Solver(slopes, metric, known.gram, vectors, jnp.linalg.inv(systems) @ mean)
 
 
-def solve_curved(known: Curvature, solver: Solver, right: Float[Array, "node size"]) -> Float[Array, "node size"]:
-    """x of (I + H J) x = r."""
+def solve_curved(
+    known: Curvature, solver: Solver, rest: Float[Array, "node size"], moved: Float[Array, "node size"]
+) -> Float[Array, "node size"]:
+    """x of (I + H J) x = rest + H moved; of low rank with U read twice, since that is what takes time."""
     if solver.vectors is None:
+        right = rest + known.product(moved)
         image = jnp.einsum("ijd,jd->id", solver.slopes, right) @ known.columns
         return right - (solver.inverse @ image.reshape(-1)).reshape(image.shape) @ known.columns.T
-    image = known.images(solver.metric * right) @ solver.vectors
-    return right - known.spread(jnp.einsum("kij,jk->ik", solver.inverse, image) @ solver.vectors.T)
+    image, curved = jnp.split(known.images(jnp.concatenate([solver.metric * rest, moved])), 2)
+    curved = curved @ known.core
+    image = (image + curved @ solver.gram) @ solver.vectors
+    return rest + known.spread(curved - jnp.einsum("kij,jk->ik", solver.inverse, image) @ solver.vectors.T)

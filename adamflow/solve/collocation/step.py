@@ -173,17 +173,18 @@ class Step(eqx.Module):
     def _norm(self, error: Array) -> Array:
         return jnp.sqrt(jnp.mean(error * error, axis=-1)) / self.scale
 
-    def _constant_part(self, tried: Attempt) -> Array:
-        """e at the nodes: from the past alone before there is a gradient at the end."""
+    def _known(self, tried: Attempt) -> tuple[Array, Array]:
+        """g and θ − θ₀ at the nodes through which e goes: of the past alone before there is a gradient at the end."""
         latest = jnp.append(self._places, jnp.ones((), tried.true.dtype))
         first = jnp.pad(extrapolation(self._places, self._radau), ((0, 0), (0, 1)))
         weights = jnp.where(tried.round == 0, first, extrapolation(latest, self._radau))
         gradients = jnp.concatenate([self.past.gradients, tried.true[None]])
         moved = jnp.concatenate([self.past.params, tried.end[None]]) - self.path.start.params
-        return weights @ gradients - tried.curvature.product(weights @ moved)
+        return weights @ gradients, weights @ moved
 
-    def _solve(self, constant: Array, tried: Attempt) -> tuple[Array, Array, Array]:
+    def _solve(self, tried: Attempt) -> tuple[Array, Array, Array]:
         """G of the surrogate, the slopes there, and the last correction of θ."""
+        known, through = self._known(tried)
         tolerance, places = self._inner_tolerance(tried), self.path.nodes.places
 
         def with_slopes(slopes: Array, metric: Metric, known: Curvature) -> Solver:
@@ -196,8 +197,8 @@ class Step(eqx.Module):
         def correct(carry: tuple) -> tuple:
             round, gradients, solver, before = carry
             params = self.path(gradients).params[places]
-            wanted = constant + tried.curvature.product(params - self.path.start.params)
-            change = solve_curved(tried.curvature, solver, wanted - gradients)
+            moved = params - self.path.start.params - through
+            change = solve_curved(tried.curvature, solver, known - gradients, moved)
             move = jnp.max(self._norm(jnp.einsum("ijd,jd->id", solver.slopes, change)))
             gradients = gradients + change
             slow = (move > 0.2 * before) & (move > tolerance)
@@ -208,7 +209,7 @@ class Step(eqx.Module):
             return (carry[0] < self.settings.inner_rounds) & (carry[3] > tolerance) & (carry[3] < 100 * _HOPELESS)
 
         now = with_slopes(tried.slopes, tried.metric, tried.curvature)
-        begin = (0, tried.gradients, now, jnp.asarray(10 * _HOPELESS, constant.dtype))
+        begin = (0, tried.gradients, now, jnp.asarray(10 * _HOPELESS, known.dtype))
         _, gradients, solver, move = jax.lax.while_loop(unfinished, correct, begin)
         return gradients, solver.slopes, move
 
@@ -222,7 +223,7 @@ class Step(eqx.Module):
     def _round(self, tried: Attempt) -> Attempt:
         """Solve on the surrogate, and unless that has settled, take the true gradient at the end."""
         settings, first = self.settings, tried.round == 0
-        gradients, slopes, inner = self._solve(self._constant_part(tried), tried)
+        gradients, slopes, inner = self._solve(tried)
         path = self.path(gradients)
         move = jnp.where(first, jnp.inf, self._norm(path.params[-1] - tried.end)).astype(inner.dtype)
         measured = move / tried.move
