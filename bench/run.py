@@ -181,8 +181,7 @@ def networks() -> Iterator[Row]:
             check = "Dopri8" if eta == 1e-3 else ""
             yield collocation(f"digits, {width} units", network, (eta, *slow), round(1 / eta), 1e-3, check, repeats=3)
     for batch, eta, check in ((16, 1e-3, "Tsit5"), (256, 1e-3, ""), (16, 1e-4, "")):
-        sizes = {"layers": 1, "heads": 4, "width": 64, "context": 32}
-        problem = af.problems.char_transformer(**sizes, batch_size=batch).flatten()
+        problem = af.problems.char_transformer(layers=1, heads=4, width=64, context=32, batch_size=batch).flatten()
         where = f"transformer, {problem.params.size} parameters, {32 * batch} characters"
         yield collocation(where, problem, (eta, *slow), round(1 / eta), 1e-3, check, repeats=1)
 
@@ -327,9 +326,8 @@ def write(out: Path, results: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "groups", nargs="*", choices=[[], *GROUPS], help=f"of rows, by default all: {', '.join(GROUPS)}"
-    )
+    help = f"which rows, by default all: {', '.join(GROUPS)}"
+    parser.add_argument("groups", nargs="*", choices=[[], *GROUPS], metavar="group", help=help)
     parser.add_argument("--out", type=Path, default=None, help="write the results there as json")
     given = parser.parse_args()
     out, groups = given.out, given.groups or list(GROUPS)
