@@ -83,11 +83,16 @@ STUDIES = (
     Study("quartic", 1.6, HALVED, (1, 2, 3, 4), PAIRS, rtol=1e-13),
     Study("quartic", 1.6, HALVED, (2, 3), PAIRS[1:2], rtol=1e-13, flow="map"),
     Study("quartic", 1.6, HALVED, (2,), PAIRS[1:2], rtol=1e-11, flow="memoryless"),
-    Study("perceptron", 0.1, (5e-4, 2.5e-4, 1.25e-4), (1, 2, 3), PAIRS, epsilon=1e-4),
-    Study("transformer", 0.04, (1e-4, 5e-5, 2.5e-5), (1, 2), PAIRS, epsilon=1e-4),
-    Study("transformer", 0.04, (2e-4, 1e-4, 5e-5), (3,), PAIRS[:1], epsilon=1e-4),
+    Study("perceptron", 0.1, (5e-4, 2.5e-4, 1.25e-4), (1, 2, 3), PAIRS[:1], epsilon=1e-4),
+    Study("transformer", 0.04, (1e-4, 5e-5, 2.5e-5), (1, 2), PAIRS[:1], epsilon=1e-4),
     Study("crossing", 1.6, HALVED, (1, 2, 3), PAIRS[1:2], weight_decay=0.0),
     Study("crossing", 1.6, HALVED, (1, 2, 3), PAIRS[1:2], epsilon=0.1, weight_decay=0.0),
+)
+#: Minutes of compiling and of integration each.
+MORE_STUDIES = (
+    Study("perceptron", 0.1, (5e-4, 2.5e-4, 1.25e-4), (1, 2, 3), PAIRS[1:], epsilon=1e-4),
+    Study("transformer", 0.04, (1e-4, 5e-5, 2.5e-5), (1, 2), PAIRS[1:], epsilon=1e-4),
+    Study("transformer", 0.04, (2e-4, 1e-4, 5e-5), (3,), PAIRS[:1], epsilon=1e-4),
 )
 SMALL = dict(layers=1, width=16, heads=2, context=16, batch_size=4)
 QUICK: dict[str, Any] = dict(learning_rate=5e-4, steps=120, flows=("paper 1", "map 2 from 8"))
@@ -95,7 +100,7 @@ FEW = dataclasses.replace(STUDIES[0], learning_rates=HALVED[:2], orders=(1, 2), 
 CONFIGS = {
     "quick": Config((FEW,), SMALL, drift_rates=HALVED[1:3], drift_pairs=PAIRS[1:2], **QUICK),
     "default": Config(STUDIES, dict(layers=2, width=32, heads=4, context=32, batch_size=8)),
-    "full": Config(STUDIES, dict(layers=2, width=64, heads=4, context=64, batch_size=16), 1e-4, 380, 4),
+    "full": Config(STUDIES + MORE_STUDIES, dict(layers=2, width=64, heads=4, context=64, batch_size=16), 1e-4, 380, 4),
 }
 NUMBERS = ("epsilon", "beta", "gamma", "order", "learning_rate", "error", "slope")
 FLOWS: dict[str, Any] = {"paper": af.PaperFlow, "modified": af.ModifiedFlow, "map": af.MapFlow}

@@ -65,15 +65,10 @@ CONFIGS = {
     "default": Config(),
     "full": Config(
         stages=tuple(range(2, 11)),
-        learning_rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
-        weight_decays=(0.0, 0.01, 0.1, 1.0),
+        weight_decays=(0.0, 0.1, 1.0),
         tuning_seeds=(100, 101),
         seeds=tuple(range(10)),
-        steps=2000,
-        channels=(8, 16),
-        layers=2,
-        width=32,
-        context=32,
+        steps=800,
     ),
 }
 

@@ -101,7 +101,7 @@ EVERY = tuple(
 CONFIGS = {
     "quick": Config((dataclasses.replace(FIRST[2], orders=(1,)),), steps=220),
     "default": Config(DEFAULT),
-    "full": Config(EVERY, steps=2020, attempts=20),
+    "full": Config(EVERY),
 }
 FLOWS = ("edge", "stable 1", "stable 2", "central")
 SERIES = ("sharpness", "amplitude", "loss", "iterates_amplitude", "iterates_loss")

@@ -11,6 +11,7 @@ import figure
 import jax
 import jax.numpy as jnp
 import numpy as np
+import resume
 
 import adamflow as af
 
@@ -114,10 +115,14 @@ def lanes(run: Any, gammas: tuple[float, ...]) -> list[af.Trajectory]:
 
 def compute(config: Config) -> figure.Data:
     """All parts side by side: most of the time goes into compiling, which threads share among the cores."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = [pool.submit(of_flow, config, order) for order in reversed(config.orders)]
-        jobs += [pool.submit(of_network, config, name) for name in reversed(config.networks)]
-        jobs += [pool.submit(of_gammas, config, name) for name in (*GRANULARITIES, "noise")]
+    with resume.Parts("fig09_scale_invariance", config) as kept, ThreadPoolExecutor(os.cpu_count()) as pool:
+
+        def part(name: str, find: Any, *arguments: Any) -> Any:
+            return kept.get(name, lambda: find(config, *arguments))
+
+        jobs = [pool.submit(part, f"order-{order}", of_flow, order) for order in reversed(config.orders)]
+        jobs += [pool.submit(of_network, config, name, part) for name in reversed(config.networks)]
+        jobs += [pool.submit(part, f"gammas-{name}", of_gammas, name) for name in (*GRANULARITIES, "noise")]
         parts = [job.result() for job in figure.progress(jobs, "parts", unit="part")]
     flows, others = parts[: len(config.orders)][::-1], parts[len(config.orders) :]
     return {
@@ -178,9 +183,10 @@ def of_gammas(config: Config, kind: str) -> figure.Data:
     return {f"{kind} {name}": np.array(values) for name, values in table.items()}
 
 
-def of_network(config: Config, name: str) -> figure.Data:
-    """The assumptions along runs of AdamW, by seed, and how far other runs turn from it."""
-    parts = [of_seed(config, name, config.seed + seed) for seed in range(config.seeds)]
+def of_network(config: Config, name: str, part: Any) -> figure.Data:
+    """The assumptions along runs of AdamW, by seed, each a part that is kept, and how far other runs turn from it."""
+    seeds = config.seed + np.arange(config.seeds)
+    parts = [part(f"{name}-{seed}", of_seed, name, int(seed)) for seed in seeds]
     result = {f"{name} {key}": np.stack([part[key] for part in parts]) for key in parts[0]}
     return result | {f"{name} tensors": np.array(problem_of(name, config, config.seed).scale_invariant)}
 

@@ -127,6 +127,30 @@ def test_identity_transformer_past_the_edge_with_few_gradients():
     assert reference.stats.gradient_evaluations > 5 * run.stats.gradient_evaluations
 
 
+@pytest.mark.slow
+def test_identity_surrogate_in_lanes_in_single_precision_and_for_a_loss_in_other_units():
+    problem, saved = af.problems.mlp((4,)).flatten(), np.linspace(0, 200, 6)
+
+    def run(beta, dtype=jnp.float64, units=1.0):
+        flow = jax.tree.map(lambda leaf: leaf.astype(dtype), af.PaperFlow(af.adam(1e-3, beta)))
+        params, options = problem.params.astype(dtype), {"save_at": saved, "rtol": 1e-3, "solver": "collocation"}
+        return af.solve(flow, lambda p: units * problem.loss(p).astype(dtype), params, 200, **options)
+
+    def apart(path):
+        return np.max(np.linalg.norm(path - plain.params, axis=1)[1:] / moved[1:])
+
+    betas = jnp.array([0.99, 0.999])
+    plain = run(betas[1])
+    moved = np.linalg.norm(plain.params - plain.params[0], axis=1)
+    # It was the surrogate that did this: without it a step takes two gradients or more for each of its rounds.
+    assert plain.stats.gradient_evaluations < 100
+    assert apart(jax.vmap(lambda beta: run(beta).params)(betas)[1]) < 1e-3
+    assert apart(run(betas[1], units=1e6).params) < 1e-3
+    single = run(betas[1].astype(jnp.float32), jnp.float32)
+    assert single.params.dtype == jnp.float32
+    assert apart(single.params) < 3e-3
+
+
 @pytest.mark.parametrize(
     ("beta", "gamma", "most"),
     [

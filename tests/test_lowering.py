@@ -29,6 +29,19 @@ def flow(order, solver):
         return af.solve(af.PaperFlow(record, order), chain.loss, chain.params, 20, solver=solver).params
     return run
 
+def collocation(problem):
+    def run(beta):
+        flow = af.PaperFlow(af.adam(1e-3, beta))
+        return af.solve(flow, problem.loss, problem.params, 20, solver="collocation", rtol=1e-3).params
+    return run
+
+def lanes(beta):
+    return jax.vmap(collocation(chain))(beta * jnp.linspace(0.9, 1.0, 64))
+
+def edge_flow(beta):
+    steps = {"solver": diffrax.Euler(), "step_size": 0.5}
+    return af.solve(af.EdgeFlow(af.adam(1e-3, beta)), chain.loss, chain.params, 20, **steps).params
+
 def optax(beta):
     transformation = af.adam(1e-3, beta).to_optax()
     return transformation.update(jnp.ones(3), transformation.init(jnp.ones(3)), jnp.ones(3))[0]
@@ -41,7 +54,7 @@ def stability(gamma):
     models = ("discrete", af.PaperFlow(record, order=2))
     return [af.analysis.linear_stability(record, jnp.arange(9.0), model=model) for model in models]
 
-def edge(gamma):
+def critical_curvature(gamma):
     return af.analysis.critical_curvature(af.kadam(2, 1e-3, gamma=gamma))
 
 def worst_case(gamma):
@@ -53,10 +66,14 @@ readings = {
     "observe": observed,
     "implicit flow": flow(2, "auto"),
     "explicit flow": flow(1, diffrax.Tsit5()),
+    "collocation": collocation(chain),
+    "collocation of many parameters": collocation(af.problems.chain(40)),
+    "collocation in lanes": lanes,
+    "edge flow": edge_flow,
     "optax": optax,
     "sharpness": sharpness,
     "linear stability": stability,
-    "critical curvature": edge,
+    "critical curvature": critical_curvature,
     "worst case": worst_case,
 }
 sizes = {}
@@ -77,7 +94,8 @@ def lowered():
     return json.loads(result.stdout)
 
 
-READINGS = ["iterate", "observe", "implicit flow", "explicit flow", "optax", "sharpness"]
+READINGS = ["iterate", "observe", "implicit flow", "explicit flow", "collocation", "collocation of many parameters"]
+READINGS += ["collocation in lanes", "edge flow", "optax", "sharpness"]
 READINGS += ["linear stability", "critical curvature", "worst case"]
 
 

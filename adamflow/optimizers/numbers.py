@@ -19,6 +19,11 @@ def number(value: Any) -> jax.Array:
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
 
 
+def beside(value: Any, leaf: jax.Array) -> jax.Array:
+    """A number in the precision of a leaf, or single: a double would turn all work on leaves of floats to doubles."""
+    return jnp.asarray(value, jnp.promote_types(leaf.dtype, jnp.float32))
+
+
 def is_zero(value: Scalar) -> bool:
     """Whether a value is the number 0, and not an array or tracer that might be."""
     return is_concrete(value) and np.ndim(value) == 0 and float(value) == 0.0

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from adamflow.checks import check_range, is_concrete
-from adamflow.optimizers.numbers import is_zero, number
+from adamflow.optimizers.numbers import beside, is_zero, number
 from adamflow.optimizers.stage import AbstractStage, Signal
 from adamflow.types import Filters, Leaf, Loss, Params, Scalar
 
@@ -159,11 +159,12 @@ class Optimizer(eqx.Module):
 
     def change(self, params: Params, direction: Params) -> Params:
         """What a step adds to the parameters: −η (λ θ + u)."""
-        return jax.tree.map(
-            lambda leaf, u: (-self.learning_rate * (self.weight_decay * leaf + u)).astype(leaf.dtype),
-            params,
-            direction,
-        )
+
+        def moved(leaf: Leaf, u: Leaf) -> Leaf:
+            rate, decay = beside(self.learning_rate, leaf), beside(self.weight_decay, leaf)
+            return (-rate * (decay * leaf + u)).astype(leaf.dtype)
+
+        return jax.tree.map(moved, params, direction)
 
     def apply(self, params: Params, direction: Params) -> Params:
         """The parameters after a step: θ − η (λ θ + u)."""
@@ -182,7 +183,7 @@ class Optimizer(eqx.Module):
 
         A negative v gives NaN: it is the sign of an integration that went wrong, and not hidden.
         """
-        inside, outside = self._epsilons()
+        inside, outside = (beside(epsilon, square) for epsilon in self._epsilons())
         denominator = _root(square + inside) + outside
         # The division comes last, and what it needs is used once: the next stage has two uses for the quotient, and XLA
         # computes anew, or keeps in memory, whatever has two uses and is not the last.
@@ -221,7 +222,11 @@ class Optimizer(eqx.Module):
     def _corrected(self, stage: AbstractStage, averages: dict[str, Leaf], iteration: Scalar) -> dict[str, Leaf]:
         if not self.bias_correction:
             return averages
-        return {filter.name: averages[filter.name] * (1 / filter.mass_at(iteration)) for filter in stage.filters()}
+        corrected = {}
+        for filter in stage.filters():
+            average = averages[filter.name]
+            corrected[filter.name] = average * beside(1 / filter.mass_at(iteration), average)
+        return corrected
 
     def _advance(self, stage, value, last, averages, memory, iteration):
         """One iteration of one stage on one leaf: its direction, filters and memory."""
@@ -230,7 +235,8 @@ class Optimizer(eqx.Module):
         averages = dict(averages)
         for filter in stage.filters():
             decay = filter.decay_at(iteration)
-            updated = decay * averages[filter.name] + (1 - decay) * filter.average(signal, averages)
+            kept, taken = beside(decay, value), beside(1 - decay, value)
+            updated = kept * averages[filter.name] + taken * filter.average(signal, averages)
             averages[filter.name] = updated.astype(value.dtype)
         corrected = self._corrected(stage, averages, iteration)
         memory = stage.update_memory(signal, corrected, memory, iteration)
