@@ -8,9 +8,11 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["MPLBACKEND"] = "Agg"
 
+import diffrax
 import hypothesis
 import jax
 import jaxtyping
+import optimistix
 import pytest
 
 jax.config.update("jax_enable_x64", True)
@@ -23,6 +25,8 @@ hypothesis.settings.load_profile("adamflow")
 # The one module of the package that needs an extra at its import.
 collect_ignore = [] if importlib.util.find_spec("torch") else ["adamflow/torch.py"]
 
+#: What references are integrated with: a stiff solver of diffrax, with the chord iteration that "auto" gives it.
+KVAERNO = diffrax.Kvaerno5(root_finder=diffrax.with_stepsize_controller_tols(optimistix.Chord)())
 SEED = int(os.environ.get("ADAMFLOW_SEED", "0"))
 
 

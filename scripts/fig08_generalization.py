@@ -114,7 +114,8 @@ def points_of(config: Config) -> np.ndarray:
     start = config.beta, config.gamma, config.points
     normal, level = (np.stack(curve(*start), 1) for curve in (af.analysis.normal_curve, af.analysis.level_curve))
     exponent = np.asarray(af.analysis.stability_exponent(*normal.T))
-    beta = 1 / (2 / config.gamma - 1 - exponent)
+    # The largest C of the normal curve is beyond what this γ allows.
+    beta = np.minimum(1 / (2 / config.gamma - 1 - exponent), 0.9999)
     return np.stack([normal, np.stack([beta, np.full_like(beta, config.gamma)], axis=1), level])
 
 

@@ -19,7 +19,8 @@ after 800 iterations within .01 to .16 of the angle moved on the convolutions, .
 
 Source: the laws, assumptions and 2-Adam are of [GT] = R. Gould and H. Tanaka, arXiv:2411.05746; K, the recursion, the
 angle and 2-Adam's constants are derivations of this project (docs/scale-invariance.md).
-Run time on 2 cores: 50 seconds; --quick 20 seconds; --full, with ten seeds, 3 minutes (14 on busy ones).
+Run time on 2 cores: 1.5 minutes; --quick 20 seconds; --full, with ten seeds, 3 minutes (14 on busy ones); cut short, it
+goes on where it stopped.
 """
 
 import sys

@@ -7,7 +7,8 @@ seeds (Student's t); differences from AdamW are taken seed by seed. ε is 1e-8 i
 
 Source: [GT] = R. Gould and H. Tanaka, Continuous-Time Analysis of Adaptive Optimization and Normalization,
 arXiv:2411.05746, for k-Adam and the names of the strategies, whose formulas here are this project's reading.
-Run time on 2 cores: 1.5 minutes; --quick 20 seconds; --full hours, and one that was cut short goes on where it stopped.
+Run time on 2 cores: 2 minutes; --quick 20 seconds; --full, every k and 10 seeds, 11; cut short, it goes on where it
+stopped.
 """
 
 import dataclasses

@@ -8,17 +8,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optimistix
 import pytest
 import scipy.integrate
 import scipy.linalg
 
 import adamflow as af
+from conftest import KVAERNO
 from tests.stages import AdaFomStage, AdanStage, AMSGradStage, MomentumStage
 
 CHAIN = af.problems.chain(10)
 TENS = np.arange(0, 2001, 10)
-KVAERNO = diffrax.Kvaerno5(root_finder=diffrax.with_stepsize_controller_tols(optimistix.Chord)())
 PAIRS = [(0.999, 0.9), (0.95, 0.9), (0.95, 0.5), (0.9999, 0.5)]
 
 
