@@ -49,7 +49,7 @@ LEAVES_EARLIER = (
     "becomes more than twice that of order 1"
 )
 INTEGRATES = (
-    "up to the iterates' edge, errors of integration are at most a tenth of those of the flows (the last optimizer's)"
+    "for the last optimizer, errors of integration up to the edge are at most a tenth of the errors of the flows"
 )
 EXACT_IS_CLOSER = "up to the iterates' edge, the exact rate brings order 1 closer, in the mean over iterations"
 
@@ -212,6 +212,7 @@ def check(data: figure.Data) -> list[figure.Claim]:
     for what, values in table.items():
         of_order_2 |= by_name(data, what, values, second)
     of_growth = by_name(data, "error there", at_edge, first) | by_name(data, "error grows by", growth, first)
+    checked = ~np.isnan(integration)
     of_integration = by_name(data, "largest error", integration, first | second)
     of_integration = {name: value for name, value in of_integration.items() if not np.isnan(value)}
     claims = [
@@ -219,7 +220,7 @@ def check(data: figure.Data) -> list[figure.Claim]:
         (FOLLOWS, worst[:, first].max() < 0.05, by_name(data, "largest error", worst, first)),
         (LEAVES, growth[:, first].min() > 2, of_growth),
         (LEAVES_EARLIER, leaves_at_2, of_order_2),
-        (INTEGRATES, (integration < 0.1 * worst)[-1].all(), of_integration),
+        (INTEGRATES, (integration < 0.1 * worst)[checked].all(), of_integration),
     ]
     if exact.size:
         claims.append((EXACT_IS_CLOSER, (exact < paper).all(), by_name(data, "mean error", mean, first)))

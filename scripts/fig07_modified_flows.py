@@ -88,19 +88,15 @@ STUDIES = (
     Study("crossing", 1.6, HALVED, (1, 2, 3), PAIRS[1:2], weight_decay=0.0),
     Study("crossing", 1.6, HALVED, (1, 2, 3), PAIRS[1:2], epsilon=0.1, weight_decay=0.0),
 )
-#: Minutes of compiling and of integration each.
-MORE_STUDIES = (
-    Study("perceptron", 0.1, (5e-4, 2.5e-4, 1.25e-4), (1, 2, 3), PAIRS[1:], epsilon=1e-4),
-    Study("transformer", 0.04, (1e-4, 5e-5, 2.5e-5), (1, 2), PAIRS[1:], epsilon=1e-4),
-    Study("transformer", 0.04, (2e-4, 1e-4, 5e-5), (3,), PAIRS[:1], epsilon=1e-4),
-)
+MORE = tuple(dataclasses.replace(study, pairs=PAIRS[1:]) for study in STUDIES[3:5])
+MORE += (Study("transformer", 0.04, (2e-4, 1e-4, 5e-5), (3,), PAIRS[:1], epsilon=1e-4),)
 SMALL = dict(layers=1, width=16, heads=2, context=16, batch_size=4)
 QUICK: dict[str, Any] = dict(learning_rate=5e-4, steps=120, flows=("paper 1", "map 2 from 8"))
 FEW = dataclasses.replace(STUDIES[0], learning_rates=HALVED[:2], orders=(1, 2), pairs=PAIRS[:1])
 CONFIGS = {
     "quick": Config((FEW,), SMALL, drift_rates=HALVED[1:3], drift_pairs=PAIRS[1:2], **QUICK),
     "default": Config(STUDIES, dict(layers=2, width=32, heads=4, context=32, batch_size=8)),
-    "full": Config(STUDIES + MORE_STUDIES, dict(layers=2, width=64, heads=4, context=64, batch_size=16), 1e-4, 380, 4),
+    "full": Config(STUDIES + MORE, dict(layers=2, width=64, heads=4, context=64, batch_size=16), 1e-4, 380, 4),
 }
 NUMBERS = ("epsilon", "beta", "gamma", "order", "learning_rate", "error", "slope")
 FLOWS: dict[str, Any] = {"paper": af.PaperFlow, "modified": af.ModifiedFlow, "map": af.MapFlow}
@@ -282,9 +278,8 @@ def draw_flows(ax: Axes, data: figure.Data) -> None:
 
 def draw_orders(ax: Axes, data: figure.Data, chosen: np.ndarray) -> None:
     """Colours for orders, with their slopes; line styles for (β, γ) or, where there is one only, for ε."""
-    pairs, kinds = (np.stack([data[name] for name in names], axis=1) for names in (("beta", "gamma"), ("epsilon",)))
-    several = len(np.unique(pairs[chosen], axis=0)) > 1
-    style = pairs if several else kinds
+    several = len(np.unique(data["epsilon"][chosen])) > 1
+    style = np.stack([data[name] for name in (("epsilon",) if several else ("beta", "gamma"))], axis=1)
     for order in np.unique(data["order"][chosen]):
         found = []
         for value, line in zip(dict.fromkeys(map(tuple, style[chosen])), MARKS, strict=False):
@@ -294,7 +289,7 @@ def draw_orders(ax: Axes, data: figure.Data, chosen: np.ndarray) -> None:
             found += [f"{slope:.2f}" for slope in data["slope"][rows][:1]]
         ax.plot([], [], color=f"C{int(order) - 1}", label=f"p = {order:g}: slopes {', '.join(found)}")
     for value, line in zip(dict.fromkeys(map(tuple, style[chosen])), MARKS, strict=False):
-        name = f"β = {value[0]:g}, γ = {value[1]:g}" if several else f"ε = {value[0]:g}"
+        name = f"ε = {value[0]:g}" if several else f"β = {value[0]:g}, γ = {value[1]:g}"
         ax.plot([], [], line, color="black", markersize=3.5, label=name)
     ax.set(xlabel="learning rate η", ylabel="largest error of θ")
     if chosen.any():

@@ -110,12 +110,13 @@ def compute(config: Config) -> figure.Data:
 
 
 def points_of(config: Config) -> np.ndarray:
-    """(β, γ) by curve and point; those of the second curve have the values of C of the first and one γ."""
+    """(β, γ) by curve and point; those of the second curve have the C of the first, as far as β allows, and one γ."""
     start = config.beta, config.gamma, config.points
     normal, level = (np.stack(curve(*start), 1) for curve in (af.analysis.normal_curve, af.analysis.level_curve))
     exponent = np.asarray(af.analysis.stability_exponent(*normal.T))
     # The largest C of the normal curve is beyond what this γ allows.
-    beta = np.minimum(1 / (2 / config.gamma - 1 - exponent), 0.9999)
+    exponent = np.minimum(exponent, af.analysis.stability_exponent(0.9999, config.gamma))
+    beta = 1 / (2 / config.gamma - 1 - exponent)
     return np.stack([normal, np.stack([beta, np.full_like(beta, config.gamma)], axis=1), level])
 
 

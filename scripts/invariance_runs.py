@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -117,7 +118,7 @@ def compute(config: Config) -> figure.Data:
     """All parts side by side: most of the time goes into compiling, which threads share among the cores."""
     with resume.Parts("fig09_scale_invariance", config) as kept, ThreadPoolExecutor(os.cpu_count()) as pool:
 
-        def part(name: str, find: Any, *arguments: Any) -> Any:
+        def part(name: str, find: Callable[..., figure.Data], *arguments: Any) -> figure.Data:
             return kept.get(name, lambda: find(config, *arguments))
 
         jobs = [pool.submit(part, f"order-{order}", of_flow, order) for order in reversed(config.orders)]
@@ -183,7 +184,7 @@ def of_gammas(config: Config, kind: str) -> figure.Data:
     return {f"{kind} {name}": np.array(values) for name, values in table.items()}
 
 
-def of_network(config: Config, name: str, part: Any) -> figure.Data:
+def of_network(config: Config, name: str, part: Callable[..., figure.Data]) -> figure.Data:
     """The assumptions along runs of AdamW, by seed, each a part that is kept, and how far other runs turn from it."""
     seeds = config.seed + np.arange(config.seeds)
     parts = [part(f"{name}-{seed}", of_seed, name, int(seed)) for seed in seeds]

@@ -3,7 +3,7 @@
     with resume.Parts("fig10_kadam", config) as parts:
         tables = parts.get("digits-3", lambda: train(...))
 
-A part is computed only if no run with equal settings and the same version of the package has finished it. At the end
+A part is computed only if no run with equal settings and the same sources has finished it. At the end
 of the block the files are removed, unless it was left by an exception.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import figure
+import jax
 import numpy as np
 
 import adamflow
@@ -30,8 +31,8 @@ class Parts:
     """
 
     def __init__(self, name: str, config: Any) -> None:
-        settings = json.dumps([dataclasses.asdict(config), adamflow.__version__], sort_keys=True, default=str)
-        digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
+        settings = json.dumps(dataclasses.asdict(config), sort_keys=True, default=str)
+        digest = hashlib.sha256(settings.encode() + _sources()).hexdigest()[:12]
         self.folder: Path = figure.ROOT / "build" / "parts" / f"{name}-{digest}"
 
     def __enter__(self) -> "Parts":
@@ -51,3 +52,10 @@ class Parts:
             figure.write(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
+
+
+def _sources() -> bytes:
+    """What the package and the scripts say, and by which jax: other code has other parts."""
+    folders = (Path(adamflow.__file__).parent, Path(__file__).parent)
+    files = sorted(path for folder in folders for path in folder.rglob("*.py"))
+    return jax.__version__.encode() + b"".join(path.read_bytes() for path in files)

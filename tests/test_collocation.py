@@ -110,6 +110,12 @@ def test_formula_curvature_of_low_rank():
     matrix = np.eye(2 * size) + np.kron(np.asarray(shares), np.asarray(dense * metric))
     expected = np.linalg.solve(matrix, (rest + moved @ dense).ravel())
     np.testing.assert_allclose(found.ravel(), expected, rtol=1e-8)
+    # The solver's own metric counts, not that of the curvature; with more parameters than columns in single precision.
+    solver = curvature.low_rank_solver(known.weighed(2 * metric), 2 * slopes, 2 * metric)
+    found = curvature.solve_curved(known, solver, rest - moved @ dense, moved)
+    matrix = np.eye(2 * size) + np.kron(np.asarray(shares), np.asarray(dense * 2 * metric))
+    error = np.abs(found.ravel() - np.linalg.solve(matrix, rest.ravel())).max()
+    assert error < 1e-5 * np.abs(moved @ dense).max()
 
 
 @pytest.mark.slow

@@ -334,17 +334,31 @@ def test_failure_decay_of_the_iteration_without_mass():
         unfinished.mass_at(3)
 
 
-@pytest.mark.parametrize("record", [af.kadam(2, 1e-3, epsilon=1e-8, weight_decay=0.1), af.rmsprop(1e-3)])
+STRONG = {"epsilon": np.asarray(1e-8), "weight_decay": np.asarray(0.1)}
+IN_SINGLE = [
+    af.adamw(*np.array([1e-3, 0.999, 0.9]), **STRONG),
+    af.adamw(*np.array([1e-3, 0.999, 0.9]), **STRONG, epsilon_inside=True),
+    af.rmsprop(*np.array([1e-3, 0.99])),
+    af.kadam(2, *np.array([1e-3, 0.999, 0.9]), **STRONG, granularity="tensor"),
+    af.analysis.equivalent_two_adam(af.adamw(*np.array([1e-3, 0.999, 0.9]), weight_decay=np.asarray(0.1))),
+]
+
+
+@pytest.mark.parametrize("record", IN_SINGLE, ids=["adamw", "epsilon inside", "rmsprop", "tensor", "two-adam"])
 def test_identity_single_precision_is_worked_on_in_single_precision(record):
-    """Numbers of records are float64 here; beside float32 leaves they would make a step four times as slow."""
+    """Beside float32 leaves, numbers in float64 would make a step several times as slow."""
     params = jnp.ones(7, jnp.float32)
 
     def step(params, state):
         direction, state = record.update(params, state, 3)
-        return record.apply(params, direction), record.preconditioner(state.filters, 3) if len(
-            state.filters
-        ) == 1 else 0
+        known = len(record.stages) == 1
+        return record.apply(params, direction), record.preconditioner(state.filters, 3) if known else None
 
     text = str(jax.make_jaxpr(step)(params, record.initial_state(params)))
     assert "f32[7]" in text
     assert "f64[7]" not in text
+
+
+def test_failure_an_epsilon_that_single_precision_does_not_have_is_none():
+    record = af.adam(1e-3, epsilon=1e-46)
+    assert record.ratio(jnp.zeros(1, jnp.float32), jnp.zeros(1, jnp.float32)).tolist() == [0.0]

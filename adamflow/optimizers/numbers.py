@@ -19,9 +19,9 @@ def number(value: Any) -> jax.Array:
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
 
 
-def beside(value: Any, leaf: jax.Array) -> jax.Array:
-    """A number in the precision of a leaf, or single: a double would turn all work on leaves of floats to doubles."""
-    return jnp.asarray(value, jnp.promote_types(leaf.dtype, jnp.float32))
+def beside(value: Any, leaf: Any) -> jax.Array:
+    """A number in the precision of a leaf, single at least: beside one in double all work would be in double."""
+    return jnp.asarray(value, jnp.promote_types(jnp.result_type(leaf), jnp.float32))
 
 
 def is_zero(value: Scalar) -> bool:

@@ -154,8 +154,7 @@ class Optimizer(eqx.Module):
                 f"{self.name!r} has no single preconditioner: that needs one stage with a filter named 'second_moment'"
             )
         second = self.corrected(filters, iteration)[0]["second_moment"]
-        inside, outside = self._epsilons()
-        return jax.tree.map(lambda square: (_root(square + inside) + outside).astype(square.dtype), second)
+        return jax.tree.map(lambda square: self._denominator(square).astype(square.dtype), second)
 
     def change(self, params: Params, direction: Params) -> Params:
         """What a step adds to the parameters: −η (λ θ + u)."""
@@ -183,11 +182,11 @@ class Optimizer(eqx.Module):
 
         A negative v gives NaN: it is the sign of an integration that went wrong, and not hidden.
         """
-        inside, outside = (beside(epsilon, square) for epsilon in self._epsilons())
-        denominator = _root(square + inside) + outside
+        denominator = self._denominator(square)
         # The division comes last, and what it needs is used once: the next stage has two uses for the quotient, and XLA
         # computes anew, or keeps in memory, whatever has two uses and is not the last.
-        if is_concrete(self.epsilon) and np.all(np.asarray(self.epsilon) > 0):
+        smallest = jnp.finfo(jnp.result_type(square)).tiny
+        if is_concrete(self.epsilon) and np.all(np.asarray(self.epsilon) >= smallest):
             return numerator / denominator
         return numerator / jnp.where(denominator == 0, jnp.inf, denominator)
 
@@ -216,8 +215,9 @@ class Optimizer(eqx.Module):
 
         return optax.GradientTransformation(init, update)
 
-    def _epsilons(self) -> tuple[Any, Any]:
-        return (self.epsilon, 0.0) if self.epsilon_inside else (0.0, self.epsilon)
+    def _denominator(self, square: Leaf) -> Leaf:
+        epsilon = beside(self.epsilon, square)
+        return _root(square + epsilon) if self.epsilon_inside else _root(square) + epsilon
 
     def _corrected(self, stage: AbstractStage, averages: dict[str, Leaf], iteration: Scalar) -> dict[str, Leaf]:
         if not self.bias_correction:

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from adamflow.checks import check_range
-from adamflow.optimizers.numbers import check_decays, number
+from adamflow.optimizers.numbers import beside, check_decays, number
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, Signal
 from adamflow.types import Leaf, Scalar
 
@@ -59,7 +59,9 @@ class TensorRMSpropStage(AbstractStage):
         self, signal: Signal, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar, ratio: Ratio
     ) -> Leaf:
         square = averages["mean_square"]
-        return ratio(signal.value, square if self.start is None else square + self.start * self.beta ** (iteration + 1))
+        if self.start is not None:
+            square = square + beside(self.start * self.beta ** (iteration + 1), square)
+        return ratio(signal.value, square)
 
 
 def _mean_square(signal: Signal, averages: dict[str, Leaf]) -> Leaf:

@@ -64,7 +64,9 @@ def solve(
             What flows follow worst are the first iterations, in which filters settle.
         observe: a jax-traceable function of a `Snapshot`, called at the saved times; what it returns is kept in
             `observed` *instead of* the parameters. Each call costs a gradient.
-        solver: "auto", "collocation" or any diffrax solver.
+        solver: "auto", "collocation" or any diffrax solver. Give implicit ones the chord iteration that "auto" takes,
+            `root_finder=diffrax.with_stepsize_controller_tols(optimistix.Chord)()`: their own takes tens of times the
+            steps here.
         rtol: relative tolerance of a step: of θ by collocation relative to the distance moved so far, of the state by
             diffrax.
         atol: absolute tolerance of a step, by default rtol/100; collocation has none.

@@ -1,7 +1,7 @@
 """Which diffrax solver integrates a flow, and how it steps."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_origin
 
 import diffrax
 import jax
@@ -69,7 +69,9 @@ def choose_method(solver: Any, dimension: int, step_size: Any) -> Method:
         )
     if isinstance(solver, diffrax.AbstractImplicitSolver):
         every_stage = getattr(solver, "calculate_jacobian", None) == diffrax.CalculateJacobian.every_stage
-        return Method(solver, True, None, 0, solver.tableau.num_stages if every_stage else 1)  # pyright: ignore
+        tableau: Any = getattr(solver, "tableau", None)
+        tableau = tableau.tableaus[-1] if isinstance(tableau, diffrax.MultiButcherTableau) else tableau
+        return Method(solver, True, None, 0, tableau.num_stages if every_stage else 1)
     if isinstance(solver, diffrax.AbstractERK) and isinstance(solver.tableau, diffrax.ButcherTableau):
         fsal = int(solver.tableau.fsal)
         return Method(solver, False, solver.tableau.num_stages - fsal, fsal, 0)
@@ -77,12 +79,12 @@ def choose_method(solver: Any, dimension: int, step_size: Any) -> Method:
 
 
 def terms_of(solver: diffrax.AbstractSolver, field: Callable[[Any, Any, Any], Any]) -> diffrax.AbstractTerm:
-    """A vector field as the solver takes it: one that splits it into an explicit and an implicit part gets it implicit.
+    """A vector field as the solver takes it: solvers that split it (KenCarp, Sil3) get all of it as the implicit part.
 
     Both the filters and the preconditioned curvature are stiff, so nothing is left for the explicit part.
     """
     whole = diffrax.ODETerm(field)
-    if not isinstance(getattr(solver, "tableau", None), diffrax.MultiButcherTableau):
+    if get_origin(solver.term_structure) is not diffrax.MultiTerm:
         return whole
     return diffrax.MultiTerm(diffrax.ODETerm(lambda time, state, args: jax.tree.map(jnp.zeros_like, state)), whole)
 

@@ -9,6 +9,9 @@ from jaxtyping import Array, Float
 #: A secant counts as if its step and what it teaches had at least this cosine, in the metric.
 _SMALLEST_COSINE = 0.05
 
+#: On CPUs XLA multiplies so many vectors with U or its transpose in half the time that it takes for one or two.
+_IMAGES_AT_ONCE, _SPREAD_AT_ONCE = 4, 8
+
 Metric = Float[Array, " size"]
 Square = Float[Array, "width width"]
 
@@ -34,11 +37,11 @@ class Curvature(NamedTuple):
 
     def images(self, vectors: Float[Array, "several size"]) -> Float[Array, "several width"]:
         """Uᵀ v."""
-        return (_padded(vectors, 4) @ self.columns)[: len(vectors)]
+        return (_padded(vectors, _IMAGES_AT_ONCE) @ self.columns)[: len(vectors)]
 
     def spread(self, images: Float[Array, "several width"]) -> Float[Array, "several size"]:
         """U y."""
-        return (self.columns @ _padded(images, 8).T)[:, : len(images)].T
+        return (self.columns @ _padded(images, _SPREAD_AT_ONCE).T)[:, : len(images)].T
 
     def weighed(self, metric: Metric) -> "Curvature":
         """The same in another metric. Of many parameters single precision is enough, whatever the loss's scale."""
@@ -54,11 +57,6 @@ class Curvature(NamedTuple):
         root = vectors * jnp.sqrt(jnp.maximum(values, 0.0))
         values, vectors = jnp.linalg.eigh(root.T @ self.gram @ root)
         return values, root @ vectors
-
-
-def _padded(rows: Float[Array, "several size"], least: int) -> Float[Array, "more size"]:
-    """With rows of 0, at least as many: on CPUs XLA multiplies a few vectors in half the time of one or two."""
-    return jnp.pad(rows, ((0, max(0, least - len(rows))), (0, 0)))
 
 
 def none(size: int, width: int, dtype: Any) -> Curvature:
@@ -122,7 +120,8 @@ def metric_of(slopes: Float[Array, "node node size"]) -> Metric:
 class Solver(NamedTuple):
     """What solves (I + H J) x = r for J a matrix of diagonals, one for each pair of nodes.
 
-    For many parameters J is taken as one s × s matrix times one diagonal p: then a single Gram matrix is needed.
+    For many parameters J is taken as one s × s matrix times one diagonal p, `metric`: then a single Gram matrix is
+    needed, `gram`, in this metric, whatever that of the curvature at hand is.
     """
 
     slopes: Float[Array, "node node size"]
@@ -152,7 +151,11 @@ def low_rank_solver(known: Curvature, slopes: Float[Array, "node node size"], me
 def solve_curved(
     known: Curvature, solver: Solver, rest: Float[Array, "node size"], moved: Float[Array, "node size"]
 ) -> Float[Array, "node size"]:
-    """x of (I + H J) x = rest + H moved; of low rank with U read twice, since that is what takes time."""
+    """x of (I + H J) x = rest + H moved; of low rank with U read twice, since that is what takes time.
+
+    So Uᵀ diag(p) H moved follows from the Gram matrix, which may be in single precision: with many parameters x is
+    right to 1e-6 of H moved or so, and `moved` should be small. Here it is the distance from a curve through θ.
+    """
     if solver.vectors is None:
         right = rest + known.product(moved)
         image = jnp.einsum("ijd,jd->id", solver.slopes, right) @ known.columns
@@ -161,3 +164,8 @@ def solve_curved(
     curved = curved @ known.core
     image = (image + curved @ solver.gram) @ solver.vectors
     return rest + known.spread(curved - jnp.einsum("kij,jk->ik", solver.inverse, image) @ solver.vectors.T)
+
+
+def _padded(rows: Float[Array, "several size"], least: int) -> Float[Array, "more size"]:
+    """With rows of 0, at least as many."""
+    return jnp.pad(rows, ((0, max(0, least - len(rows))), (0, 0)))

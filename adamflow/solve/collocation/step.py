@@ -173,7 +173,7 @@ class Step(eqx.Module):
     def _norm(self, error: Array) -> Array:
         return jnp.sqrt(jnp.mean(error * error, axis=-1)) / self.scale
 
-    def _known(self, tried: Attempt) -> tuple[Array, Array]:
+    def _interpolated(self, tried: Attempt) -> tuple[Array, Array]:
         """g and θ − θ₀ at the nodes through which e goes: of the past alone before there is a gradient at the end."""
         latest = jnp.append(self._places, jnp.ones((), tried.true.dtype))
         first = jnp.pad(extrapolation(self._places, self._radau), ((0, 0), (0, 1)))
@@ -184,7 +184,7 @@ class Step(eqx.Module):
 
     def _solve(self, tried: Attempt) -> tuple[Array, Array, Array]:
         """G of the surrogate, the slopes there, and the last correction of θ."""
-        known, through = self._known(tried)
+        interpolated, through = self._interpolated(tried)
         tolerance, places = self._inner_tolerance(tried), self.path.nodes.places
 
         def with_slopes(slopes: Array, metric: Metric, known: Curvature) -> Solver:
@@ -198,7 +198,7 @@ class Step(eqx.Module):
             round, gradients, solver, before = carry
             params = self.path(gradients).params[places]
             moved = params - self.path.start.params - through
-            change = solve_curved(tried.curvature, solver, known - gradients, moved)
+            change = solve_curved(tried.curvature, solver, interpolated - gradients, moved)
             move = jnp.max(self._norm(jnp.einsum("ijd,jd->id", solver.slopes, change)))
             gradients = gradients + change
             slow = (move > 0.2 * before) & (move > tolerance)
@@ -209,7 +209,7 @@ class Step(eqx.Module):
             return (carry[0] < self.settings.inner_rounds) & (carry[3] > tolerance) & (carry[3] < 100 * _HOPELESS)
 
         now = with_slopes(tried.slopes, tried.metric, tried.curvature)
-        begin = (0, tried.gradients, now, jnp.asarray(10 * _HOPELESS, known.dtype))
+        begin = (0, tried.gradients, now, jnp.asarray(10 * _HOPELESS, interpolated.dtype))
         _, gradients, solver, move = jax.lax.while_loop(unfinished, correct, begin)
         return gradients, solver.slopes, move
 
