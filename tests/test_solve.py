@@ -296,6 +296,19 @@ def test_identity_stats_count_every_gradient(solver):
         assert run.stats.jacobian_evaluations == run.stats.accepted_steps + run.stats.rejected_steps
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [diffrax.KenCarp4, diffrax.Sil3])
+def test_identity_solvers_that_split_the_field(kind):
+    flow, options = af.PaperFlow(af.adam(1e-3, 0.95)), {"save_at": [50, 100], "atol": 1e-9}
+    expected = af.solve(flow, CHAIN.loss, CHAIN.params, 100, rtol=1e-8, solver=KVAERNO, **options)
+    found = af.solve(
+        flow, CHAIN.loss, CHAIN.params, 100, rtol=1e-5, solver=kind(root_finder=KVAERNO.root_finder), **options
+    )
+    assert found.outcome.successful
+    np.testing.assert_allclose(found.params, expected.params, atol=1e-4)
+    assert found.stats.jacobian_evaluations > 0
+
+
 def test_identity_a_program_is_compiled_once_for_all_numbers():
     traces = []
 
