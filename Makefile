@@ -23,7 +23,7 @@ figures-quick: $(VENV)/.installed-figures  ## the same, small: a check that ever
 	$(BIN)/python scripts/make_figures.py --quick --out "$(OUT)"
 
 figures-full: OUT = build/figures-full
-figures-full: $(VENV)/.installed-figures  ## the same with the largest settings: an hour or more
+figures-full: $(VENV)/.installed-figures  ## the same with the largest settings: half a day
 	$(BIN)/python scripts/make_figures.py --full --out "$(OUT)"
 
 test: $(VENV)/.installed-test  ## the default tests

@@ -32,13 +32,14 @@ def against(
         table: the number by point and seed; not finite where a run failed, which leaves a gap.
         label: of the curve.
         place: which colour and marker.
-        line: the style of the line.
+        line: the style of the line; markers are hollow unless it is solid.
     """
     shown = np.where(np.isfinite(table), table, np.nan)
     order = np.argsort(x)
     mean, low, high = shown.mean(axis=1)[order], shown.min(axis=1)[order], shown.max(axis=1)[order]
     ax.fill_between(x[order], low, high, color=_COLOURS[place], alpha=0.15, linewidth=0)
-    ax.plot(x[order], mean, _MARKERS[place] + line, color=_COLOURS[place], markersize=3.5, linewidth=1, label=label)
+    style = {"markersize": 3.5, "linewidth": 1, "markerfacecolor": _COLOURS[place] if line == "-" else "white"}
+    ax.plot(x[order], mean, _MARKERS[place] + line, color=_COLOURS[place], label=label, **style)
     return ax
 
 
