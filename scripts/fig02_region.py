@@ -54,7 +54,7 @@ class Config:
     slope_at: int = 500
     slope_half_window: int = 50
     learning_rate: float = 1e-3
-    layers: int = 2
+    layers: int = 1
     heads: int = 2
     width: int = 16
     context: int = 16
@@ -62,9 +62,9 @@ class Config:
 
 
 CONFIGS = {
-    "quick": Config(grid=8, curve_points=16, curve_seeds=(0,), layers=1, context=8),
+    "quick": Config(grid=8, curve_points=16, curve_seeds=(0,), context=8),
     "default": Config(),
-    "full": Config(grid=64, curve_seeds=tuple(range(10)), steps=1000),
+    "full": Config(grid=64, curve_seeds=tuple(range(10)), steps=1000, layers=2),
 }
 
 Finding: TypeAlias = tuple[str, Any, dict[str, Any]]
