@@ -182,10 +182,11 @@ def networks() -> Iterator[Row]:
     """Collocation on networks at ηN = 1: digits, and a transformer with a cheap and with an expensive gradient."""
     slow = (0.999, 0.9)
     for width in (32, 128):
-        for eta in (1e-3, 1e-4):
+        for eta in (1e-3, 1e-4, 1e-5):
             network = af.problems.mlp((width,))
             check = "Dopri8" if eta == 1e-3 else ""
-            yield collocation(f"digits, {width} units", network, (eta, *slow), round(1 / eta), 1e-3, check, repeats=3)
+            repeats = 1 if eta == 1e-5 else 3
+            yield collocation(f"digits, {width} units", network, (eta, *slow), round(1 / eta), 1e-3, check, repeats)
     for batch, eta, check in ((16, 1e-3, "Tsit5"), (64, 1e-3, ""), (16, 1e-4, "")):
         problem = af.problems.char_transformer(layers=1, heads=4, width=64, context=32, batch_size=batch).flatten()
         where = f"transformer, {problem.params.size} parameters, {32 * batch} characters"
