@@ -182,7 +182,7 @@ def networks() -> Iterator[Row]:
     """Collocation on networks at ηN = 1: digits, and a transformer with a cheap and with an expensive gradient."""
     slow = (0.999, 0.9)
     for width in (32, 128):
-        for eta in (1e-3, 1e-4, 1e-5):
+        for eta in (1e-3, 1e-4, 1e-5) if width == 32 else (1e-3, 1e-4):
             network = af.problems.mlp((width,))
             check = "Dopri8" if eta == 1e-3 else ""
             repeats = 1 if eta == 1e-5 else 3
