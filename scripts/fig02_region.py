@@ -17,7 +17,7 @@ diverges (a parameter beyond 1e8) counts up to there. In float32 a falling v bec
 
 Source: [GT] = R. Gould and H. Tanaka, Continuous-Time Analysis of Adaptive Optimization and Normalization,
 arXiv:2411.05746, its second figure; the discrete bound, its rate and border are derivations of this project.
-Run time on 2 cores: 1.3 minutes; --quick 20 seconds; --full, a grid of 64 × 64 and 1000 iterations, about half an hour.
+Run time on 2 cores: 1 minute; --quick 20 seconds; --full, a grid of 64 × 64 and 1000 iterations, about half an hour.
 """
 
 import dataclasses

@@ -16,7 +16,7 @@ follows, and `ModifiedFlow` of order 2 cannot be integrated far. A drift of the 
 
 Source: derivations of this project (docs/modified-flows.md); [GT] = R. Gould and H. Tanaka, arXiv:2411.05746. For the
 drift at β = γ: A. Orvieto and R. Gower, In Search of Adam's Secret Sauce, arXiv:2505.21829.
-Run time on 2 cores: 2 minutes; --quick 40 seconds; --full, with 116,000 parameters and more (β, γ), over an hour.
+Run time on 2 cores: 5 minutes; --quick 40 seconds; --full, with 116,000 parameters and more (β, γ), over an hour.
 """
 
 import dataclasses

@@ -15,7 +15,7 @@ Measured: see the manifest, and the README's row.
 
 Source: the flow is that of R. Gould and H. Tanaka, arXiv:2411.05746, which writes (β, γ) where PyTorch and optax write
 (b2, b1); collocation is this project's (docs/collocation.md).
-Run time on 2 cores: 60 seconds; --quick, with two pairs, one tolerance and two peers, 20; --full, with tighter
+Run time on 2 cores: 3 minutes; --quick, with two pairs, one tolerance and two peers, 20; --full, with tighter
 tolerances, 90.
 """
 

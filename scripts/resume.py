@@ -3,8 +3,8 @@
     with resume.Parts("fig10_kadam", config) as parts:
         tables = parts.get("digits-3", lambda: train(...))
 
-A part is computed only if no run with equal settings and the same sources has finished it. At the end
-of the block the files are removed, unless it was left by an exception.
+A part is computed only if no run with equal settings and the same sources has finished it. At the end of the block the
+files are removed, unless it was left by an exception.
 """
 
 import dataclasses
