@@ -12,7 +12,6 @@ import diffrax
 import hypothesis
 import jax
 import jaxtyping
-import optimistix
 import pytest
 
 jax.config.update("jax_enable_x64", True)
@@ -25,8 +24,10 @@ hypothesis.settings.load_profile("adamflow")
 # The one module of the package that needs an extra at its import.
 collect_ignore = [] if importlib.util.find_spec("torch") else ["adamflow/torch.py"]
 
+import adamflow as af  # noqa: E402
+
 #: What references are integrated with: a stiff solver of diffrax, with the chord iteration that "auto" gives it.
-KVAERNO = diffrax.Kvaerno5(root_finder=diffrax.with_stepsize_controller_tols(optimistix.Chord)())
+KVAERNO = diffrax.Kvaerno5(root_finder=af.CHORD)
 SEED = int(os.environ.get("ADAMFLOW_SEED", "0"))
 
 

@@ -40,6 +40,7 @@ from adamflow.optimizers import (
 )
 from adamflow.problems import Problem
 from adamflow.solve import (
+    CHORD,
     OUTCOMES,
     Comparison,
     Convergence,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CHORD",
     "OUTCOMES",
     "AbstractFlow",
     "AbstractStage",

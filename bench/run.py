@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import kadam
 import numpy as np
 import optax
-import optimistix
 from jax.flatten_util import ravel_pytree
 from scipy.integrate import solve_ivp
 
@@ -146,8 +145,7 @@ def collocation(
     name = f"collocation, {where}, eta, beta, gamma {numbers[0]:g}, {numbers[1]}, {numbers[2]}"
     name += f": {int(run.stats.gradient_evaluations) / steps:.3f} gradients/iteration"
     if check:
-        chord = diffrax.with_stepsize_controller_tols(optimistix.Chord)()
-        solver = diffrax.Kvaerno5(root_finder=chord) if check == "Kvaerno5" else getattr(diffrax, check)()
+        solver = diffrax.Kvaerno5(root_finder=af.CHORD) if check == "Kvaerno5" else getattr(diffrax, check)()
         tight = {
             "rtol": 1e-4 if check == "Tsit5" else 1e-7,
             "atol": 1e-9 if check == "Tsit5" else 1e-13,

@@ -163,9 +163,9 @@ def follow(config: Config) -> dict[str, Any]:
     loss, start, steps = problem.loss, problem.params, config.steps
     optimizer = af.adamw(config.learning_rate, config.beta, config.gamma, weight_decay=config.weight_decay)
     saved = np.arange(config.save_every, steps + 1, config.save_every, dtype=float)
-    iterates = np.asarray(af.iterate(optimizer, loss, start, steps, save_at=saved).params)
-    look = af.analysis.observe_sharpness(optimizer, loss, iterations=config.lanczos_iterations)
-    sharpness = af.iterate(optimizer, loss, start, steps, save_at=saved, observe=look).observed.value
+    measure = af.analysis.observe_sharpness(optimizer, loss, iterations=config.lanczos_iterations)
+    run = af.iterate(optimizer, loss, start, steps, save_at=saved, observe=lambda s: (s.params, measure(s).value))
+    iterates, sharpness = map(np.asarray, run.observed)
     moved = np.maximum.accumulate(np.linalg.norm(iterates - np.asarray(start), axis=1))
     errors = np.full((len(config.flows), saved.size), np.nan)
     for row, (kind, order, *begin) in zip(errors, map(str.split, config.flows), strict=True):
@@ -182,7 +182,7 @@ def follow(config: Config) -> dict[str, Any]:
         "flows": config.flows,
         "iterations": saved,
         "flow_errors": errors,
-        "sharpness": config.learning_rate * np.asarray(sharpness),
+        "sharpness": config.learning_rate * sharpness,
         "edge": np.asarray(af.analysis.adaptive_edge(config.gamma)),
         "parameters": start.size,
     }

@@ -32,7 +32,6 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import optimistix
 from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
 from scipy.integrate import solve_ivp
@@ -45,12 +44,11 @@ ERROR = 1e-3
 #: Gradients per iteration of the optimizer that collocation may take, by whether v is slow.
 MOST = {True: 0.05, False: 0.2}
 SLOW = 0.999
-CHORD = diffrax.with_stepsize_controller_tols(optimistix.Chord)()
 DIFFRAX: dict[str, Any] = {
     "collocation": "collocation",
     "Tsit5": diffrax.Tsit5(),
-    "Kvaerno5": diffrax.Kvaerno5(root_finder=CHORD),
-    "KenCarp4": diffrax.KenCarp4(root_finder=CHORD),
+    "Kvaerno5": diffrax.Kvaerno5(root_finder=af.CHORD),
+    "KenCarp4": diffrax.KenCarp4(root_finder=af.CHORD),
 }
 SCIPY = ("Radau", "BDF", "LSODA")
 NAMES = (*DIFFRAX, *SCIPY)
@@ -160,24 +158,28 @@ def discrete_seconds(config: Config, problem: af.Problem, beta: float, gamma: fl
 
 
 def diffrax_runs(config: Config, problem: af.Problem, name: str, saved: np.ndarray) -> Callable:
-    """`(flow, rtol) -> θ, gradients, seconds` by `af.solve`; compiled, so that counting costs no time."""
+    """`(flow, rtol) -> θ, gradients, seconds` by `af.solve`, within one compiled program."""
 
     def solve(flow: Any, rtol: Any) -> af.Trajectory:
         options = {"save_at": saved, "rtol": rtol, "solver": DIFFRAX[name], "max_steps": 300_000}
         return af.solve(flow, problem.loss, problem.params, config.steps, **options)
 
-    fast = eqx.filter_jit(lambda flow, rtol: solve(flow, rtol).params)
+    @eqx.filter_jit
+    def fast(flow: Any, rtol: Any) -> tuple[Any, af.Stats, jax.Array]:
+        result = solve(flow, rtol)
+        return result.params, result.stats, result.outcome.code
 
     def run(flow: Any, rtol: float) -> tuple[np.ndarray, float, float]:
-        counted = solve(flow, rtol)
-        stats, size = counted.stats, problem.params.size
+        params, stats, code = fast(flow, jnp.asarray(rtol))
+        if int(code) != 0:
+            return np.asarray(params), np.nan, np.nan
+        if stats.gradient_evaluations is None:
+            # An implicit solver's can be counted outside of jit only, by callbacks, which cost time.
+            stats = solve(flow, rtol).stats
         # The driver's count for collocation has its Hessians already.
-        extra = 0 if name == "collocation" else 2 * size * int(stats.jacobian_evaluations)
-        if not counted.outcome.successful:
-            return np.asarray(counted.params), np.nan, np.nan
-        fast(flow, jnp.asarray(rtol))
+        extra = 0 if name == "collocation" else 2 * problem.params.size * int(stats.jacobian_evaluations)
         seconds = timed(lambda: fast(flow, jnp.asarray(rtol)), config.repeats)
-        return np.asarray(counted.params), int(stats.gradient_evaluations) + extra, seconds
+        return np.asarray(params), int(stats.gradient_evaluations) + extra, seconds
 
     return run
 
@@ -188,14 +190,15 @@ def scipy_runs(problem: af.Problem, name: str, saved: np.ndarray) -> Callable:
     def state_of(flow: Any) -> Any:
         return flow.initial_state(problem.loss, problem.params)
 
-    @eqx.filter_jit
+    # `jax.jit`, whose calls cost a fifth of those of equinox: the solvers call these from Python.
+    @jax.jit
     def field(flow: Any, time: Any, vector: Any) -> jax.Array:
         state = state_of(flow)
         coordinates = flow.coordinates(state)
         unravel = ravel_pytree(coordinates.encode(state))[1]
         return ravel_pytree(coordinates.field(flow, problem.loss, time, unravel(vector)))[0]
 
-    @eqx.filter_jit
+    @jax.jit
     def jacobian(flow: Any, time: Any, vector: Any) -> jax.Array:
         return jax.jacfwd(lambda vector: field(flow, time, vector))(vector)
 
@@ -205,10 +208,10 @@ def scipy_runs(problem: af.Problem, name: str, saved: np.ndarray) -> Callable:
         vector, unravel = ravel_pytree(coordinates.encode(start))
         options = {"method": name, "t_eval": saved, "rtol": rtol, "atol": rtol / 100, "first_step": 1.0}
         found: Any = solve_ivp(
-            lambda time, vector: np.asarray(field(flow, jnp.asarray(time), jnp.asarray(vector))),
-            (0, saved[-1]),
+            lambda time, vector: np.asarray(field(flow, time, vector)),
+            (0.0, float(saved[-1])),
             np.asarray(vector),
-            jac=lambda time, vector: np.asarray(jacobian(flow, jnp.asarray(time), jnp.asarray(vector))),
+            jac=lambda time, vector: np.asarray(jacobian(flow, time, vector)),
             **options,
         )
         path = np.array([np.asarray(coordinates.decode(unravel(jnp.asarray(y))).params) for y in found.y.T])

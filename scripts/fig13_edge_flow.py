@@ -20,9 +20,10 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import diffrax
+import equinox as eqx
 import figure
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,7 @@ import resume
 from matplotlib.figure import Figure
 
 import adamflow as af
+from adamflow.types import Loss
 
 jax.config.update("jax_enable_x64", True)
 
@@ -136,24 +138,15 @@ def follow(config: Config, case: Case, rate: float) -> dict[str, np.ndarray]:
     iterates = af.iterate(record, loss, problem.params, config.steps + 1)
     params, memory = af.iterate(record, loss, problem.params, config.first, save_at=[config.first]).final
     split, places = af.split_oscillation(iterates), saved.astype(int) - 1
-    losses = np.asarray(jax.jit(lambda rows: jax.lax.map(loss, rows))(iterates.params))
+    losses = np.asarray(losses_at(loss, cast(Any, iterates.params)))
     begin: dict[str, Any] = {"save_at": saved, "start": (config.first, memory)}
     euler: dict[str, Any] = begin | {"solver": diffrax.Euler(), "step_size": config.step_size}
     limit = round(config.attempts * config.steps)
     # With the default atol, 1e-5, errors of v, which is smaller, make these flows explode at the edge.
     stable: dict[str, Any] = begin | {"solver": diffrax.Tsit5(), "rtol": 1e-3, "atol": 1e-8, "max_steps": limit}
-
-    def look(s: Any) -> Any:
-        return s.params, preconditioner(record, s), s.amplitude, s.mean_loss
-
-    @jax.jit
-    def sharpness(rows: Any) -> jax.Array:
-        count = config.lanczos_iterations
-        return jax.lax.map(lambda r: af.analysis.preconditioned_sharpness(loss, *r, iterations=count).value, rows)
-
     edge = af.solve(af.EdgeFlow(record), loss, params, config.steps, observe=look, **euler)
-    means, scales, *series = edge.observed
-    runs: dict[str, Any] = {"edge": dataclasses.replace(edge, params=means, observed=None)}
+    means, *series = edge.observed
+    runs: dict[str, Any] = {"edge": dataclasses.replace(edge, params=means[1], observed=None)}
     for order in case.orders:
         runs[f"stable {order}"] = af.solve(af.MapFlow(record, order), loss, params, config.steps, **stable)
     if case.central:
@@ -163,11 +156,37 @@ def follow(config: Config, case: Case, rate: float) -> dict[str, np.ndarray]:
     for row, name in zip(errors, FLOWS, strict=True):
         if name in runs and len(runs[name]):
             row[: len(runs[name])] = af.compare(iterates, runs[name], average="period 2").relative_to_path
-    shown = [padded(row, saved.size) for row in (rate * sharpness((means, scales)), *series)]
+    scaled = rate * sharpness(loss, record, means, config.lanczos_iterations)
+    shown = [padded(row, saved.size) for row in (scaled, *series)]
     own = [np.asarray(split.amplitude)[places], ((losses[:-2] + 2 * losses[1:-1] + losses[2:]) / 4)[places]]
     gradients = 2 * edge.stats.accepted_steps / (float(edge.outcome.iteration) - config.first)
     numbers = {"edges": rate * af.analysis.critical_curvature(record), "gradients": gradients}
     return {"errors": errors} | dict(zip(SERIES, [*shown, *own], strict=True)) | jax.tree.map(np.asarray, numbers)
+
+
+# These three are functions of the module, not of `follow`, so that cases share their programs.
+def look(snapshot: Any) -> tuple:
+    """The mean with its iteration and filters, the amplitude and the mean loss, of a snapshot of `EdgeFlow`."""
+    return (snapshot.iteration, snapshot.params, snapshot.filters), snapshot.amplitude, snapshot.mean_loss
+
+
+@eqx.filter_jit
+def losses_at(loss: Loss, rows: jax.Array) -> jax.Array:
+    return jax.lax.map(loss, rows)
+
+
+@eqx.filter_jit
+def sharpness(loss: Loss, record: af.Optimizer, means: Any, iterations: int) -> jax.Array:
+    """The largest eigenvalue of P⁻¹H at each of the means; P is the product of those of all stages, or 1."""
+
+    def value(mean: tuple) -> jax.Array:
+        n, params, filters = mean
+        scale = jnp.ones_like(params)
+        for corrected in record.corrected(filters, n):
+            scale = scale * jnp.sqrt(corrected.get("second_moment", 1.0))
+        return af.analysis.preconditioned_sharpness(loss, params, scale, iterations=iterations).value
+
+    return jax.lax.map(value, means)
 
 
 def padded(row: Any, size: int) -> np.ndarray:
@@ -175,14 +194,6 @@ def padded(row: Any, size: int) -> np.ndarray:
     full = np.full(size, np.nan)
     full[: len(row)] = row
     return full
-
-
-def preconditioner(record: af.Optimizer, snapshot: Any) -> jax.Array:
-    """The product of those of all stages; 1 for gradient descent."""
-    product = jnp.ones_like(snapshot.params)
-    for filters in record.corrected(snapshot.filters, snapshot.iteration):
-        product = product * jnp.sqrt(filters.get("second_moment", 1.0))
-    return product
 
 
 def past_edge(data: figure.Data) -> np.ndarray:

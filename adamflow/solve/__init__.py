@@ -3,10 +3,12 @@
 from adamflow.solve.compare import Comparison, Convergence, compare, convergence
 from adamflow.solve.integrate import solve
 from adamflow.solve.iterate import iterate
+from adamflow.solve.methods import CHORD
 from adamflow.solve.oscillation import SplitRun, split_oscillation
 from adamflow.solve.trajectory import OUTCOMES, Outcome, Stats, Trajectory
 
 __all__ = [
+    "CHORD",
     "OUTCOMES",
     "Comparison",
     "Convergence",

@@ -12,12 +12,10 @@ import jax.numpy as jnp
 from adamflow.checks import check_count, check_range, is_concrete
 from adamflow.flows import AbstractFlow, Coordinates, PaperFlow, Snapshot, Start
 from adamflow.solve.collocation import Given, check_collocation, collocate, fits
+from adamflow.solve.endings import meaning, outcome_of
 from adamflow.solve.inputs import check_run, check_tolerance, scalar_loss
-from adamflow.solve.methods import Method, choose_method, meaning, prefers_collocation, step_controller, terms_of
+from adamflow.solve.methods import Method, choose_method, prefers_collocation, step_controller, terms_of
 from adamflow.solve.trajectory import (
-    NOT_FINITE,
-    STALLED,
-    Outcome,
     Stats,
     Trajectory,
     conclude,
@@ -64,9 +62,8 @@ def solve(
             What flows follow worst are the first iterations, in which filters settle.
         observe: a jax-traceable function of a `Snapshot`, called at the saved times; what it returns is kept in
             `observed` *instead of* the parameters. Each call costs a gradient.
-        solver: "auto", "collocation" or any diffrax solver. Give implicit ones the chord iteration that "auto" takes,
-            `root_finder=diffrax.with_stepsize_controller_tols(optimistix.Chord)()`: their own takes tens of times the
-            steps here.
+        solver: "auto", "collocation" or any diffrax solver. Give implicit ones `root_finder=af.CHORD`, the chord
+            iteration that "auto" takes: their own takes tens of times the steps here.
         rtol: relative tolerance of a step: of θ by collocation relative to the distance moved so far, of the state by
             diffrax.
         atol: absolute tolerance of a step, by default rtol/100; collocation has none.
@@ -121,20 +118,19 @@ def solve(
     if collocated:
         reference = _Reference(method, observe, max(max_steps, _REFERENCE_STEPS))
         given = Given(cast(PaperFlow, flow), loss, state, times, numbers)
-        run = collocate(given, (observe, max_steps), reference, eager)
-        if not eager or int(run.code) == STALLED:
-            run = run._replace(code=_why_stalled(flow, loss, run.code, run.final, run.reached))
+        run, seen = collocate(given, (observe, max_steps), reference, eager), None
         stats = Stats(run.gradients + looks + 1, run.accepted, run.rejected, run.hessians, None)
     else:
         run = _run(flow, loss, state, times, numbers, method, observe, max_steps, progress, counter)
         stats = _stats(run, method, counter, counted, flow.gradient_equivalents, looks)
+        seen = times, run.rows, run.finite
     trajectory = Trajectory(
         iterations=jnp.asarray(rows),
         params=run.rows if observe is None else None,
         observed=None if observe is None else run.rows,
         start=params,
         final=run.final,
-        outcome=Outcome(run.code, run.reached.astype(float)),
+        outcome=outcome_of(flow, loss, run, seen, eager),
         stats=stats,
         name=f"{flow.optimizer.name}, {flow.name}",
     )
@@ -143,13 +139,6 @@ def solve(
 
 #: Steps that derivatives through a run by collocation may take at least: diffrax takes more of them.
 _REFERENCE_STEPS = 100_000
-
-
-@eqx.filter_jit
-def _why_stalled(flow: AbstractFlow, loss: Loss, code: jax.Array, final: Any, end: jax.Array) -> jax.Array:
-    """The code of a run: where it stalled, a flow that is not finite ahead is the reason."""
-    smooth = jax.lax.cond(code == STALLED, lambda: _finite_ahead(flow, loss, final, end), lambda: jnp.array(True))
-    return jnp.where(smooth, code, NOT_FINITE)
 
 
 class _Reference(eqx.Module):
@@ -201,6 +190,7 @@ class _Numbers(NamedTuple):
 
 class _Run(NamedTuple):
     rows: Any
+    finite: Any
     final: Any
     code: jax.Array
     reached: jax.Array
@@ -214,17 +204,6 @@ def _start(flow: AbstractFlow, loss: Loss, params: Params, start: Start | None) 
     value, state = scalar_loss(loss, params), flow.initial_state(loss, params, start)
     finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((state, value))]
     return state, jnp.stack(finite).all()
-
-
-def _finite_ahead(flow: AbstractFlow, loss: Loss, state: Any, time: jax.Array) -> jax.Array:
-    """Whether loss and vector field are finite in a state, and where an Euler step of one iteration leads from it."""
-
-    def visit(state: Any, time: jax.Array) -> tuple[Any, jax.Array]:
-        change = flow.vector_field(time, state, loss)
-        values = jax.tree.leaves((loss(flow.params(state)), change))
-        return jax.tree.map(jnp.add, state, change), jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in values]).all()
-
-    return jax.lax.scan(visit, state, jnp.stack([time, time + 1]))[1].all()
 
 
 @eqx.filter_jit
@@ -274,18 +253,9 @@ def _run(flow, loss, state, times, numbers: _Numbers, method: Method, observe, m
     nothing = (times[0] == numbers.first) & (accepted == 0)
     rows = jax.lax.cond(nothing, lambda: jax.tree.map(_with_first, rows, row(times[0], start, None)), lambda: rows)
     end = cast(Any, solution.ts)[1][-1]
-    code = _why_stalled(flow, loss, meaning(solution.result, largest(flow.params(final)), limit), final, end)
     rows, finite = rows
-    end = jax.lax.cond(code == NOT_FINITE, lambda: _last_finite(loss, times, end, rows, finite), lambda: end)
-    return _Run(rows, final, code, end, accepted, rejected)
-
-
-def _last_finite(loss: Loss, times: jax.Array, end: jax.Array, rows: Any, finite: Any) -> jax.Array:
-    """The last saved time up to `end` until which the loss is finite, from flags or else from rows of parameters."""
-    if finite is None:
-        finite = jax.lax.map(lambda params: jnp.isfinite(loss(params)) & jnp.isfinite(largest(params)), rows)
-    good = jnp.cumprod(finite & (times <= end)).astype(bool)
-    return jnp.max(jnp.where(good, times, -1.0))
+    code = meaning(solution.result, largest(flow.params(final)), limit)
+    return _Run(rows, finite, final, code, end, accepted, rejected)
 
 
 def _with_first(rows: jax.Array, first: jax.Array) -> jax.Array:

@@ -10,7 +10,10 @@ import optimistix
 
 from adamflow.checks import is_concrete
 from adamflow.flows import AbstractFlow, PaperFlow
-from adamflow.solve.trajectory import COMPLETED, DIVERGED, NOT_FINITE, STALLED, STEP_LIMIT
+
+#: The root finder for implicit diffrax solvers: chord iteration with the tolerances of the step size control. Their own
+#: default takes tens of times the steps on flows.
+CHORD = diffrax.with_stepsize_controller_tols(optimistix.Chord)()
 
 #: The largest number of parameters for which "auto" takes an implicit solver with dense Jacobians.
 DENSE_LIMIT = 200
@@ -51,14 +54,11 @@ def choose_method(solver: Any, dimension: int, step_size: Any) -> Method:
 
     For flows that collocation cannot integrate "auto" is Kvaerno5 up to `DENSE_LIMIT` parameters: the flows of adaptive
     optimizers are stiff, since filters forget within some iterations and the preconditioned curvature goes up to tens
-    per iteration. Its chord iteration with the tolerances of the step size control takes a tenth of the steps that
-    diffrax's default root finder takes here. Beyond the limit dense Jacobians cost more than what stiffness costs an
-    explicit method: Tsit5.
+    per iteration. Beyond the limit dense Jacobians cost more than what stiffness costs an explicit method: Tsit5.
     """
     if isinstance(solver, str) and solver == "auto":
-        root_finder = diffrax.with_stepsize_controller_tols(optimistix.Chord)()
         adaptive = dimension <= DENSE_LIMIT and step_size is None
-        solver = diffrax.Kvaerno5(root_finder=root_finder) if adaptive else diffrax.Tsit5()
+        solver = diffrax.Kvaerno5(root_finder=CHORD) if adaptive else diffrax.Tsit5()
     if not isinstance(solver, diffrax.AbstractSolver):
         raise ValueError(
             f'solver must be "auto", "collocation" or a diffrax solver such as diffrax.Tsit5(), got {solver!r}'
@@ -98,16 +98,3 @@ def step_controller(steps: Any, rtol: Any, atol: Any, step_size: Any) -> tuple[d
         return diffrax.ConstantStepSize(), step_size
     smallest = 10 * jnp.finfo(rtol.dtype).eps * steps
     return diffrax.PIDController(rtol=rtol, atol=atol, dtmin=smallest, force_dtmin=False), jnp.ones((), rtol.dtype)
-
-
-def meaning(result: diffrax.RESULTS, size: jax.Array, limit: jax.Array) -> jax.Array:
-    """The code of an outcome, from diffrax's result and the largest of the last parameters."""
-    exploded = jnp.isfinite(size) & (size > limit)
-    code = jnp.full((), STALLED)
-    for known, ending in (
-        (diffrax.RESULTS.successful, COMPLETED),
-        (diffrax.RESULTS.max_steps_reached, STEP_LIMIT),
-        (diffrax.RESULTS.event_occurred, jnp.where(exploded, DIVERGED, NOT_FINITE)),
-    ):
-        code = jnp.where(result == known, ending, code)
-    return code
