@@ -370,6 +370,17 @@ def test_failure_loss_that_is_nan_though_its_gradient_is_finite(observe):
     assert np.isfinite(run.params if observe is None else run.observed).all()
 
 
+def test_failure_loss_that_is_nan_beyond_a_wall_which_its_gradient_does_not_show():
+    def loss(p):
+        return jnp.where(p[0] < 0.5, jnp.nan, 0.0) + jnp.sum(p**2)
+
+    run = af.solve(af.PaperFlow(af.adam(0.01)), loss, START, 100, solver="collocation")
+    assert run.outcome.name == "not_finite"
+    assert run.outcome.iteration == len(run) - 1
+    assert 50 < run.outcome.iteration < 70
+    assert np.isfinite(jax.vmap(loss)(run.params)).all()
+
+
 @pytest.mark.slow
 def test_failure_step_limit_keeps_what_came_before():
     run = af.solve(af.PaperFlow(af.adam(1e-3, 0.95)), CHAIN.loss, CHAIN.params, 2000, max_steps=10)

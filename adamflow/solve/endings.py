@@ -34,7 +34,7 @@ def outcome_of(flow: AbstractFlow, loss: Loss, run: Any, seen: Any, eager: bool)
         flow: the vector field of the run.
         loss: of the run.
         run: with a `code`, the `final` state and the iteration that was `reached`.
-        seen: times, rows, and flags whether the loss is finite there or `None`, if the last one is to be found there.
+        seen: times, rows, and flags whether the loss is finite there or `None`; `None` to take the end for the last.
         eager: whether these are numbers, not tracers.
     """
     code, reached = run.code, run.reached

@@ -118,7 +118,8 @@ def solve(
     if collocated:
         reference = _Reference(method, observe, max(max_steps, _REFERENCE_STEPS))
         given = Given(cast(PaperFlow, flow), loss, state, times, numbers)
-        run, seen = collocate(given, (observe, max_steps), reference, eager), None
+        run = collocate(given, (observe, max_steps), reference, eager)
+        seen = (times, run.rows, None) if eager and observe is None else None
         stats = Stats(run.gradients + looks + 1, run.accepted, run.rejected, run.hessians, None)
     else:
         run = _run(flow, loss, state, times, numbers, method, observe, max_steps, progress, counter)
