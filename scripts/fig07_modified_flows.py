@@ -95,7 +95,7 @@ QUICK: dict[str, Any] = dict(learning_rate=5e-4, steps=120, flows=("paper 1", "m
 FEW = dataclasses.replace(STUDIES[0], learning_rates=HALVED[:2], orders=(1, 2), pairs=PAIRS[:1])
 CONFIGS = {
     "quick": Config((FEW,), SMALL, drift_rates=HALVED[1:3], drift_pairs=PAIRS[1:2], **QUICK),
-    "default": Config(STUDIES, dict(layers=2, width=32, heads=4, context=32, batch_size=8)),
+    "default": Config(STUDIES, dict(layers=2, width=32, heads=4, context=32, batch_size=4)),
     "full": Config(STUDIES + MORE, dict(layers=2, width=64, heads=4, context=64, batch_size=16), 1e-4, 380, 4),
 }
 NUMBERS = ("epsilon", "beta", "gamma", "order", "learning_rate", "error", "slope")

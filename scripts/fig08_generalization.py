@@ -50,7 +50,7 @@ SETS = ((0, "C", False), (0, "C", True), (1, "C", False), (1, "C", True), (2, "Î
 class Config:
     """Settings; `learning_rate` is the fixed one, `given_loss` in nats per character."""
 
-    points: int = 12
+    points: int = 9
     learning_rate: float = 3e-3
     learning_rates: tuple[float, ...] = (3e-3, 1e-2, 2e-2, 4e-2)
     tuning_seeds: tuple[int, ...] = (100,)

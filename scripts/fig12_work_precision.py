@@ -69,7 +69,7 @@ class Config:
     learning_rate: float = 1e-3
     steps: int = 2000
     saved: int = 20
-    tolerances: tuple[float, ...] = (1e-2, 1e-3, 3e-4, 1e-4, 1e-5)
+    tolerances: tuple[float, ...] = (1e-2, 1e-3, 3e-4, 1e-4)
     solvers: tuple[str, ...] = NAMES
     reference: float = 1e-9
     repeats: int = 3
