@@ -75,7 +75,7 @@ RECORDS: dict[str, Callable[[float], af.Optimizer]] = {
 }
 PROBLEMS: dict[str, Callable[[int], af.Problem]] = {
     "perceptron": lambda seed: af.problems.mlp((3,), test_fraction=0.5, seed=seed),
-    "convolutional": lambda seed: af.problems.cnn((2, 2), train_size=200, seed=seed),
+    "convolutional": lambda seed: af.problems.cnn((2, 2), train_size=400, seed=seed),
     "transformer": lambda seed: af.problems.char_transformer(
         layers=1, heads=2, width=16, context=16, batch_size=4, seed=seed, data_seed=seed
     ),
