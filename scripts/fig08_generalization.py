@@ -12,7 +12,7 @@ with one γ tells them apart, and the level curve shows how much C leaves unexpl
 
 Source: [GT] = R. Gould and H. Tanaka, Continuous-Time Analysis of Adaptive Optimization and Normalization,
 arXiv:2411.05746, its third figure, which suggests that larger C is faster. The curve with one γ is this project's.
-Run time on 2 cores: 1.5 minutes; --quick 20 seconds; --full, with 64 points on each curve, five seeds and 600
+Run time on 2 cores: 2.5 minutes; --quick 20 seconds; --full, with 64 points on each curve, five seeds and 600
 iterations of the same network, 18 minutes beside other work; cut short, it goes on where it stopped.
 """
 
