@@ -21,8 +21,9 @@ settings with β ≥ .99 and edges from 2 to 131. Measured: medians over the las
 β = .999, and .94 to .97 at β = .99. Where the learning rate is twenty times smaller, η s is still rising at the end, at
 .15 to .25 of the edge. Where v is not slow, runs do otherwise. At β = .5, P follows the oscillation within its period,
 and η s lies above the edge (medians 1.25 to 1.42). With λ = 1 instead of 3, η s rises to the edge again and again, and
-bursts of the loss, in which P jumps, throw it back (medians .58 to .87). Where the loss does not remain, in a network
-of 16 units, η s falls to .01 or .02 of the edge.
+bursts of the loss, in which P jumps, throw it back (medians .58 to .87). These bursts are on the border of what counts
+as slow: on which side a seed falls depends on rounding, and so on the number of threads. On a single core two of the
+claims fail for them. Where the loss does not remain, in a network of 16 units, η s falls to .01 or .02 of the edge.
 
 Source: derivation of this project for the edge of Adam with momentum, as for gradient descent at 2/η; [GT] =
 R. Gould and H. Tanaka, arXiv:2411.05746, for the notation: it writes (β, γ) where PyTorch and optax write (b2, b1).
