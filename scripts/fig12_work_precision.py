@@ -164,22 +164,20 @@ def diffrax_runs(config: Config, problem: af.Problem, name: str, saved: np.ndarr
         options = {"save_at": saved, "rtol": rtol, "solver": DIFFRAX[name], "max_steps": 300_000}
         return af.solve(flow, problem.loss, problem.params, config.steps, **options)
 
-    @eqx.filter_jit
-    def fast(flow: Any, rtol: Any) -> tuple[Any, af.Stats, jax.Array]:
-        result = solve(flow, rtol)
-        return result.params, result.stats, result.outcome.code
+    fast = eqx.filter_jit(solve)
 
     def run(flow: Any, rtol: float) -> tuple[np.ndarray, float, float]:
-        params, stats, code = fast(flow, jnp.asarray(rtol))
-        if int(code) != 0:
-            return np.asarray(params), np.nan, np.nan
+        result = fast(flow, jnp.asarray(rtol))
+        path, stats = np.asarray(result.params), result.stats
+        if not result.outcome.successful:
+            return path, np.nan, np.nan
         if stats.gradient_evaluations is None:
             # An implicit solver's can be counted outside of jit only, by callbacks, which cost time.
             stats = solve(flow, rtol).stats
         # The driver's count for collocation has its Hessians already.
         extra = 0 if name == "collocation" else 2 * problem.params.size * int(stats.jacobian_evaluations)
         seconds = timed(lambda: fast(flow, jnp.asarray(rtol)), config.repeats)
-        return np.asarray(params), int(stats.gradient_evaluations) + extra, seconds
+        return path, int(stats.gradient_evaluations) + extra, seconds
 
     return run
 

@@ -15,14 +15,7 @@ from adamflow.solve.collocation import Given, check_collocation, collocate, fits
 from adamflow.solve.endings import meaning, outcome_of
 from adamflow.solve.inputs import check_run, check_tolerance, scalar_loss
 from adamflow.solve.methods import Method, choose_method, prefers_collocation, step_controller, terms_of
-from adamflow.solve.trajectory import (
-    Stats,
-    Trajectory,
-    conclude,
-    divergence_limit,
-    largest,
-    within,
-)
+from adamflow.solve.trajectory import Stats, Trajectory, conclude, divergence_limit, largest, within
 from adamflow.types import Loss, Params, Scalar
 
 

@@ -14,7 +14,7 @@ from adamflow.solve.collocation.diagonal import Diagonal
 from adamflow.solve.collocation.path import restore
 from adamflow.solve.collocation.surrogate import Runner, settings_for
 from adamflow.solve.collocation.task import Progress, Rows, Task, place_of
-from adamflow.solve.trajectory import COMPLETED, NOT_FINITE, divergence_limit
+from adamflow.solve.trajectory import COMPLETED, divergence_limit
 from adamflow.types import Loss, Params
 
 
@@ -158,13 +158,10 @@ def _result(given: Given, options: Options, progress: Progress) -> Result:
             return jax.tree.map(jnp.asarray, observe(given.flow.snapshot(time, state, given.loss)))
 
         rows = jax.lax.map(look, (given.times, progress.rows))
-    final, code = task.state(progress.place), task.code(progress)
-    # Steps look at gradients alone, which may be finite where the loss is not.
-    lost = ~jnp.isfinite(given.loss(final.params))
     return Result(
         rows,
-        final,
-        jnp.where((code == COMPLETED) & lost, NOT_FINITE, code),
+        task.state(progress.place),
+        task.code(progress),
         jnp.asarray(progress.place.time),
         counts.accepted,
         counts.rejected,

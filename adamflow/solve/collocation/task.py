@@ -130,11 +130,14 @@ class Task(NamedTuple):
     def code(self, progress: Progress) -> Array:
         """How the run ended: the first of these that holds."""
         place, counts = progress.place, progress.counts
-        size = jnp.max(jnp.abs(place.params))
+        size, done = jnp.max(jnp.abs(place.params)), place.time >= self.end
+        # Steps look at gradients alone, which may be finite where the loss is not.
+        lost = ~jnp.isfinite(self.loss(self.unravel(place.params)))
         endings = (
             (~progress.finite | ~jnp.isfinite(size), NOT_FINITE),
             (size > self.limit, DIVERGED),
-            (place.time >= self.end, COMPLETED),
+            (done & lost, NOT_FINITE),
+            (done, COMPLETED),
             (counts.accepted + counts.rejected >= self.max_steps, STEP_LIMIT),
         )
         code = jnp.full((), STALLED)
