@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+import cores
 import jax
 import matplotlib
 import matplotlib.pyplot as plt
@@ -245,7 +246,7 @@ def _manifest(name: str, mode: str, config: Any) -> dict[str, Any]:
         "uncommitted_changes": dirty,
         "platform": {
             "system": platform.platform(),
-            "processors": os.cpu_count(),
+            "processors": len(cores.available()),
             "jax_backend": jax.default_backend(),
             "jax_enable_x64": bool(jax.config.read("jax_enable_x64")),
         },

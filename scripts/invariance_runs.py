@@ -1,11 +1,10 @@
 """The runs behind figure 9: networks with scale-invariant weights, noise alone, flows, and 2-Adam on fixed norms."""
 
 import dataclasses
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import cores
 import diffrax
 import equinox as eqx
 import figure
@@ -116,7 +115,7 @@ def lanes(run: Any, gammas: tuple[float, ...]) -> list[af.Trajectory]:
 
 def compute(config: Config) -> figure.Data:
     """All parts side by side: most of the time goes into compiling, which threads share among the cores."""
-    with resume.Parts("fig09_scale_invariance", config) as kept, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with resume.Parts("fig09_scale_invariance", config) as kept, cores.threads() as pool:
 
         def part(name: str, find: Callable[..., figure.Data], *arguments: Any) -> figure.Data:
             return kept.get(name, lambda: find(config, *arguments))

@@ -1,8 +1,9 @@
 """The harness of the figures: what a run writes, and what happens when a claim fails or a name is wrong."""
 
 import dataclasses
-import importlib.util
+import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,14 +15,12 @@ import pytest
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
-@pytest.fixture(scope="module")
-def harness():
-    specification = importlib.util.spec_from_file_location("figure", SCRIPTS / "figure.py")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["figure"] = module
-    specification.loader.exec_module(module)
-    yield module
-    del sys.modules["figure"]
+@pytest.fixture
+def harness(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    yield importlib.import_module("figure")
+    for name in ("figure", "cores"):
+        sys.modules.pop(name, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,3 +83,31 @@ def test_failure_unknown_figure():
     assert run.returncode != 0
     assert "fig98" in run.stderr
     assert "fig01_agreement" in run.stderr
+
+
+def test_identity_the_figure_that_took_longest_last_time_comes_first(harness, tmp_path, monkeypatch):
+    make_figures = importlib.import_module("make_figures")
+    monkeypatch.setitem(harness.FOLDERS, "default", tmp_path)
+    for name, seconds in {"fig02_region": 1.0, "fig05_learning_rate": 7.0}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"seconds": {"compute": seconds, "draw": 1.0}}))
+    assert make_figures.last_seconds("fig05_learning_rate") == 8.0
+    chosen = sorted(make_figures.SCRIPTS, key=make_figures.last_seconds, reverse=True)
+    assert chosen[:2] == ["fig05_learning_rate", "fig02_region"]
+    del sys.modules["make_figures"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only on Linux can a program be kept to some cores")
+def test_identity_programs_started_at_once_share_the_cores(harness):
+    cores, shows = sys.modules["cores"], "import os; print(*sorted(os.sched_getaffinity(0)))"
+
+    def start(_):
+        run = subprocess.run([sys.executable, "-c", shows], capture_output=True, text=True, check=True)
+        return tuple(map(int, run.stdout.split()))
+
+    own = cores.available()
+    for count in (1, 2):
+        with cores.workers(count) as pool:
+            shares = set(pool.map(start, range(8)))
+        assert {core for share in shares for core in share} <= set(own)
+        assert shares <= {tuple(own[place::count] or own) for place in range(count)}
+    assert cores.available() == own

@@ -22,7 +22,7 @@ def resume(tmp_path, monkeypatch):
     module = importlib.import_module("resume")
     monkeypatch.setattr(module.figure, "ROOT", tmp_path)
     yield module
-    for name in ("figure", "resume"):
+    for name in ("figure", "resume", "cores"):
         sys.modules.pop(name, None)
 
 
