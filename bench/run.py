@@ -147,8 +147,8 @@ def collocation(
     if check:
         solver = diffrax.Kvaerno5(root_finder=af.CHORD) if check == "Kvaerno5" else getattr(diffrax, check)()
         tight = {
-            "rtol": 1e-4 if check == "Tsit5" else 1e-7,
-            "atol": 1e-9 if check == "Tsit5" else 1e-13,
+            "rtol": 1e-4 if check == "Tsit5" else 1e-10,
+            "atol": 1e-9 if check == "Tsit5" else 1e-16,
             "solver": solver,
             "max_steps": 1_000_000,
         }

@@ -107,6 +107,24 @@ def test_identity_under_vmap_only_saved_iterations_are_observed():
     assert sorted(looked) == [0, 5, 7]
 
 
+@pytest.mark.parametrize("save_at", [None, [0, 30]], ids=["many blocks", "one block"])
+def test_identity_a_look_at_the_end_beside_a_lane_that_fails(save_at):
+    def run(eta):
+        look = lambda snapshot: (snapshot.iteration, snapshot.loss)  # noqa: E731
+        return af.iterate(af.sgd(eta), CHAIN.loss, CHAIN.params, 30, save_at=save_at, observe=look)
+
+    lanes = eqx.filter_vmap(run)(jnp.array([1e-2, 1e9]))
+    alone = run(1e-2)
+    assert lanes.outcome.name.tolist() == ["completed", "diverged"]
+    assert lanes.outcome.iteration.tolist() == [30, 0]
+    assert alone.observed[0][-1] == 30
+    for lane, row in zip(lanes.observed, alone.observed, strict=True):
+        np.testing.assert_allclose(lane[0], row, rtol=1e-12)
+    assert run(1e9).outcome.name == "diverged"
+    slopes = [transform(lambda eta: run(eta).observed[1][-1])(1e-2) for transform in (jax.grad, jax.jacfwd)]
+    assert slopes[0] == pytest.approx(float(slopes[1]), rel=1e-9)
+
+
 def test_formula_derivative_at_gamma_zero():
     def final_loss(gamma):
         return CHAIN.loss(af.iterate(af.adam(1e-2, 0.99, gamma), CHAIN.loss, CHAIN.params, 20).params[-1])

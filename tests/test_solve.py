@@ -100,6 +100,7 @@ def test_identity_explicit_and_implicit_solvers_agree():
         np.testing.assert_allclose(run.params, runs[0].params, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_identity_term_of_a_flow_is_solved_by_diffrax_alone():
     flow = af.PaperFlow(af.adam(1e-3))
     solution = diffrax.diffeqsolve(
@@ -370,15 +371,34 @@ def test_failure_loss_that_is_nan_though_its_gradient_is_finite(observe):
     assert np.isfinite(run.params if observe is None else run.observed).all()
 
 
-def test_failure_loss_that_is_nan_beyond_a_wall_which_its_gradient_does_not_show():
+@pytest.mark.slow
+@pytest.mark.parametrize("observe", [None, lambda snapshot: snapshot.params], ids=["plain", "observed"])
+def test_failure_loss_that_is_nan_beyond_a_wall_which_its_gradient_does_not_show(observe):
     def loss(p):
         return jnp.where(p[0] < 0.5, jnp.nan, 0.0) + jnp.sum(p**2)
 
-    run = af.solve(af.PaperFlow(af.adam(0.01)), loss, START, 100, solver="collocation")
+    def solve(start):
+        flow = af.PaperFlow(af.adam(0.01))
+        return af.solve(flow, loss, start, 100, solver="collocation", observe=observe)
+
+    run = solve(START)
     assert run.outcome.name == "not_finite"
     assert run.outcome.iteration == len(run) - 1
     assert 50 < run.outcome.iteration < 70
-    assert np.isfinite(jax.vmap(loss)(run.params)).all()
+    assert np.isfinite(jax.vmap(loss)(run.params if observe is None else run.observed)).all()
+    assert jax.jit(lambda start: solve(start).outcome.iteration)(START) == run.outcome.iteration
+
+
+@pytest.mark.slow
+def test_identity_lanes_by_a_number_that_only_the_loss_knows():
+    # The initial state of this flow does not depend on the loss.
+    flow = af.MemorylessFlow(af.adam(1e-3, 0.9, 0.5))
+
+    def final(scale):
+        return af.solve(flow, lambda p: scale * jnp.sum(p**2), jnp.ones(2), 10, save_at=[10]).params[-1]
+
+    lanes = jax.vmap(final)(jnp.array([1.0, 2.0]))
+    np.testing.assert_allclose(lanes, [final(1.0), final(2.0)], rtol=1e-10)
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ def meaning(result: diffrax.RESULTS, size: jax.Array, limit: jax.Array) -> jax.A
     return code
 
 
-def outcome_of(flow: AbstractFlow, loss: Loss, run: Any, seen: Any, eager: bool) -> Outcome:
+def outcome_of(flow: AbstractFlow, loss: Loss, run: Any, times: jax.Array, eager: bool) -> Outcome:
     """How a run of a flow ended.
 
     Few runs need an explanation, which is a program of its own: as part of the run it would double what is compiled.
@@ -33,13 +33,14 @@ def outcome_of(flow: AbstractFlow, loss: Loss, run: Any, seen: Any, eager: bool)
     Args:
         flow: the vector field of the run.
         loss: of the run.
-        run: with a `code`, the `final` state and the iteration that was `reached`.
-        seen: times, rows, and flags whether the loss is finite there or `None`; `None` to take the end for the last.
+        run: with a `code`, the `final` state, the iteration that was `reached`, the `rows`, and whether the loss is
+            `finite` at each, or `None` where rows are parameters and that is to be seen from them.
+        times: of the rows.
         eager: whether these are numbers, not tracers.
     """
     code, reached = run.code, run.reached
     if not eager or int(code) in (STALLED, NOT_FINITE):
-        code, reached = _explained(flow, loss, code, run.final, reached, seen)
+        code, reached = _explained(flow, loss, code, run.final, reached, (times, run.rows, run.finite))
     return Outcome(code, reached.astype(float))
 
 
@@ -48,9 +49,7 @@ def _explained(flow: AbstractFlow, loss: Loss, code: jax.Array, final: Any, end:
     """A stalled run's flow may not be finite ahead: then that is the reason."""
     smooth = jax.lax.cond(code == STALLED, lambda: _finite_ahead(flow, loss, final, end), lambda: jnp.array(True))
     code = jnp.where(smooth, code, NOT_FINITE)
-    if seen is not None:
-        end = jax.lax.cond(code == NOT_FINITE, lambda: _last_finite(loss, end, *seen), lambda: end)
-    return code, end
+    return code, jax.lax.cond(code == NOT_FINITE, lambda: _last_finite(loss, end, *seen), lambda: end)
 
 
 def _finite_ahead(flow: AbstractFlow, loss: Loss, state: Any, time: jax.Array) -> jax.Array:

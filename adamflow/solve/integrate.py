@@ -100,7 +100,8 @@ def solve(
     state, finite = _start(flow, loss, params, start)
     if is_concrete(finite) and not bool(finite):
         raise ValueError("the loss or its gradient is not finite at the start; check the loss at `params`")
-    eager = is_concrete(state, flow, loss, rtol, atol, step_size)
+    # A loss may close over a tracer that only its value shows.
+    eager = is_concrete(state, finite, flow, loss, rtol, atol, step_size)
     counter = _COUNTER if eager and not collocated and method.fields is None else None
     counted = _COUNTER.count
     dtype = jnp.result_type(*jax.tree.leaves(params))
@@ -112,19 +113,17 @@ def solve(
         reference = _Reference(method, observe, max(max_steps, _REFERENCE_STEPS))
         given = Given(cast(PaperFlow, flow), loss, state, times, numbers)
         run = collocate(given, (observe, max_steps), reference, eager)
-        seen = (times, run.rows, None) if eager and observe is None else None
         stats = Stats(run.gradients + looks + 1, run.accepted, run.rejected, run.hessians, None)
     else:
         run = _run(flow, loss, state, times, numbers, method, observe, max_steps, progress, counter)
         stats = _stats(run, method, counter, counted, flow.gradient_equivalents, looks)
-        seen = times, run.rows, run.finite
     trajectory = Trajectory(
         iterations=jnp.asarray(rows),
         params=run.rows if observe is None else None,
         observed=None if observe is None else run.rows,
         start=params,
         final=run.final,
-        outcome=outcome_of(flow, loss, run, seen, eager),
+        outcome=outcome_of(flow, loss, run, times, eager),
         stats=stats,
         name=f"{flow.optimizer.name}, {flow.name}",
     )

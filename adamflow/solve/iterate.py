@@ -78,7 +78,7 @@ def iterate(
         )
     started = time.perf_counter()
     meter = diffrax.TqdmProgressMeter() if progress else diffrax.NoProgressMeter()
-    plan, slots = _plan(steps, rows)
+    plan, slots = _plan(steps, rows, observe is not None)
     saved, final, code, last = _run(optimizer, loss, params, plan, slots, observe, batches, meter)
     if is_concrete(code, last) and np.any(np.asarray(last) < 0):
         raise ValueError("the loss or its gradient is not finite at the start; check the loss at `params`")
@@ -98,6 +98,10 @@ def iterate(
     return conclude(trajectory, started)
 
 
+#: From so many blocks on, one more of them for the look at the end does not matter.
+_MANY_BLOCKS = 16
+
+
 class _Plan(NamedTuple):
     """Blocks of `stride` iterations, the longest such that every saved iteration starts one (or ends the last)."""
 
@@ -105,16 +109,24 @@ class _Plan(NamedTuple):
     blocks: int
     rows: int
     saves_end: bool
+    #: Whether the loop has one block more, for the look at the end.
+    ends_in_loop: bool
 
 
-def _plan(steps: int, rows: np.ndarray) -> tuple[_Plan, np.ndarray]:
-    """The blocks of a run, and for the start of each the row to be saved there, or one past the rows."""
+def _plan(steps: int, rows: np.ndarray, observed: bool) -> tuple[_Plan, np.ndarray]:
+    """The blocks of a run, and for the start of each the row to be saved there, or one past the rows.
+
+    A look at the end takes a block more: outside of the loop over blocks it would be compiled a second time. But where
+    blocks are few and long, reverse-mode derivatives would store far more for that block than for what it does.
+    """
     saved = rows.astype(int)
     stride = math.gcd(steps, *saved.tolist())
-    plan = _Plan(stride, steps // stride, len(saved), bool(saved[-1] == steps))
+    saves_end = bool(saved[-1] == steps)
+    blocks = steps // stride
+    plan = _Plan(stride, blocks, len(saved), saves_end, saves_end and observed and blocks >= _MANY_BLOCKS)
     slots = np.full(plan.blocks + 1, plan.rows)
     slots[saved // stride] = np.arange(plan.rows)
-    return plan, slots[:-1]
+    return plan, slots if plan.ends_in_loop else slots[:-1]
 
 
 class _Carry(NamedTuple):
@@ -134,6 +146,7 @@ class _Driver(NamedTuple):
     observe: Callable[[Snapshot], Any] | None
     batches: Callable[[Any], Batch] | None
     limit: jax.Array
+    end: int
 
     def start(self, params: Params) -> _Carry:
         return _Carry(params, self.optimizer.initial_state(params), jnp.full((), -1), jnp.zeros((), int))
@@ -153,7 +166,7 @@ class _Driver(NamedTuple):
         return None if self.observe is None else jax.tree.map(jnp.asarray, self.observe(snapshot))
 
     def step(self, loop: tuple[_Carry, Any], place: tuple[jax.Array, jax.Array]) -> tuple[tuple[_Carry, Any], None]:
-        """Iteration n, if the run has not failed: look at it if that is wanted, then move on to n + 1."""
+        """Iteration n, if the run has not failed: look at it if that is wanted, then move on, unless n is the end."""
         n, wanted = place
 
         def work(carry: _Carry, row: Any) -> tuple[_Carry, Any]:
@@ -161,36 +174,38 @@ class _Driver(NamedTuple):
             if self.observe is not None:
                 row = jax.lax.cond(wanted, self.look, lambda _: row, snapshot)
             params = self.optimizer.apply(carry.params, snapshot.direction)
-            alive, finite = carry.code == 0, _is_finite(snapshot)
+            alive, ends = carry.code == 0, n == self.end
+            finite = jnp.where(ends, jnp.isfinite(snapshot.loss), _is_finite(snapshot))
 
             def classify() -> tuple[jax.Array, jax.Array]:
                 failure = jnp.where(finite & jnp.isfinite(largest(params)), DIVERGED, NOT_FINITE)
                 return jnp.where(alive, failure, carry.code), jnp.where(alive & finite, n, carry.reached)
 
-            good = alive & finite & within(params, self.limit)
+            good = alive & finite & (ends | within(params, self.limit))
             code, reached = jax.lax.cond(good, lambda: (carry.code, n), classify)
             new, old = (params, state), (carry.params, carry.state)
-            kept = jax.tree.map(lambda moved, stayed: jnp.where(good, moved, stayed), new, old)
+            kept = jax.tree.map(lambda moved, stayed: jnp.where(good & ~ends, moved, stayed), new, old)
             return _Carry(kept[0], kept[1], reached, code), row
 
         # Of a batch all lanes work while one is alive, so that `wanted` stays one for all.
-        alive = eqx.internal.unvmap_any(loop[0].code == 0)
+        alive = eqx.internal.unvmap_any(loop[0].code == 0) & (n <= self.end)
         return jax.lax.cond(alive, work, lambda *unchanged: unchanged, *loop), None
 
 
 @eqx.filter_jit
 def _run(optimizer, loss, params, plan: _Plan, slots, observe, batches, meter):
     """Blocks of iterations in a scan; the row at the start of each block is written where its slot says."""
-    driver = _Driver(optimizer, loss, observe, batches, divergence_limit(params))
+    end = plan.blocks * plan.stride
+    driver = _Driver(optimizer, loss, observe, batches, divergence_limit(params), end)
     start = driver.start(params)
 
     def last_row(carry: _Carry) -> tuple[Any, jax.Array]:
+        n = jnp.asarray(end)
         if observe is None or not plan.saves_end:
-            return carry.params, jnp.isfinite(driver.value(carry.params, end))
-        snapshot, _ = driver.evaluate(carry.params, carry.state, end)
+            return carry.params, jnp.isfinite(driver.value(carry.params, n))
+        snapshot, _ = driver.evaluate(carry.params, carry.state, n)
         return driver.look(snapshot), jnp.isfinite(snapshot.loss)
 
-    end = jnp.asarray(plan.blocks * plan.stride)
     shape = params if observe is None else jax.eval_shape(driver.first_look, start)
     blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
     buffer = jax.tree.map(lambda leaf: jnp.zeros((plan.rows + 1, *leaf.shape), leaf.dtype), shape)
@@ -208,15 +223,16 @@ def _run(optimizer, loss, params, plan: _Plan, slots, observe, batches, meter):
         else:
             (carry, row), _ = jax.lax.scan(driver.step, (carry, row), places)
         buffer = buffer if observe is None else _write(buffer, slot, row)
-        return (carry, buffer, meter.step(ticks, (index + 1) / plan.blocks)), None
+        return (carry, buffer, meter.step(ticks, (index + 1) / len(slots))), None
 
-    (carry, buffer, ticks), _ = jax.lax.scan(block, (start, buffer, meter.init()), (jnp.arange(plan.blocks), slots))
+    (carry, buffer, ticks), _ = jax.lax.scan(block, (start, buffer, meter.init()), (jnp.arange(len(slots)), slots))
     meter.close(ticks)
-    row, finite = last_row(carry)
-    code = jnp.where((carry.code == 0) & ~finite, NOT_FINITE, carry.code)
-    reached = jnp.where(code == 0, end, carry.reached)
-    if plan.saves_end:
-        buffer = _write(buffer, jnp.asarray(plan.rows - 1), row)
+    code, reached = carry.code, carry.reached
+    if not plan.ends_in_loop:
+        row, finite = last_row(carry)
+        code = jnp.where((code == 0) & ~finite, NOT_FINITE, code)
+        reached = jnp.where(code == 0, end, reached)
+        buffer = _write(buffer, jnp.asarray(plan.rows - 1), row) if plan.saves_end else buffer
     return jax.tree.map(lambda leaf: leaf[:-1], buffer), (carry.params, carry.state), code, reached
 
 

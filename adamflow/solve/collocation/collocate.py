@@ -43,9 +43,10 @@ def fits(flow: AbstractFlow, params: Params) -> bool:
 
 
 class Result(NamedTuple):
-    """A run: its rows, the state at its end, the place of its outcome in `OUTCOMES`, and what it cost."""
+    """A run: its rows, whether the loss is finite at each if observed, the state and code of its end, and its cost."""
 
     rows: Any
+    finite: jax.Array | None
     final: FlowState
     code: jax.Array
     reached: jax.Array
@@ -149,17 +150,19 @@ def _task(given: Given, options: Options) -> Task:
 def _result(given: Given, options: Options, progress: Progress) -> Result:
     """What users get of a run: rows, of parameters or what was observed, its end, and what it cost."""
     task, (observe, _), counts = _task(given, options), options, progress.counts
-    rows: Any = jax.vmap(task.unravel)(progress.rows.params)
+    rows, finite = jax.vmap(task.unravel)(progress.rows.params), None
     if observe is not None:
 
-        def look(row: tuple[jax.Array, Rows]) -> Any:
+        def look(row: tuple[jax.Array, Rows]) -> tuple[Any, jax.Array]:
             time, (params, filters) = row
             state = FlowState(task.unravel(params), None, restore(task.unravel, filters))
-            return jax.tree.map(jnp.asarray, observe(given.flow.snapshot(time, state, given.loss)))
+            snapshot = given.flow.snapshot(time, state, given.loss)
+            return jax.tree.map(jnp.asarray, observe(snapshot)), jnp.isfinite(snapshot.loss)
 
-        rows = jax.lax.map(look, (given.times, progress.rows))
+        rows, finite = jax.lax.map(look, (given.times, progress.rows))
     return Result(
         rows,
+        finite,
         task.state(progress.place),
         task.code(progress),
         jnp.asarray(progress.place.time),
