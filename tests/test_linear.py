@@ -101,6 +101,7 @@ def test_formula_edges_in_closed_form(gamma, decay):
         assert ETA * float(af.analysis.critical_curvature(record)) == pytest.approx(adaptive, rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("k", "strategy"), [(2, "naive"), pytest.param(3, "inverse_exponential", marks=pytest.mark.slow)]
 )
@@ -132,6 +133,7 @@ def test_identity_no_curvature_is_stable_beyond_a_weight_decay_of_two():
     assert edges[1] == edges[2] == 0
 
 
+@pytest.mark.slow
 @given(gammas, st.floats(-50, -1e-3))
 def test_identity_negative_curvature_is_left_by_all(gamma, s):
     # θ is left at the rate of gradient flow, s, while that is slow; more weight decay than |s| holds it.
@@ -183,6 +185,7 @@ def test_formula_dominant_eigenvalue_of_random_matrices(rows, measure):
         assert np.all(found.imag >= 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize(("k", "strategy"), [(1, "naive"), (2, "inverse_exponential")])
 def test_formula_decays_near_one_keep_their_digits(k, strategy, dtype):

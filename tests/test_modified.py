@@ -119,6 +119,7 @@ def test_formula_coefficients_are_those_of_their_series():
     np.testing.assert_allclose(filter_coefficients(0.9, 3)[1:], [0.4912215810, 0.0790057707], atol=1e-10)
 
 
+@pytest.mark.slow
 def test_formula_linear_stability_is_that_of_the_truncated_series():
     # RMSprop: θ' = −η s Σ B_j/j! D^j θ has the growth rate d with d = −ηs Σ_{j<p} B_j/j! d^j, order by order in ηs.
     s = 1e-2

@@ -145,6 +145,7 @@ def test_identity_scales_with_the_preconditioner(network):
     np.testing.assert_allclose(scaled.value, once.value / 2, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_identity_jit_vmap_scan_and_cond(network):
     params, preconditioner = network
     factors = jnp.array([1.0, 2.0, 5.0])
