@@ -21,11 +21,10 @@ Run time on 2 cores: 1 minute; --quick 20 seconds; --full, a grid of 64 × 64 an
 """
 
 import dataclasses
-import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
+import cores
 import figure
 import jax
 import jax.numpy as jnp
@@ -128,7 +127,7 @@ def train(config: Config, lanes: list[tuple[int, float, float]]) -> np.ndarray:
         result = af.iterate(optimizer, loss, params, config.steps, observe=largest_updates, batches=batches)
         return np.pad(result.observed, ((0, config.steps + 1 - len(result)), (0, 0)), constant_values=np.nan)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool, figure.progress(total=len(lanes), describe="training") as bar:
+    with cores.threads() as pool, figure.progress(total=len(lanes), describe="training") as bar:
         # The first run compiles the program that the others share.
         results = [run(lanes[0])]
         bar.update()

@@ -26,12 +26,11 @@ Run time on 2 cores: 50 seconds; --quick 20 seconds; --full, a grid of 48 × 48 
 
 import dataclasses
 import functools
-import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import cores
 import figure
 import jax
 import jax.numpy as jnp
@@ -151,7 +150,7 @@ def train(config: Config) -> dict[str, Any]:
         return [seen.value[0], seen.residual[0], seen.lowest[0]] if result.outcome.successful else [np.nan] * 3
 
     pairs = [(float(beta), float(gamma)) for beta in betas for gamma in gammas]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with cores.threads() as pool:
         # The first run compiles the program that the others share.
         found = [run(pairs[0])]
         found += figure.progress(pool.map(run, pairs[1:]), "training", total=len(pairs) - 1)

@@ -25,12 +25,11 @@ Run time on 2 cores: half a minute; --quick 8 seconds; --full, 600,000 quadratic
 """
 
 import dataclasses
-import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+import cores
 import equinox as eqx
 import figure
 import jax
@@ -125,7 +124,7 @@ def compute(config: Config) -> figure.Data:
         arguments = (eta[cells] / divisor, beta[cells], gamma[cells], hessians[cells], starts[cells] / divisor)
         return jax.device_get(run_cells(config.iterations, *arguments))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool, figure.progress(total=len(jobs), describe="chunks") as bar:
+    with cores.threads() as pool, figure.progress(total=len(jobs), describe="chunks") as bar:
         # The first chunk compiles the program that the others share.
         results = [run(jobs[0])]
         bar.update()

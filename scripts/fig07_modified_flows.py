@@ -16,16 +16,15 @@ follows, and `ModifiedFlow` of order 2 cannot be integrated far. A drift of the 
 
 Source: derivations of this project (docs/modified-flows.md); [GT] = R. Gould and H. Tanaka, arXiv:2411.05746. For the
 drift at β = γ: A. Orvieto and R. Gower, In Search of Adam's Secret Sauce, arXiv:2505.21829.
-Run time on 2 cores: 5 minutes; --quick 40 seconds; --full, with 116,000 parameters and more (β, γ), over an hour.
+Run time on 2 cores: 3 minutes; --quick 40 seconds; --full, with 116,000 parameters and more (β, γ), over an hour.
 """
 
 import dataclasses
-import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import cores
 import diffrax
 import equinox as eqx
 import figure
@@ -133,7 +132,7 @@ def problem_of(name: str, seed: int, sizes: dict[str, Any]) -> af.problems.Probl
 
 def compute(config: Config) -> figure.Data:
     """All parts side by side: most of the time goes into compiling, which threads share among the cores."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with cores.threads() as pool:
         parts = [pool.submit(follow, config), pool.submit(drift, config)]
         jobs = [pool.submit(measure, study, order, config.seed) for study in config.studies for order in study.orders]
         rows = np.concatenate([job.result() for job in figure.progress(jobs, "orders")])

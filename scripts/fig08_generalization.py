@@ -12,18 +12,17 @@ with one γ tells them apart, and the level curve shows how much C leaves unexpl
 
 Source: [GT] = R. Gould and H. Tanaka, Continuous-Time Analysis of Adaptive Optimization and Normalization,
 arXiv:2411.05746, its third figure, which suggests that larger C is faster. The curve with one γ is this project's.
-Run time on 2 cores: 2.5 minutes; --quick 20 seconds; --full, with 64 points on each curve, five seeds and 600
+Run time on 2 cores: 1.5 minutes; --quick 20 seconds; --full, with 64 points on each curve, five seeds and 600
 iterations of the same network, 18 minutes beside other work; cut short, it goes on where it stopped.
 """
 
 import dataclasses
-import os
 import sys
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+import cores
 import equinox as eqx
 import figure
 import jax
@@ -82,7 +81,7 @@ def compute(config: Config) -> figure.Data:
     pairs = points_of(config)
     exponent = np.asarray(af.analysis.stability_exponent(pairs[..., 0], pairs[..., 1]))
     seeds = (*config.tuning_seeds, *config.seeds)
-    with resume.Parts("fig08_generalization", config) as parts, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with resume.Parts("fig08_generalization", config) as parts, cores.threads() as pool:
         # The first run compiles the program that all others share.
         train(config, *problem_of(config, seeds[0]), pairs[0, 0], config.learning_rate)
         jobs = [pool.submit(parts.get, f"seed-{seed}", partial(histories, config, seed, pairs)) for seed in seeds]

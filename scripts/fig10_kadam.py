@@ -12,14 +12,13 @@ stopped.
 """
 
 import dataclasses
-import os
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+import cores
 import equinox as eqx
 import figure
 import jax.numpy as jnp
@@ -85,7 +84,7 @@ class Method:
 
 def compute(config: Config) -> figure.Data:
     """One job for each problem and k, whose strategies, numbers and seeds share one program."""
-    with resume.Parts("fig10_kadam", config) as parts, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with resume.Parts("fig10_kadam", config) as parts, cores.threads() as pool:
         jobs = {
             (name, k): pool.submit(parts.get, f"{name}-{k}", partial(study, config, name, methods(config, k)))
             for k in reversed((1, *config.stages))

@@ -12,12 +12,12 @@ Run time on 2 cores: 20 seconds; --quick 10 seconds; --full a minute.
 """
 
 import dataclasses
-import os
 import sys
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
+import cores
 import diffrax
 import figure
 import jax
@@ -69,7 +69,7 @@ CONFIGS = {
 
 def compute(config: Config) -> figure.Data:
     """Flows and bounds side by side: most of the time goes into compiling, one program for each k."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with cores.threads() as pool:
         flows = [pool.submit(followed, config, k) for k in config.flow_stages]
         bounds = [pool.submit(bounded_updates, config, k) for k in config.bound_stages]
         errors, paths = gather(figure.progress(flows, "flows"))

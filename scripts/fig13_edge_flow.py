@@ -16,12 +16,11 @@ goes on where it was cut short.
 """
 
 import dataclasses
-import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
+import cores
 import diffrax
 import equinox as eqx
 import figure
@@ -112,7 +111,7 @@ SERIES = ("sharpness", "amplitude", "loss", "iterates_amplitude", "iterates_loss
 def compute(config: Config) -> figure.Data:
     """All cases side by side: compiling takes much of the time, and threads share the cores."""
     runs = [(case, rate) for case in config.cases for rate in case.learning_rates]
-    with resume.Parts("fig13_edge_flow", config) as parts, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with resume.Parts("fig13_edge_flow", config) as parts, cores.threads() as pool:
 
         def part(case: Case, rate: float) -> dict[str, np.ndarray]:
             return parts.get(f"{case.problem}-{case.record}-{rate:g}", lambda: follow(config, case, rate))
