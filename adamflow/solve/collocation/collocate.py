@@ -129,7 +129,8 @@ def _first(given: Given, options: Options) -> tuple[Progress, jax.Array]:
     task = _task(given, options)
     first = jnp.asarray(given.numbers.first, task.start.dtype)
     progress = task.begin(place_of(given.state, first, task.start, task.gradient(task.start)))
-    return Diagonal(task, settings_for(task.start.size).nodes).run(progress)
+    settings = settings_for(task.start.size)
+    return Diagonal(task, settings.nodes, looks=settings.dense).run(progress)
 
 
 @eqx.filter_jit

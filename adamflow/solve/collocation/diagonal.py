@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from adamflow.solve.collocation.curvature import metric_of
 from adamflow.solve.collocation.lanes import loop
 from adamflow.solve.collocation.nodes import along
 from adamflow.solve.collocation.path import FlowPath, Path, Place, Vector, path_over
@@ -17,9 +18,11 @@ _SETTLED, _SETTLED_AT_ONCE = 0.1, 0.01
 _ROUNDS, _DIVERGES = 10, 1.5
 #: A coordinate that moves less than this share of the mean tells nothing of its curvature.
 _TELLING = 0.1
-#: The curvature counts as not diagonal after so many steps whose corrections diverge (each step that takes more than a
-#: few counts half, ten others undo one).
-_PATIENCE, _MANY = 2.5, 3
+#: The curvature is looked at after so many steps whose corrections diverge (each step that takes more than a few counts
+#: half, ten others undo one), and if it is diagonal for all that, after so many times more.
+_PATIENCE, _MANY, _MORE_PATIENCE = 2.5, 3, 2.0
+#: It is diagonal if the rest of it is this share of it at most, as seen by so many products with random signs.
+_REST, _PRODUCTS = 0.1, 3
 _FIRST_STEP = 2.0
 
 
@@ -35,6 +38,7 @@ class Carry(NamedTuple):
         round: corrections so far.
         curvature: ∂g/∂θ for each coordinate.
         failures: steps whose corrections diverged, less a share of the others.
+        patience: how many of them are borne.
     """
 
     progress: Progress
@@ -45,6 +49,7 @@ class Carry(NamedTuple):
     round: Int[Array, ""]
     curvature: Vector
     failures: Array
+    patience: Array
 
 
 class Corrected(NamedTuple):
@@ -66,21 +71,62 @@ class Diagonal(NamedTuple):
     With J = −∂θ/∂G of the path, second moments held, and c the curvatures, the correction of a coordinate solves
     (I + J c) δ = θ(G) − Θ, G = g(Θ); Anderson's method of depth 1 takes up what couples the coordinates. One loop runs
     over the corrections of all steps, so that lanes of a batch do not wait for each other's steps.
+
+    Attributes:
+        task: what to integrate.
+        node_count: of Radau's nodes.
+        looks: whether the curvature is looked at before it counts as not diagonal: then that takes products with it.
     """
 
     task: Task
     node_count: int
+    looks: bool
 
     def run(self, progress: Progress) -> tuple[Progress, Array]:
         """Integrate to the end, or until the curvature turns out not to be diagonal, which the flag says."""
+        constant = self.task.step_size is not None
 
         def unfinished(run: Diagonal, carry: Carry) -> Array:
-            constant = run.task.step_size is not None
-            return run.task.unfinished(carry.progress) & (constant | (carry.failures < _PATIENCE))
+            return run.task.unfinished(carry.progress) & (constant | (carry.failures < carry.patience))
 
-        carry = loop(unfinished, Diagonal._round, self, self._begin(progress))
-        coupled = (carry.failures >= _PATIENCE) & (self.task.step_size is None)
-        return carry.progress, coupled & self.task.unfinished(carry.progress)
+        def go_on(state: tuple[Carry, Array]) -> tuple[Carry, Array]:
+            carry = loop(unfinished, Diagonal._round, self, state[0])
+            stopped = (carry.failures >= carry.patience) & self.task.unfinished(carry.progress) & (not constant)
+            if not self.looks:
+                return carry, stopped
+            counts = carry.progress.counts
+            counts = counts._replace(gradients=counts.gradients + jnp.where(stopped, 2 * _PRODUCTS, 0))
+            more = carry._replace(
+                progress=carry.progress._replace(counts=counts),
+                failures=jnp.where(stopped, 0.0, carry.failures),
+                patience=jnp.where(stopped, _MORE_PATIENCE * carry.patience, carry.patience),
+            )
+            return more, stopped & self._coupled(carry)
+
+        def undecided(state: tuple[Carry, Array]) -> Array:
+            return self.task.unfinished(state[0].progress) & ~state[1]
+
+        carry, coupled = jax.lax.while_loop(undecided, go_on, (self._begin(progress), jnp.array(False)))
+        return carry.progress, coupled
+
+    def _coupled(self, carry: Carry) -> Array:
+        """Whether the Hessian is far from diagonal, in the metric of the step that is to come.
+
+        For a vector z of signs, z ∘ (H z) is the diagonal, and differs from one z to the next by all the rest.
+        """
+        place = carry.progress.place
+        constant = jnp.broadcast_to(place.gradient, (self.node_count, place.gradient.size))
+        root = jnp.sqrt(metric_of(carry.path.slopes(constant)))
+        key = jax.random.fold_in(jax.random.key(0), carry.progress.counts.accepted)
+        signs = jax.random.rademacher(key, (_PRODUCTS, root.size), root.dtype)
+
+        def seen(signs: Vector) -> Vector:
+            product = jax.jvp(self.task.gradient, (place.params,), (root * signs,))[1]
+            return signs * root * product
+
+        diagonal = jax.vmap(seen)(signs)
+        mean = jnp.mean(diagonal, axis=0)
+        return ~(jnp.mean((diagonal - mean) ** 2) <= _REST**2 * jnp.mean(mean**2))
 
     def _begin(self, progress: Progress) -> Carry:
         """The first step, and curvatures from a gradient one iteration ahead."""
@@ -96,7 +142,10 @@ class Diagonal(NamedTuple):
         counts = progress.counts._replace(gradients=progress.counts.gradients + 1)
         begun = progress._replace(length=length, counts=counts, scale=task.scale(nodes[-1], progress.scale))
         zeros, zero = jnp.zeros_like(nodes), jnp.zeros((), place.params.dtype)
-        return Carry(begun, step, nodes, (nodes, zeros, zeros), zero + jnp.inf, jnp.zeros((), int), curvature, zero)
+        patience = zero + _PATIENCE
+        return Carry(
+            begun, step, nodes, (nodes, zeros, zeros), zero + jnp.inf, jnp.zeros((), int), curvature, zero, patience
+        )
 
     def _step(self, place: Place, length: Array) -> FlowPath:
         return path_over(self.task.flow, self.task.unravel, self.node_count, place, length)
@@ -173,6 +222,7 @@ class Diagonal(NamedTuple):
             jnp.where(done, 0, carry.round + 1),
             now.curvature,
             failures,
+            carry.patience,
         )
 
     def _accelerated(self, carry: Carry, now: Corrected) -> Float[Array, "node size"]:

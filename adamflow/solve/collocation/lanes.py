@@ -1,14 +1,18 @@
 """A loop that, in a batch, leaves lanes behind that have ended."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-#: Each time so many of the lanes have ended, the others go on among themselves, down to the smallest batch.
+#: So many lanes are under way at once on CPUs: their caches hold a few dozen, and each size is compiled by itself.
+_WIDEST = 64
+#: Once none waits and so many of the lanes under way have ended, the others go on among themselves, down to the fewest.
 _SHRINK, _SMALLEST = 4, 16
+#: As long as some wait, they take the places of those that have ended when this share has.
+_REFILL = 8
 
 
 def loop(
@@ -16,8 +20,9 @@ def loop(
 ) -> Any:
     """`jax.lax.while_loop(unfinished, advance, carry)`, both with `given` in front, any pytree.
 
-    Under `jax.vmap` a while loop computes every lane until the slowest has ended. Here those that are left are gathered
-    into a batch of a quarter of the size as soon as they fit into it, and so on.
+    Under `jax.vmap` a while loop computes every lane until the slowest has ended. Here lanes that have ended give their
+    places to others that wait. When none waits, those that are left are gathered into a batch of a quarter of the size
+    as soon as they fit into it, and so on.
     """
     arrays, rest = eqx.partition(given, eqx.is_array)
 
@@ -41,29 +46,72 @@ def loop(
         carry = jax.tree.map(spread, carry, batched[1])
         alive = jax.vmap(going, in_axes=(axes, 0))
         every = jax.vmap(ahead, in_axes=(axes, 0))
-        size = count
-        while True:
+
+        def chosen(lanes: jax.Array) -> Any:
+            return jax.tree.map(lambda leaf, yes: leaf[lanes] if yes else leaf, arrays, batched[0])
+
+        size = min(count, _WIDEST) if jax.default_backend() == "cpu" else count
+        while size:
             smaller = size // _SHRINK if size // _SHRINK >= _SMALLEST else 0
-            chosen = jnp.argsort(~alive(arrays, carry), stable=True)[:size]
-            part = jax.tree.map(lambda leaf, yes, at=chosen: leaf[at] if yes else leaf, arrays, batched[0])
-            lanes = _until(alive, every, part, jax.tree.map(lambda leaf, at=chosen: leaf[at], carry), smaller)
-            carry = jax.tree.map(lambda leaf, lane, at=chosen: leaf.at[at].set(lane), carry, lanes)
-            if smaller == 0:
-                return carry, jax.tree.map(lambda _: True, carry)
+            order = jnp.argsort(~alive(arrays, carry), stable=True)
+            carry = _through(Batch(alive, every, chosen, size, smaller), order, carry)
             size = smaller
+        return carry, jax.tree.map(lambda _: True, carry)
 
     return run(arrays, carry)
 
 
-def _until(alive: Callable, every: Callable, given: Any, lanes: Any, most: int) -> Any:
+class Batch(NamedTuple):
+    """A batch of lanes: which of them are alive, their advance, what is given to some, its size, and when it ends."""
+
+    alive: Callable[[Any, Any], jax.Array]
+    every: Callable[[Any, Any], Any]
+    given: Callable[[jax.Array], Any]
+    size: int
+    smaller: int
+
+
+def _through(batch: Batch, order: jax.Array, carry: Any) -> Any:
+    """Advance all lanes, those that are alive first in the order, until none waits and at most `smaller` are alive."""
+    count = jnp.sum(batch.alive(batch.given(order), _at(carry, order)))
+
+    def alive(chosen: jax.Array, lanes: Any) -> jax.Array:
+        return jnp.sum(batch.alive(batch.given(chosen), lanes))
+
+    def unfinished(state: tuple) -> jax.Array:
+        _, chosen, lanes, begun = state
+        return (begun < count) | (alive(chosen, lanes) > batch.smaller)
+
+    def go_on(state: tuple) -> tuple:
+        carry, chosen, lanes, begun = state
+        given = batch.given(chosen)
+        least = jnp.where(begun < count, batch.size - max(batch.size // _REFILL, 1), batch.smaller)
+        lanes = _until(batch, given, lanes, least)
+        carry = jax.tree.map(lambda leaf, lane: leaf.at[chosen].set(lane), carry, lanes)
+        ended = ~batch.alive(given, lanes)
+        place = begun + jnp.cumsum(ended) - 1
+        taken = ended & (place < count)
+        chosen = jnp.where(taken, order[jnp.minimum(place, order.size - 1)], chosen)
+        return carry, chosen, _at(carry, chosen), begun + jnp.sum(taken)
+
+    chosen = order[: batch.size]
+    begun = jnp.minimum(count, batch.size)
+    return jax.lax.while_loop(unfinished, go_on, (carry, chosen, _at(carry, chosen), begun))[0]
+
+
+def _until(batch: Batch, given: Any, lanes: Any, most: jax.Array) -> Any:
     """Advance the lanes that are alive until at most so many are."""
 
     def advance(lanes: Any) -> Any:
-        going = alive(given, lanes)
+        going = batch.alive(given, lanes)
 
         def choose(new: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(going.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
-        return jax.tree.map(choose, every(given, lanes), lanes)
+        return jax.tree.map(choose, batch.every(given, lanes), lanes)
 
-    return jax.lax.while_loop(lambda lanes: jnp.sum(alive(given, lanes)) > most, advance, lanes)
+    return jax.lax.while_loop(lambda lanes: jnp.sum(batch.alive(given, lanes)) > most, advance, lanes)
+
+
+def _at(lanes: Any, places: jax.Array) -> Any:
+    return jax.tree.map(lambda leaf: leaf[places], lanes)
