@@ -11,6 +11,7 @@ from scipy.integrate import quad
 
 import adamflow as af
 from adamflow.solve.collocation import curvature
+from adamflow.solve.collocation.lanes import loop
 from adamflow.solve.collocation.nodes import extrapolation, nodes
 from adamflow.solve.collocation.path import Place, path_over
 from conftest import KVAERNO, SEED
@@ -237,6 +238,35 @@ def test_identity_lanes_that_are_left_go_on_in_smaller_batches():
         np.testing.assert_allclose(lanes[place], alone, rtol=1e-6, atol=1e-9)
         assert gradients[place] == count
     assert gradients[69] != gradients[0]
+
+
+@pytest.mark.slow
+def test_identity_lanes_that_wait_take_the_places_of_those_that_have_ended():
+    # More than are under way at once, and those that take long are neither all first nor all last.
+    lengths = jnp.asarray(np.random.default_rng(SEED).permutation(np.repeat([0, 3, 40, 200], 75)))
+    given = jnp.arange(300.0)
+
+    def run(*given):
+        begin = (jnp.zeros((), int), jnp.zeros(()))
+        return loop(lambda g, carry: carry[0] < g[1], lambda g, carry: (carry[0] + 1, carry[1] + g[0]), given, begin)
+
+    counts, sums = jax.jit(jax.vmap(run))(given, lengths)
+    np.testing.assert_array_equal(counts, lengths)
+    np.testing.assert_allclose(sums, lengths * given)
+
+
+@pytest.mark.slow
+def test_identity_hessians_are_computed_where_they_are_not_diagonal():
+    # Fast v takes many rounds for a step on either; on the chain no Hessian would help.
+    rotation = jnp.asarray(np.linalg.qr(np.random.default_rng(SEED).normal(size=(10, 10)))[0])
+    flow = af.PaperFlow(af.adam(1e-3, 0.9, 0.95))
+    runs = [
+        af.solve(flow, loss, CHAIN.params, 2000, save_at=[2000], rtol=1e-3)
+        for loss in (CHAIN.loss, lambda params: CHAIN.loss(rotation @ params))
+    ]
+    assert all(run.outcome.successful for run in runs)
+    assert int(runs[0].stats.jacobian_evaluations) == 0
+    assert int(runs[1].stats.jacobian_evaluations) > 0
 
 
 @pytest.mark.slow
