@@ -101,7 +101,7 @@ class Diagonal(NamedTuple):
                 failures=jnp.where(stopped, 0.0, carry.failures),
                 patience=jnp.where(stopped, _MORE_PATIENCE * carry.patience, carry.patience),
             )
-            return more, stopped & self._coupled(carry)
+            return more, jax.lax.cond(stopped, lambda: self._coupled(carry), lambda: jnp.array(False))
 
         def undecided(state: tuple[Carry, Array]) -> Array:
             return self.task.unfinished(state[0].progress) & ~state[1]
