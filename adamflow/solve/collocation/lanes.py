@@ -1,4 +1,4 @@
-"""A loop that, in a batch, leaves lanes behind that have ended."""
+"""A loop that, in a batch, gives the places of lanes that have ended to others."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -53,8 +53,7 @@ def loop(
         size = min(count, _WIDEST) if jax.default_backend() == "cpu" else count
         while size:
             smaller = size // _SHRINK if size // _SHRINK >= _SMALLEST else 0
-            order = jnp.argsort(~alive(arrays, carry), stable=True)
-            carry = _through(Batch(alive, every, chosen, size, smaller), order, carry)
+            carry = _through(Batch(alive, every, chosen, size, smaller), alive(arrays, carry), carry)
             size = smaller
         return carry, jax.tree.map(lambda _: True, carry)
 
@@ -71,32 +70,28 @@ class Batch(NamedTuple):
     smaller: int
 
 
-def _through(batch: Batch, order: jax.Array, carry: Any) -> Any:
-    """Advance all lanes, those that are alive first in the order, until none waits and at most `smaller` are alive."""
-    count = jnp.sum(batch.alive(batch.given(order), _at(carry, order)))
-
-    def alive(chosen: jax.Array, lanes: Any) -> jax.Array:
-        return jnp.sum(batch.alive(batch.given(chosen), lanes))
+def _through(batch: Batch, going: jax.Array, carry: Any) -> Any:
+    """Advance the lanes that are going until none of them waits and at most `smaller` are left."""
+    order, count = jnp.argsort(~going, stable=True), jnp.sum(going)
 
     def unfinished(state: tuple) -> jax.Array:
-        _, chosen, lanes, begun = state
-        return (begun < count) | (alive(chosen, lanes) > batch.smaller)
+        _, _, _, begun, left = state
+        return (begun < count) | (left > batch.smaller)
 
     def go_on(state: tuple) -> tuple:
-        carry, chosen, lanes, begun = state
+        carry, chosen, lanes, begun, _ = state
         given = batch.given(chosen)
         least = jnp.where(begun < count, batch.size - max(batch.size // _REFILL, 1), batch.smaller)
         lanes = _until(batch, given, lanes, least)
         carry = jax.tree.map(lambda leaf, lane: leaf.at[chosen].set(lane), carry, lanes)
-        ended = ~batch.alive(given, lanes)
-        place = begun + jnp.cumsum(ended) - 1
-        taken = ended & (place < count)
+        alive = batch.alive(given, lanes)
+        place = begun + jnp.cumsum(~alive) - 1
+        taken = ~alive & (place < count)
         chosen = jnp.where(taken, order[jnp.minimum(place, order.size - 1)], chosen)
-        return carry, chosen, _at(carry, chosen), begun + jnp.sum(taken)
+        return carry, chosen, _at(carry, chosen), begun + jnp.sum(taken), jnp.sum(alive | taken)
 
-    chosen = order[: batch.size]
-    begun = jnp.minimum(count, batch.size)
-    return jax.lax.while_loop(unfinished, go_on, (carry, chosen, _at(carry, chosen), begun))[0]
+    chosen, begun = order[: batch.size], jnp.minimum(count, batch.size)
+    return jax.lax.while_loop(unfinished, go_on, (carry, chosen, _at(carry, chosen), begun, begun))[0]
 
 
 def _until(batch: Batch, given: Any, lanes: Any, most: jax.Array) -> Any:
