@@ -201,22 +201,23 @@ def pairs(side: int) -> np.ndarray:
     return np.stack(np.meshgrid(beta, gamma), axis=-1).reshape(-1, 2)
 
 
-def sweep(eta: float, side: int) -> Row:
+def sweep(eta: float, side: int, saved: int = 1) -> Row:
     """Flows from one point with side × side pairs (β, γ) in one program, against the same of the optimizer."""
     problem, steps, lanes = af.problems.chain(10), round(2 / eta), jnp.asarray(pairs(side))
+    save_at = np.linspace(steps / saved, steps, saved).astype(int)
 
     @jax.jit
     @jax.vmap
     def flows(lane: jax.Array) -> Any:
         flow = af.PaperFlow(af.adam(eta, *lane))
-        return af.solve(flow, problem.loss, problem.params, steps, save_at=[steps], rtol=1e-3).params
+        return af.solve(flow, problem.loss, problem.params, steps, save_at=save_at, rtol=1e-3).params
 
     @jax.jit
     @jax.vmap
     def discrete_runs(lane: jax.Array) -> Any:
-        return af.iterate(af.adam(eta, *lane), problem.loss, problem.params, steps, save_at=[steps]).params
+        return af.iterate(af.adam(eta, *lane), problem.loss, problem.params, steps, save_at=save_at).params
 
-    name = f"sweep, {side} x {side} (beta, gamma), chain(10), eta {eta:g}, flows / iterate"
+    name = f"sweep, {side} x {side} (beta, gamma), chain(10), eta {eta:g}, {saved} saved, flows / iterate"
     return Row(name, lambda: flows(lanes), lambda: discrete_runs(lanes), 3)
 
 
@@ -309,6 +310,7 @@ def spectra() -> Iterator[Row]:
 def sweeps() -> Iterator[Row]:
     """Many lanes in one program."""
     yield from (sweep(eta, 32) for eta in (1e-3, 1e-4))
+    yield sweep(1e-3, 16, saved=2000)
     yield sweep_by_scipy(32, 8)
 
 

@@ -3,6 +3,7 @@
 import logging
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -267,6 +268,91 @@ def test_identity_hessians_are_computed_where_they_are_not_diagonal():
     assert all(run.outcome.successful for run in runs)
     assert int(runs[0].stats.jacobian_evaluations) == 0
     assert int(runs[1].stats.jacobian_evaluations) > 0
+
+
+class Rotated(eqx.Module):
+    """A quadratic whose curvatures are along random directions."""
+
+    hessian: jax.Array
+
+    def __init__(self, size, condition, seed):
+        rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(size, size)))[0]
+        self.hessian = jnp.asarray(rotation * 5 * condition ** np.linspace(-0.5, 0.5, size) @ rotation.T)
+
+    def __call__(self, params):
+        return params @ self.hessian @ params / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3, 10])
+def test_identity_few_coordinates_that_are_coupled_are_seen_to_be(size):
+    # Random signs, or the metric of a step, called some of these diagonal; they took up to 1400 gradients.
+    flow, counts = af.PaperFlow(af.adam(1e-3, 0.95, 0.5)), []
+    for seed in range(SEED, SEED + 8):
+        start = jnp.asarray(np.random.default_rng(seed).normal(size=size))
+        run = af.solve(flow, Rotated(size, 100, seed), start, 2000, save_at=[2000], rtol=1e-3)
+        counts.append(int(run.stats.gradient_evaluations))
+    assert max(counts) < 500
+    assert np.median(counts) < 300
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_formula_hessian_by_differences(dtype):
+    def loss(params):
+        return jnp.sum(params**4) + jnp.prod(jnp.cos(params)) + jnp.sum(params) ** 2
+
+    place = jnp.asarray(np.random.default_rng(SEED).normal(size=6), dtype)
+    hessian = jax.jit(lambda params: curvature.hessian_of(jax.grad(loss), params, jnp.ones((), dtype)))(place)
+    assert hessian.dtype == dtype
+    error = jnp.max(jnp.abs(hessian - jax.jit(jax.hessian(loss))(place))) / jnp.max(jnp.abs(hessian))
+    assert error < 10 * np.sqrt(np.finfo(dtype).eps)
+
+
+@pytest.mark.slow
+def test_identity_losses_without_forward_mode_derivatives():
+    plain = Rotated(4, 100, SEED)
+    shapes = jax.ShapeDtypeStruct((), float), jax.ShapeDtypeStruct((4,), float)
+
+    def host(params):
+        return np.asarray(plain(params)), np.asarray(plain.hessian @ params)
+
+    def both(params):
+        return jax.pure_callback(host, shapes, params, vmap_method="sequential")
+
+    called = jax.custom_vjp(lambda params: both(params)[0])
+    called.defvjp(both, lambda gradient, cotangent: (cotangent * gradient,))
+    flow, start = af.PaperFlow(af.adam(1e-3, 0.9, 0.95)), jnp.asarray([1.0, -0.5, 0.3, 0.7])
+    options = {"save_at": [1000], "rtol": 1e-3, "solver": "collocation"}
+    there, here = (af.solve(flow, loss, start, 1000, **options) for loss in (called, plain))
+    assert int(here.stats.jacobian_evaluations) > 0
+    np.testing.assert_allclose(there.params, here.params, rtol=1e-6, atol=1e-6)
+
+    times = jnp.linspace(0, 1, 5)
+
+    def fit(rates):
+        term = diffrax.ODETerm(lambda t, y, rates: rates[1] - rates[0] * y)
+        saved = diffrax.SaveAt(ts=times)
+        return jnp.sum(
+            (diffrax.diffeqsolve(term, diffrax.Tsit5(), 0, 1, 0.1, 1.0, rates, saveat=saved).ys - times) ** 2
+        )
+
+    assert af.solve(flow, fit, jnp.ones(2), 200, save_at=[200], rtol=1e-3).outcome.successful
+
+
+@pytest.mark.slow
+def test_identity_rows_of_lanes_are_those_of_single_runs():
+    def run(gamma):
+        flow, saved = af.PaperFlow(af.adam(1e-3, 0.95, gamma)), np.linspace(0, 500, 126).astype(int)
+        options = {"save_at": saved, "rtol": 1e-3, "observe": lambda now: (now.params, now.direction)}
+        return af.solve(flow, CHAIN.loss, CHAIN.params, 500, **options).observed
+
+    gammas = jnp.array([0.5, 0.9, 0.95])
+    lanes = jax.jit(jax.vmap(run))(gammas)
+    single = jax.jit(run)
+    for place, gamma in enumerate(gammas):
+        for lane, alone in zip(lanes, single(gamma), strict=True):
+            np.testing.assert_allclose(lane[place], alone, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.slow

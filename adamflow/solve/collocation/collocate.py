@@ -130,7 +130,7 @@ def _first(given: Given, options: Options) -> tuple[Progress, jax.Array]:
     first = jnp.asarray(given.numbers.first, task.start.dtype)
     progress = task.begin(place_of(given.state, first, task.start, task.gradient(task.start)))
     settings = settings_for(task.start.size)
-    return Diagonal(task, settings.nodes, looks=settings.dense).run(progress)
+    return Diagonal(task, settings.nodes, checks=settings.dense).run(progress)
 
 
 @eqx.filter_jit
@@ -169,6 +169,6 @@ def _result(given: Given, options: Options, progress: Progress) -> Result:
         jnp.asarray(progress.place.time),
         counts.accepted,
         counts.rejected,
-        counts.gradients + 2 * task.start.size * counts.hessians,
+        counts.gradients + (task.start.size + 1) * counts.hessians,
         counts.hessians,
     )

@@ -65,13 +65,24 @@ def none(size: int, width: int, dtype: Any) -> Curvature:
     return Curvature(jnp.zeros((size, width), dtype), zero, zero, jnp.zeros((size,), dtype))
 
 
-def exact(loss: Any, params: Float[Array, " size"]) -> Curvature:
-    """The positive part of the dense Hessian of a function of a vector; 0 where it is not finite."""
-    hessian = jax.hessian(loss)(params)
-    values, vectors = jnp.linalg.eigh((hessian + hessian.T) / 2)
+def hessian_of(gradient: Any, params: Float[Array, " size"], scale: Array) -> Float[Array, "size size"]:
+    """The Hessian by differences of gradients, size + 1 of them: a loss need have no forward-mode derivative.
+
+    `scale` is a distance over which the loss changes.
+    """
+    small = jnp.sqrt(jnp.finfo(params.dtype).eps) * scale
+    ahead = params + small * jnp.eye(params.size, dtype=params.dtype)
+    change = jax.vmap(gradient)(ahead) - gradient(params)
+    hessian = change / (jnp.diagonal(ahead) - params)[:, None]
+    return (hessian + hessian.T) / 2
+
+
+def positive(hessian: Float[Array, "size size"]) -> Curvature:
+    """The positive part of a Hessian; 0 where it is not finite."""
+    values, vectors = jnp.linalg.eigh(hessian)
     columns = vectors * jnp.sqrt(jnp.maximum(values, 0.0))
     columns = jnp.where(jnp.all(jnp.isfinite(columns)), columns, 0.0)
-    one = jnp.eye(params.size, dtype=params.dtype)
+    one = jnp.eye(len(hessian), dtype=hessian.dtype)
     return Curvature(columns, one, one, jnp.sum(columns**2, axis=-1))
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from adamflow.solve.collocation.curvature import metric_of
+from adamflow.solve.collocation.curvature import hessian_of
 from adamflow.solve.collocation.lanes import loop
 from adamflow.solve.collocation.nodes import along
 from adamflow.solve.collocation.path import FlowPath, Path, Place, Vector, path_over
@@ -21,8 +21,8 @@ _TELLING = 0.1
 #: The curvature is looked at after so many steps whose corrections diverge (each step that takes more than a few counts
 #: half, ten others undo one), and if it is diagonal for all that, after so many times more.
 _PATIENCE, _MANY, _MORE_PATIENCE = 2.5, 3, 2.0
-#: It is diagonal if the rest of it is this share of it at most, as seen by so many products with random signs.
-_REST, _PRODUCTS = 0.1, 3
+#: It counts as diagonal if the rest of it is this share at most, in units in which the diagonal is one.
+_REST = 0.1
 _FIRST_STEP = 2.0
 
 
@@ -75,33 +75,37 @@ class Diagonal(NamedTuple):
     Attributes:
         task: what to integrate.
         node_count: of Radau's nodes.
-        looks: whether the curvature is looked at before it counts as not diagonal: then that takes products with it.
+        checks: whether the Hessian is computed before it counts as not diagonal.
     """
 
     task: Task
     node_count: int
-    looks: bool
+    checks: bool
 
     def run(self, progress: Progress) -> tuple[Progress, Array]:
         """Integrate to the end, or until the curvature turns out not to be diagonal, which the flag says."""
-        constant = self.task.step_size is not None
+        # A constant step has nothing to change to, and one coordinate nothing to be coupled to.
+        never = self.task.step_size is not None or progress.place.params.size == 1
 
         def unfinished(run: Diagonal, carry: Carry) -> Array:
-            return run.task.unfinished(carry.progress) & (constant | (carry.failures < carry.patience))
+            return run.task.unfinished(carry.progress) & (never | (carry.failures < carry.patience))
 
         def go_on(state: tuple[Carry, Array]) -> tuple[Carry, Array]:
             carry = loop(unfinished, Diagonal._round, self, state[0])
-            stopped = (carry.failures >= carry.patience) & self.task.unfinished(carry.progress) & (not constant)
-            if not self.looks:
+            stopped = (carry.failures >= carry.patience) & self.task.unfinished(carry.progress) & (not never)
+            if never or not self.checks:
                 return carry, stopped
+            coupled = jax.lax.cond(stopped, lambda: self._coupled(carry), lambda: jnp.array(False))
             counts = carry.progress.counts
-            counts = counts._replace(gradients=counts.gradients + jnp.where(stopped, 2 * _PRODUCTS, 0))
-            more = carry._replace(
+            size = carry.progress.place.params.size
+            counts = counts._replace(gradients=counts.gradients + jnp.where(stopped, size + 1, 0))
+            diagonal = stopped & ~coupled
+            carry = carry._replace(
                 progress=carry.progress._replace(counts=counts),
-                failures=jnp.where(stopped, 0.0, carry.failures),
-                patience=jnp.where(stopped, _MORE_PATIENCE * carry.patience, carry.patience),
+                failures=jnp.where(diagonal, 0.0, carry.failures),
+                patience=jnp.where(diagonal, _MORE_PATIENCE * carry.patience, carry.patience),
             )
-            return more, jax.lax.cond(stopped, lambda: self._coupled(carry), lambda: jnp.array(False))
+            return carry, coupled
 
         def undecided(state: tuple[Carry, Array]) -> Array:
             return self.task.unfinished(state[0].progress) & ~state[1]
@@ -110,23 +114,15 @@ class Diagonal(NamedTuple):
         return carry.progress, coupled
 
     def _coupled(self, carry: Carry) -> Array:
-        """Whether the Hessian is far from diagonal, in the metric of the step that is to come.
-
-        For a vector z of signs, z ∘ (H z) is the diagonal, and differs from one z to the next by all the rest.
-        """
-        place = carry.progress.place
-        constant = jnp.broadcast_to(place.gradient, (self.node_count, place.gradient.size))
-        root = jnp.sqrt(metric_of(carry.path.slopes(constant)))
-        key = jax.random.fold_in(jax.random.key(0), carry.progress.counts.accepted)
-        signs = jax.random.rademacher(key, (_PRODUCTS, root.size), root.dtype)
-
-        def seen(signs: Vector) -> Vector:
-            product = jax.jvp(self.task.gradient, (place.params,), (root * signs,))[1]
-            return signs * root * product
-
-        diagonal = jax.vmap(seen)(signs)
-        mean = jnp.mean(diagonal, axis=0)
-        return ~(jnp.mean((diagonal - mean) ** 2) <= _REST**2 * jnp.mean(mean**2))
+        """Whether the Hessian is far from diagonal, whatever the units of the coordinates."""
+        progress = carry.progress
+        hessian = hessian_of(self.task.gradient, progress.place.params, progress.scale)
+        diagonal = jnp.diagonal(hessian)
+        # Beside the largest, curvatures below the error of the differences are 0.
+        least = jnp.sqrt(jnp.finfo(diagonal.dtype).eps) * jnp.max(jnp.abs(diagonal))
+        root = jnp.sqrt(jnp.maximum(diagonal, least))
+        rest = (hessian - jnp.diag(diagonal)) / (root[:, None] * root)
+        return ~(jnp.mean(jnp.sum(rest**2, axis=-1)) <= _REST**2)
 
     def _begin(self, progress: Progress) -> Carry:
         """The first step, and curvatures from a gradient one iteration ahead."""

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import equinox as eqx
+import equinox.internal
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -56,7 +58,7 @@ class Runner(NamedTuple):
         before = place.time + jnp.arange(1 - settings.past, 1).astype(dtype)
         past = Past(before, *(jnp.tile(x, (settings.past, 1)) for x in (params, place.gradient)))
         none = curvature.none(params.size, settings.width, dtype)
-        known = curvature.exact(self.task.loss_of, params) if settings.dense else none
+        known = self._exact(progress) if settings.dense else none
         counts = progress.counts._replace(hessians=progress.counts.hessians + settings.dense)
         return _Carry(progress._replace(counts=counts), past, known, jnp.asarray(0.3, dtype), jnp.zeros((), int))
 
@@ -109,12 +111,18 @@ class Runner(NamedTuple):
         shorter = jnp.where(tried.converged & jnp.isfinite(error), shorter, 0.5)
         return jnp.where(good, jnp.clip(jnp.minimum(by_error, by_rounds), 0.3, longest), shorter)
 
+    def _exact(self, progress: Progress) -> curvature.Curvature:
+        """The Hessian where the run is."""
+        return curvature.positive(curvature.hessian_of(self.task.gradient, progress.place.params, progress.scale))
+
     def _renewed(self, carry: _Carry, tried: Attempt, good: Array) -> _Carry:
         """Compute the Hessian anew where rounds contract slowly or not at all."""
         slow = (good & (tried.worst_rate > 0.4)) | (~tried.converged & tried.solved)
         renew, progress = (carry.age > 2) & slow, carry.progress
-        params = progress.place.params
-        known = jax.lax.cond(renew, lambda: curvature.exact(self.task.loss_of, params), lambda: carry.known)
+        # In a batch a condition of each lane would not be one: all would compute a Hessian at every step.
+        some = eqx.internal.unvmap_any(renew)
+        known = jax.lax.cond(some, lambda: self._exact(progress), lambda: carry.known)
+        known = jax.tree.map(lambda new, old: jnp.where(renew, new, old), known, carry.known)
         counts = progress.counts._replace(hessians=progress.counts.hessians + renew)
         progress = progress._replace(counts=counts)
         return carry._replace(progress=progress, known=known, age=jnp.where(renew, 0, carry.age))

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
+import equinox.internal
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
@@ -164,19 +166,26 @@ class Task(NamedTuple):
         apart = along(jnp.maximum, jnp.abs(step.nodes.at(fine) @ ends - path.params))
         smooth = apart < _AGREE * path.reach
 
-        def write(row: Array, rows: Rows) -> Rows:
+        count = jnp.where(good, last - first, 0)
+
+        def write(index: Array, rows: Rows) -> Rows:
+            # In a batch lanes write together as long as one of them has a row left; the others' goes nowhere.
+            row = first + index
+            place = jnp.where(index < count, row, self.times.size)
             x = jnp.minimum((self.times[row] - begin) / step.length, 1.0)
             # Differences from the start keep their digits: the weights of the finer polynomial are large.
             moved = path.params - ends[0], ends - ends[0]
             now = jnp.where(smooth, step.nodes.finely_at(x) @ moved[0], step.nodes.at(x) @ moved[1])
-            params = rows.params.at[row].set(ends[0] + now)
+            params = rows.params.at[place].set(ends[0] + now, mode="drop")
             if not self.looks:
                 return Rows(params, ())
             now = jax.tree.map(lambda leaf: step.nodes.finely_at(x) @ leaf, path.filters)
             now = averages.clipped(self.flow.optimizer, now)
-            return Rows(params, jax.tree.map(lambda every, one: every.at[row].set(one), rows.filters, now))
+            return Rows(
+                params, jax.tree.map(lambda every, one: every.at[place].set(one, mode="drop"), rows.filters, now)
+            )
 
-        return jax.lax.fori_loop(first, jnp.where(good, last, first), write, rows)
+        return jax.lax.fori_loop(0, eqx.internal.unvmap_max(count), write, rows)
 
     def state(self, place: Place) -> FlowState:
         """A flow at one time as its state."""
