@@ -254,6 +254,10 @@ def test_identity_lanes_that_wait_take_the_places_of_those_that_have_ended():
     counts, sums = jax.jit(jax.vmap(run))(given, lengths)
     np.testing.assert_array_equal(counts, lengths)
     np.testing.assert_allclose(sums, lengths * given)
+    # Lanes of lanes, some of them with the same numbers, are lanes.
+    counts, sums = jax.jit(jax.vmap(jax.vmap(run, (None, 0)), (0, None)))(given[:20], lengths[:30])
+    np.testing.assert_array_equal(counts, jnp.broadcast_to(lengths[:30], (20, 30)))
+    np.testing.assert_allclose(sums, lengths[:30] * given[:20, None])
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """A loop that, in a batch, gives the places of lanes that have ended to others."""
 
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,8 +8,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-#: So many lanes are under way at once on CPUs: their caches hold a few dozen, and each size is compiled by itself.
-_WIDEST = 64
+#: On CPUs so many lanes are under way at once: at most, at least, and as many as have this many bytes, for the caches.
+_WIDEST, _NARROWEST, _CACHED = 64, 8, 2**21
 #: Once none waits and so many of the lanes under way have ended, the others go on among themselves, down to the fewest.
 _SHRINK, _SMALLEST = 4, 16
 #: As long as some wait, they take the places of those that have ended when this share has.
@@ -22,7 +23,7 @@ def loop(
 
     Under `jax.vmap` a while loop computes every lane until the slowest has ended. Here lanes that have ended give their
     places to others that wait. When none waits, those that are left are gathered into a batch of a quarter of the size
-    as soon as they fit into it, and so on.
+    as soon as they fit into it, and so on. Lanes of nested `jax.vmap`s are those of one.
     """
     arrays, rest = eqx.partition(given, eqx.is_array)
 
@@ -38,34 +39,71 @@ def loop(
 
     @run.def_vmap
     def run_lanes(count: int, batched: list, arrays: Any, carry: Any) -> tuple[Any, Any]:
-        axes = jax.tree.map(lambda yes: 0 if yes else None, batched[0])
-
-        def spread(leaf: Any, yes: bool) -> Any:
-            return leaf if yes else jnp.broadcast_to(leaf, (count, *jnp.shape(leaf)))
-
-        carry = jax.tree.map(spread, carry, batched[1])
-        alive = jax.vmap(going, in_axes=(axes, 0))
-        every = jax.vmap(ahead, in_axes=(axes, 0))
-
-        def chosen(lanes: jax.Array) -> Any:
-            return jax.tree.map(lambda leaf, yes: leaf[lanes] if yes else leaf, arrays, batched[0])
-
-        size = min(count, _WIDEST) if jax.default_backend() == "cpu" else count
-        while size:
-            smaller = size // _SHRINK if size // _SHRINK >= _SMALLEST else 0
-            carry = _through(Batch(alive, every, chosen, size, smaller), alive(arrays, carry), carry)
-            size = smaller
-        return carry, jax.tree.map(lambda _: True, carry)
+        carry = jax.tree.map(lambda leaf, yes: leaf if yes else _repeated(leaf, count), carry, batched[1])
+        return _lanes(going, ahead, batched[0])(arrays, carry), jax.tree.map(lambda _: True, carry)
 
     return run(arrays, carry)
 
 
+def _lanes(going: Callable[[Any, Any], jax.Array], ahead: Callable[[Any, Any], Any], own: Any) -> Callable:
+    """The loop of a batch; `own` says which arrays have a value for each lane. A batch of batches is a larger one."""
+
+    @jax.custom_batching.custom_vmap
+    def run(arrays: Any, carry: Any) -> Any:
+        axes = jax.tree.map(lambda yes: 0 if yes else None, own)
+        alive = jax.vmap(going, in_axes=(axes, 0))
+        every = jax.vmap(ahead, in_axes=(axes, 0))
+
+        def of(lanes: jax.Array) -> Any:
+            return jax.tree.map(lambda leaf, yes: leaf[lanes] if yes else leaf, arrays, own)
+
+        size = _under_way(carry)
+        while size:
+            smaller = size // _SHRINK if size // _SHRINK >= _SMALLEST else 0
+            carry = _through(Batch(alive, every, of, size, smaller), alive(arrays, carry), carry)
+            size = smaller
+        return carry
+
+    @run.def_vmap
+    def run_batches(outer: int, batched: list, arrays: Any, carry: Any) -> tuple[Any, Any]:
+        inner = next(leaf.shape[yes] for leaf, yes in zip(*map(jax.tree.leaves, (carry, batched[1])), strict=True))
+
+        def flat(leaf: Any, each: bool, yes: bool) -> Any:
+            if not (each or yes):
+                return leaf
+            leaf = leaf if yes else _repeated(leaf, outer)
+            leaf = leaf if each else jnp.repeat(leaf[:, None], inner, axis=1)
+            return leaf.reshape(outer * inner, *leaf.shape[2:])
+
+        arrays = jax.tree.map(flat, arrays, own, batched[0])
+        carry = jax.tree.map(lambda leaf, yes: flat(leaf, True, yes), carry, batched[1])
+        ended = _lanes(going, ahead, jax.tree.map(operator.or_, own, batched[0]))(arrays, carry)
+        ended = jax.tree.map(lambda leaf: leaf.reshape(outer, inner, *leaf.shape[1:]), ended)
+        return ended, jax.tree.map(lambda _: True, ended)
+
+    return run
+
+
+def _under_way(carry: Any) -> int:
+    """How many lanes of a batch to advance together."""
+    leaves = jax.tree.leaves(carry)
+    count = leaves[0].shape[0]
+    if jax.default_backend() != "cpu":
+        return count
+    lane = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) / count
+    return min(count, max(_NARROWEST, min(_WIDEST, int(_CACHED / lane))))
+
+
+def _repeated(leaf: Any, count: int) -> Any:
+    return jnp.broadcast_to(leaf, (count, *jnp.shape(leaf)))
+
+
 class Batch(NamedTuple):
-    """A batch of lanes: which of them are alive, their advance, what is given to some, its size, and when it ends."""
+    """A batch of lanes: which of them are alive, their advance, the arrays of some, its size, and when it ends."""
 
     alive: Callable[[Any, Any], jax.Array]
     every: Callable[[Any, Any], Any]
-    given: Callable[[jax.Array], Any]
+    of: Callable[[jax.Array], Any]
     size: int
     smaller: int
 
@@ -80,9 +118,9 @@ def _through(batch: Batch, going: jax.Array, carry: Any) -> Any:
 
     def go_on(state: tuple) -> tuple:
         carry, chosen, lanes, begun, _ = state
-        given = batch.given(chosen)
-        least = jnp.where(begun < count, batch.size - max(batch.size // _REFILL, 1), batch.smaller)
-        lanes = _until(batch, given, lanes, least)
+        given = batch.of(chosen)
+        most = jnp.where(begun < count, batch.size - max(batch.size // _REFILL, 1), batch.smaller)
+        lanes = _until(batch, given, lanes, most)
         carry = jax.tree.map(lambda leaf, lane: leaf.at[chosen].set(lane), carry, lanes)
         alive = batch.alive(given, lanes)
         place = begun + jnp.cumsum(~alive) - 1
