@@ -21,8 +21,8 @@ _TELLING = 0.1
 #: The curvature is looked at after so many steps whose corrections diverge (each step that takes more than a few counts
 #: half, ten others undo one), and if it is diagonal for all that, after so many times more.
 _PATIENCE, _MANY, _MORE_PATIENCE = 2.5, 3, 2.0
-#: It counts as diagonal if the rest of it is this share at most, in units in which the diagonal is one.
-_REST = 0.1
+#: It counts as diagonal if the rest of it is this share of it at most, in units in which the diagonal is one.
+_REST = 0.2
 _FIRST_STEP = 2.0
 
 
