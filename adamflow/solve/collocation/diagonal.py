@@ -92,7 +92,8 @@ class Diagonal(NamedTuple):
 
         def go_on(state: tuple[Carry, Array]) -> tuple[Carry, Array]:
             carry = loop(unfinished, Diagonal._round, self, state[0])
-            stopped = (carry.failures >= carry.patience) & self.task.unfinished(carry.progress) & (not never)
+            # What ends the loop before the run is that patience has run out.
+            stopped = self.task.unfinished(carry.progress)
             if never or not self.checks:
                 return carry, stopped
             coupled = jax.lax.cond(stopped, lambda: self._coupled(carry), lambda: jnp.array(False))

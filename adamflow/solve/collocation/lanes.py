@@ -66,7 +66,8 @@ def _lanes(going: Callable[[Any, Any], jax.Array], ahead: Callable[[Any, Any], A
 
     @run.def_vmap
     def run_batches(outer: int, batched: list, arrays: Any, carry: Any) -> tuple[Any, Any]:
-        inner = next(leaf.shape[yes] for leaf, yes in zip(*map(jax.tree.leaves, (carry, batched[1])), strict=True))
+        a_leaf, in_each_batch = jax.tree.leaves(carry)[0], jax.tree.leaves(batched[1])[0]
+        inner = a_leaf.shape[1 if in_each_batch else 0]
 
         def flat(leaf: Any, each: bool, yes: bool) -> Any:
             if not (each or yes):

@@ -119,10 +119,12 @@ class Runner(NamedTuple):
         """Compute the Hessian anew where rounds contract slowly or not at all."""
         slow = (good & (tried.worst_rate > 0.4)) | (~tried.converged & tried.solved)
         renew, progress = (carry.age > 2) & slow, carry.progress
+
         # In a batch a condition of each lane would not be one: all would compute a Hessian at every step.
-        some = eqx.internal.unvmap_any(renew)
-        known = jax.lax.cond(some, lambda: self._exact(progress), lambda: carry.known)
-        known = jax.tree.map(lambda new, old: jnp.where(renew, new, old), known, carry.known)
+        def renewed() -> curvature.Curvature:
+            return jax.tree.map(lambda new, old: jnp.where(renew, new, old), self._exact(progress), carry.known)
+
+        known = jax.lax.cond(eqx.internal.unvmap_any(renew), renewed, lambda: carry.known)
         counts = progress.counts._replace(hessians=progress.counts.hessians + renew)
         progress = progress._replace(counts=counts)
         return carry._replace(progress=progress, known=known, age=jnp.where(renew, 0, carry.age))

@@ -134,7 +134,7 @@ class Task(NamedTuple):
         place, counts = progress.place, progress.counts
         size, done = jnp.max(jnp.abs(place.params)), place.time >= self.end
         # Steps look at gradients alone, which may be finite where the loss is not.
-        lost = ~jnp.isfinite(self.loss(self.unravel(place.params)))
+        lost = ~jnp.isfinite(self.loss_of(place.params))
         endings = (
             (~progress.finite | ~jnp.isfinite(size), NOT_FINITE),
             (size > self.limit, DIVERGED),
