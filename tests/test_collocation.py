@@ -314,25 +314,35 @@ def test_formula_hessian_by_differences(dtype):
 
 
 @pytest.mark.slow
-def test_identity_losses_without_forward_mode_derivatives():
-    plain = Rotated(4, 100, SEED)
-    shapes = jax.ShapeDtypeStruct((), float), jax.ShapeDtypeStruct((4,), float)
+@pytest.mark.parametrize(
+    ("loss", "start", "gamma"),
+    [(Rotated(4, 100, SEED), jnp.asarray([1.0, -0.5, 0.3, 0.7]), 0.95), (CHAIN.loss, CHAIN.params, 0.98)],
+    ids=["coupled", "diagonal"],
+)
+def test_identity_gradients_reported_are_those_taken(loss, start, gamma):
+    # Of a loss without forward-mode derivatives, on both sides of a look at its Hessian.
+    shapes, by_jax, taken = jax.ShapeDtypeStruct(start.shape, start.dtype), jax.jit(jax.grad(loss)), []
 
     def host(params):
-        return np.asarray(plain(params)), np.asarray(plain.hessian @ params)
+        taken.append(params)
+        return np.asarray(by_jax(params))
 
-    def both(params):
-        return jax.pure_callback(host, shapes, params, vmap_method="sequential")
-
-    called = jax.custom_vjp(lambda params: both(params)[0])
-    called.defvjp(both, lambda gradient, cotangent: (cotangent * gradient,))
-    flow, start = af.PaperFlow(af.adam(1e-3, 0.9, 0.95)), jnp.asarray([1.0, -0.5, 0.3, 0.7])
-    options = {"save_at": [1000], "rtol": 1e-3, "solver": "collocation"}
-    there, here = (af.solve(flow, loss, start, 1000, **options) for loss in (called, plain))
-    assert int(here.stats.jacobian_evaluations) > 0
+    called = jax.custom_vjp(lambda params: loss(params))
+    called.defvjp(
+        lambda params: (loss(params), jax.pure_callback(host, shapes, params, vmap_method="sequential")),
+        lambda gradient, cotangent: (cotangent * gradient,),
+    )
+    flow, options = af.PaperFlow(af.adam(1e-3, 0.9, gamma)), {"save_at": [1000], "rtol": 1e-3, "solver": "collocation"}
+    there, here = (af.solve(flow, function, start, 1000, **options) for function in (called, loss))
     np.testing.assert_allclose(there.params, here.params, rtol=1e-6, atol=1e-6)
+    assert int(here.stats.jacobian_evaluations) > 0
+    assert int(there.stats.gradient_evaluations) == len(taken)
 
-    times = jnp.linspace(0, 1, 5)
+
+@pytest.mark.slow
+def test_identity_losses_that_integrate_an_equation():
+    # diffrax's derivatives are by reverse mode alone.
+    flow, times = af.PaperFlow(af.adam(1e-3, 0.9, 0.95)), jnp.linspace(0, 1, 5)
 
     def fit(rates):
         term = diffrax.ODETerm(lambda t, y, rates: rates[1] - rates[0] * y)

@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 from adamflow.flows import AbstractFlow, PaperFlow, Snapshot
 from adamflow.flows.averages import FlowState
-from adamflow.solve.collocation.diagonal import Diagonal
+from adamflow.solve.collocation.diagonal import Diagonal, Stop
 from adamflow.solve.collocation.path import restore
 from adamflow.solve.collocation.surrogate import Runner, settings_for
 from adamflow.solve.collocation.task import Progress, Rows, Task, place_of
@@ -83,8 +83,8 @@ def collocate(given: Given, options: Options, reference: Reference, eager: bool)
     """
     if not eager:
         return _traced(given, options, reference)
-    progress, coupled = _first(given, options)
-    return _result(given, options, _second(given, options, progress) if bool(coupled) else progress)
+    stop = _first(given, options)
+    return _result(given, options, _second(given, options, stop) if bool(stop.coupled) else stop.progress)
 
 
 @eqx.filter_jit
@@ -99,8 +99,8 @@ def _traced(given: Given, options: Options, reference: Reference) -> Result:
 
     @eqx.filter_custom_vjp
     def run(given: Given) -> Result:
-        progress, coupled = _first(given, options)
-        progress = jax.lax.cond(coupled, lambda: _second(given, options, progress), lambda: progress)
+        stop = _first(given, options)
+        progress = jax.lax.cond(stop.coupled, lambda: _second(given, options, stop), lambda: stop.progress)
         return _result(given, options, progress)
 
     def forward(perturbed: Any, given: Given) -> tuple[Result, jax.Array]:
@@ -124,8 +124,8 @@ def _traced(given: Given, options: Options, reference: Reference) -> Result:
 
 
 @eqx.filter_jit
-def _first(given: Given, options: Options) -> tuple[Progress, jax.Array]:
-    """The run as far as the curvature is near diagonal, and whether that is not its end."""
+def _first(given: Given, options: Options) -> Stop:
+    """The run as far as the curvature is near diagonal."""
     task = _task(given, options)
     first = jnp.asarray(given.numbers.first, task.start.dtype)
     progress = task.begin(place_of(given.state, first, task.start, task.gradient(task.start)))
@@ -134,10 +134,10 @@ def _first(given: Given, options: Options) -> tuple[Progress, jax.Array]:
 
 
 @eqx.filter_jit
-def _second(given: Given, options: Options, progress: Progress) -> Progress:
+def _second(given: Given, options: Options, stop: Stop) -> Progress:
     """The rest of the run, with a surrogate of the gradient."""
     task = _task(given, options)
-    return Runner(task, settings_for(task.start.size)).run(progress)
+    return Runner(task, settings_for(task.start.size)).run(stop)
 
 
 def _task(given: Given, options: Options) -> Task:

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from adamflow.solve.collocation.curvature import hessian_of
 from adamflow.solve.collocation.lanes import loop
 from adamflow.solve.collocation.nodes import along
 from adamflow.solve.collocation.path import FlowPath, Path, Place, Vector, path_over
@@ -65,6 +64,20 @@ class Corrected(NamedTuple):
     lost: Bool[Array, ""]
 
 
+class Stop(NamedTuple):
+    """Where a run ended, or was found not to be near diagonal.
+
+    Attributes:
+        progress: of the run.
+        coupled: whether its curvature is not diagonal, so that the rest of it takes a surrogate.
+        hessian: there, where it is coupled; `None` if it is never computed to tell.
+    """
+
+    progress: Progress
+    coupled: Bool[Array, ""]
+    hessian: Float[Array, "size size"] | None
+
+
 class Diagonal(NamedTuple):
     """A run that solves the equations of a step, Θ = θ(g(Θ)) at the nodes, by Newton's method coordinate by coordinate.
 
@@ -82,48 +95,40 @@ class Diagonal(NamedTuple):
     node_count: int
     checks: bool
 
-    def run(self, progress: Progress) -> tuple[Progress, Array]:
-        """Integrate to the end, or until the curvature turns out not to be diagonal, which the flag says."""
+    def run(self, progress: Progress) -> Stop:
+        """Integrate to the end, or until the curvature turns out not to be diagonal."""
+        place = progress.place
         # A constant step has nothing to change to, and one coordinate nothing to be coupled to.
-        never = self.task.step_size is not None or progress.place.params.size == 1
+        never = self.task.step_size is not None or place.params.size == 1
 
         def unfinished(run: Diagonal, carry: Carry) -> Array:
             return run.task.unfinished(carry.progress) & (never | (carry.failures < carry.patience))
 
-        def go_on(state: tuple[Carry, Array]) -> tuple[Carry, Array]:
+        def go_on(state: tuple[Carry, Array, Array | None]) -> tuple[Carry, Array, Array | None]:
             carry = loop(unfinished, Diagonal._round, self, state[0])
             # What ends the loop before the run is that patience has run out.
             stopped = self.task.unfinished(carry.progress)
             if never or not self.checks:
-                return carry, stopped
-            coupled = jax.lax.cond(stopped, lambda: self._coupled(carry), lambda: jnp.array(False))
+                return carry, stopped, state[2]
+            hessian = jax.lax.cond(stopped, lambda: self.task.hessian(carry.progress), lambda: state[2])
+            diagonal = near_diagonal(hessian)
             counts = carry.progress.counts
-            size = carry.progress.place.params.size
-            counts = counts._replace(gradients=counts.gradients + jnp.where(stopped, size + 1, 0))
-            diagonal = stopped & ~coupled
+            counts = counts._replace(hessians=counts.hessians + stopped)
             carry = carry._replace(
                 progress=carry.progress._replace(counts=counts),
-                failures=jnp.where(diagonal, 0.0, carry.failures),
-                patience=jnp.where(diagonal, _MORE_PATIENCE * carry.patience, carry.patience),
+                failures=jnp.where(stopped & diagonal, 0.0, carry.failures),
+                patience=jnp.where(stopped & diagonal, _MORE_PATIENCE * carry.patience, carry.patience),
             )
-            return carry, coupled
+            return carry, stopped & ~diagonal, hessian
 
-        def undecided(state: tuple[Carry, Array]) -> Array:
+        def undecided(state: tuple[Carry, Array, Array | None]) -> Array:
             return self.task.unfinished(state[0].progress) & ~state[1]
 
-        carry, coupled = jax.lax.while_loop(undecided, go_on, (self._begin(progress), jnp.array(False)))
-        return carry.progress, coupled
-
-    def _coupled(self, carry: Carry) -> Array:
-        """Whether the Hessian is far from diagonal, whatever the units of the coordinates."""
-        progress = carry.progress
-        hessian = hessian_of(self.task.gradient, progress.place.params, progress.scale)
-        diagonal = jnp.diagonal(hessian)
-        # Beside the largest, curvatures below the error of the differences are 0.
-        least = jnp.sqrt(jnp.finfo(diagonal.dtype).eps) * jnp.max(jnp.abs(diagonal))
-        root = jnp.sqrt(jnp.maximum(diagonal, least))
-        rest = (hessian - jnp.diag(diagonal)) / (root[:, None] * root)
-        return ~(jnp.mean(jnp.sum(rest**2, axis=-1)) <= _REST**2)
+        # Of the shape of what may be computed: where none is, no run goes on from it.
+        hessian = jnp.zeros((place.params.size,) * 2, place.params.dtype) if self.checks else None
+        begin = self._begin(progress), jnp.array(False), hessian
+        carry, coupled, hessian = jax.lax.while_loop(undecided, go_on, begin)
+        return Stop(carry.progress, coupled, hessian)
 
     def _begin(self, progress: Progress) -> Carry:
         """The first step, and curvatures from a gradient one iteration ahead."""
@@ -252,6 +257,16 @@ class Diagonal(NamedTuple):
         known = now.converged & jnp.isfinite(now.error)
         shorter = jnp.where(known, jnp.clip(0.8 * now.error**-order, 0.2, 0.9), 0.5)
         return jnp.where(good, longer, shorter)
+
+
+def near_diagonal(hessian: Float[Array, "size size"]) -> Bool[Array, ""]:
+    """Whether the Hessian is, whatever the units of the coordinates; one that is not finite is not."""
+    diagonal = jnp.diagonal(hessian)
+    # Beside the largest, curvatures below the error of the differences are 0.
+    least = jnp.sqrt(jnp.finfo(diagonal.dtype).eps) * jnp.max(jnp.abs(diagonal))
+    root = jnp.sqrt(jnp.maximum(diagonal, least))
+    rest = (hessian - jnp.diag(diagonal)) / (root[:, None] * root)
+    return jnp.mean(jnp.sum(rest**2, axis=-1)) <= _REST**2
 
 
 def solve(matrix: Float[Array, "node node size"], right: Float[Array, "*side node size"]) -> Array:

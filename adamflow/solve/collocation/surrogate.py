@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from adamflow.solve.collocation import curvature
+from adamflow.solve.collocation.diagonal import Stop
 from adamflow.solve.collocation.lanes import loop
 from adamflow.solve.collocation.path import Path, Place, path_over
 from adamflow.solve.collocation.step import Attempt, Past, Settings, Step
@@ -43,24 +44,23 @@ class Runner(NamedTuple):
     task: Task
     settings: Settings
 
-    def run(self, progress: Progress) -> Progress:
-        """Integrate to the end."""
+    def run(self, stop: Stop) -> Progress:
+        """Integrate from there to the end."""
 
         def unfinished(run: Runner, carry: _Carry) -> Array:
             return run.task.unfinished(carry.progress)
 
-        return loop(unfinished, Runner._advance, self, self._begin(progress)).progress
+        return loop(unfinished, Runner._advance, self, self._begin(stop)).progress
 
-    def _begin(self, progress: Progress) -> _Carry:
-        place, settings = progress.place, self.settings
+    def _begin(self, stop: Stop) -> _Carry:
+        place, settings = stop.progress.place, self.settings
         params, dtype = place.params, place.params.dtype
         # The places before the start only say that nothing is known of how the gradient changes.
         before = place.time + jnp.arange(1 - settings.past, 1).astype(dtype)
         past = Past(before, *(jnp.tile(x, (settings.past, 1)) for x in (params, place.gradient)))
         none = curvature.none(params.size, settings.width, dtype)
-        known = self._exact(progress) if settings.dense else none
-        counts = progress.counts._replace(hessians=progress.counts.hessians + settings.dense)
-        return _Carry(progress._replace(counts=counts), past, known, jnp.asarray(0.3, dtype), jnp.zeros((), int))
+        known = none if stop.hessian is None else curvature.positive(stop.hessian)
+        return _Carry(stop.progress, past, known, jnp.asarray(0.3, dtype), jnp.zeros((), int))
 
     def _advance(self, carry: _Carry) -> _Carry:
         """Attempt a step; go on from its end or, where it failed, with a shorter one."""
@@ -111,10 +111,6 @@ class Runner(NamedTuple):
         shorter = jnp.where(tried.converged & jnp.isfinite(error), shorter, 0.5)
         return jnp.where(good, jnp.clip(jnp.minimum(by_error, by_rounds), 0.3, longest), shorter)
 
-    def _exact(self, progress: Progress) -> curvature.Curvature:
-        """The Hessian where the run is."""
-        return curvature.positive(curvature.hessian_of(self.task.gradient, progress.place.params, progress.scale))
-
     def _renewed(self, carry: _Carry, tried: Attempt, good: Array) -> _Carry:
         """Compute the Hessian anew where rounds contract slowly or not at all."""
         slow = (good & (tried.worst_rate > 0.4)) | (~tried.converged & tried.solved)
@@ -122,7 +118,8 @@ class Runner(NamedTuple):
 
         # In a batch a condition of each lane would not be one: all would compute a Hessian at every step.
         def renewed() -> curvature.Curvature:
-            return jax.tree.map(lambda new, old: jnp.where(renew, new, old), self._exact(progress), carry.known)
+            new = curvature.positive(self.task.hessian(progress))
+            return jax.tree.map(lambda a, b: jnp.where(renew, a, b), new, carry.known)
 
         known = jax.lax.cond(eqx.internal.unvmap_any(renew), renewed, lambda: carry.known)
         counts = progress.counts._replace(hessians=progress.counts.hessians + renew)

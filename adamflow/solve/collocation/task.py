@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from adamflow.flows import PaperFlow, averages
 from adamflow.flows.averages import FlowState
+from adamflow.solve.collocation.curvature import hessian_of
 from adamflow.solve.collocation.nodes import along
 from adamflow.solve.collocation.path import Filters, FlowPath, Path, Place, Vector, flat, restore
 from adamflow.solve.trajectory import COMPLETED, DIVERGED, NOT_FINITE, STALLED, STEP_LIMIT
@@ -86,6 +87,10 @@ class Task(NamedTuple):
 
     def gradient(self, params: Vector) -> Vector:
         return jax.grad(self.loss_of)(params)
+
+    def hessian(self, progress: Progress) -> Float[Array, "size size"]:
+        """Where a run is, from size + 1 gradients."""
+        return hessian_of(self.gradient, progress.place.params, progress.scale)
 
     def begin(self, place: Place) -> Progress:
         """No step done; one gradient taken."""
