@@ -131,7 +131,7 @@ class Diagonal(NamedTuple):
         return Stop(carry.progress, coupled, hessian)
 
     def _begin(self, progress: Progress) -> Carry:
-        """The first step, and curvatures from a gradient one iteration ahead."""
+        """The first step, and curvatures from a gradient at the end of it."""
         place, task = progress.place, self.task
         length = _FIRST_STEP if task.step_size is None else task.step_size
         length = jnp.minimum(length, task.end - place.time).astype(place.params.dtype)
