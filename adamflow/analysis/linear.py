@@ -6,22 +6,20 @@ every second moment held at 1. The results of this file are derivations of this 
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Complex, Float
 
 from adamflow.analysis.eigenvalues import dominant_of
 from adamflow.checks import check_range
 from adamflow.flows import AbstractFlow
-from adamflow.optimizers import Filter, Optimizer
-from adamflow.optimizers.stage import Refiltered
-from adamflow.types import Filters, Loss, Numbers, Scalar
+from adamflow.optimizers import Optimizer
+from adamflow.optimizers.at_rest import Build, System, at_rest, jacobian, step_system, without_bias, zero_of
+from adamflow.types import Loss, Numbers
 
 #: What is linearized: the discrete step, or a flow, of which only the settings count.
 Model: TypeAlias = AbstractFlow | Literal["discrete"]
@@ -141,98 +139,27 @@ def _batched(optimizer: Optimizer, curvature: Array, model: Model, measure: str 
     """The systems of a batch, or their dominant eigenvalues by a measure."""
     shape = jnp.broadcast_shapes(curvature.shape, *map(jnp.shape, jax.tree.leaves(optimizer)))
     optimizer, curvature = jax.tree.map(
-        lambda leaf: jnp.broadcast_to(leaf, shape).reshape(-1), (_without_bias(optimizer), curvature)
+        lambda leaf: jnp.broadcast_to(leaf, shape).reshape(-1), (without_bias(optimizer), curvature)
     )
-    matrices = jax.vmap(lambda numbers, s: _jacobian(*_at_rest(numbers, s, model)))(optimizer, curvature)
+    matrices = jax.vmap(lambda numbers, s: jacobian(*at_rest(numbers, s, _build(model))))(optimizer, curvature)
     results = matrices if measure is None else dominant_of(matrices, measure)
     return results.reshape(*shape, *results.shape[1:])
 
 
-def _jacobian(respond: Callable[[Array], Array], origin: Array) -> Array:
-    # A barrier, since XLA turns (s·0)·s into 0·s², which is nan once s² overflows.
-    return jax.jacfwd(respond)(jax.lax.optimization_barrier(origin))
+def _build(model: Model) -> Build:
+    """The system of the record's step, or of a flow with the record in it."""
+    if model == "discrete":
+        return step_system
 
+    def build(optimizer: Optimizer, loss: Loss) -> System:
+        flow = dataclasses.replace(model, optimizer=optimizer)
+        return System(
+            flow.initial_state(loss, zero_of(optimizer)),
+            lambda state: flow.vector_field(math.inf, state, loss),
+            lambda state: state.filters,
+        )
 
-def _without_bias(optimizer: Optimizer) -> Optimizer:
-    """The record once bias correction is over, and with ε in P, which the curvature is measured by."""
-    return dataclasses.replace(optimizer, bias_correction=False, epsilon=jnp.zeros_like(optimizer.epsilon))
-
-
-def _held(filter: Filter) -> Filter:
-    """A second moment that does not move: the limit in which it forgets infinitely slowly."""
-    if not filter.nonnegative:
-        return filter
-    dtype = jnp.result_type(float if callable(filter.decay) else filter.decay)
-    return filter._replace(decay=1 - float(jnp.finfo(dtype).eps), mass=None)
-
-
-class _System(NamedTuple):
-    """A step or vector field: its state at θ = 0, how that evolves, and where the filters stand in it."""
-
-    state: Any
-    evolve: Callable[[Any], Any]
-    filters: Callable[[Any], Filters]
-
-
-def _step(optimizer: Optimizer, loss: Loss) -> _System:
-    zero = _zero(optimizer)
-    return _System(
-        (zero, optimizer.initial_state(zero)),
-        lambda state: optimizer.step(loss, state, math.inf),
-        lambda state: state[1].filters,
-    )
-
-
-def _field(flow: AbstractFlow, loss: Loss) -> _System:
-    return _System(
-        flow.initial_state(loss, _zero(flow.optimizer)),
-        lambda state: flow.vector_field(math.inf, state, loss),
-        lambda state: state.filters,
-    )
-
-
-def _zero(optimizer: Optimizer) -> Array:
-    return jnp.zeros((), jnp.result_type(optimizer.learning_rate))
-
-
-def _at_rest(optimizer: Optimizer, curvature: Scalar, model: Model) -> tuple[Callable[[Array], Array], Array]:
-    """The step or vector field as a function of the coordinates that are not held, and these at rest: zeros."""
-
-    def loss(params: Array) -> Any:
-        return curvature * params**2 / 2
-
-    optimizer = dataclasses.replace(optimizer, stages=tuple(Refiltered(stage, _held) for stage in optimizer.stages))
-    flow = None if model == "discrete" else dataclasses.replace(model, optimizer=optimizer)
-    system = _step(optimizer, loss) if flow is None else _field(flow, loss)
-    at_rest = eqx.tree_at(system.filters, system.state, _where_held(optimizer, system, lambda value: value + 1))
-    spec = _moving(optimizer, system)
-    flat, unravel = ravel_pytree(eqx.filter(at_rest, spec))
-
-    def respond(coordinates: Array) -> Array:
-        state = eqx.combine(unravel(coordinates), at_rest)
-        return ravel_pytree(eqx.filter(system.evolve(state), spec))[0]
-
-    return respond, jnp.zeros_like(flat)
-
-
-def _where_held(optimizer: Optimizer, system: _System, change: Callable[[Any], Any]) -> Any:
-    """The filters, with the second moments changed."""
-    return tuple(
-        {
-            filter.name: change(values[filter.name]) if filter.nonnegative else values[filter.name]
-            for filter in stage.filters()
-        }
-        for stage, values in zip(optimizer.stages, system.filters(system.state), strict=True)
-    )
-
-
-def _moving(optimizer: Optimizer, system: _System) -> Any:
-    """By leaf of the state, whether it moves: all but second moments and memory that is no average."""
-    every = system._replace(state=jax.tree.map(lambda _: True, system.state))
-    spec = eqx.tree_at(system.filters, every.state, _where_held(optimizer, every, lambda _: False))
-    if isinstance(system.state, tuple):
-        spec = eqx.tree_at(lambda s: s[1].memory, spec, jax.tree.map(lambda _: False, system.state[1].memory))
-    return spec
+    return build
 
 
 def _check_linear(optimizer: Optimizer, model: Model) -> Model:
@@ -241,7 +168,7 @@ def _check_linear(optimizer: Optimizer, model: Model) -> Model:
     These are numbers of its own, so that a record can be checked while its numbers are traced.
     """
     with jax.ensure_compile_time_eval():
-        sample = _without_bias(jax.tree.map(lambda leaf: jnp.full((), 0.5, jnp.result_type(leaf)), optimizer))
+        sample = without_bias(jax.tree.map(lambda leaf: jnp.full((), 0.5, jnp.result_type(leaf)), optimizer))
         if model != "discrete":
             model = dataclasses.replace(model, optimizer=sample)
             if not hasattr(model.initial_state(jnp.square, jnp.zeros(())), "filters"):
@@ -261,6 +188,6 @@ def _check_linear(optimizer: Optimizer, model: Model) -> Model:
 @eqx.filter_jit
 def _bend(optimizer: Optimizer, model: Model) -> Array:
     """How far the response to small equal coordinates is from its linear part, in units of them."""
-    respond, origin = _at_rest(optimizer, jnp.ones_like(_zero(optimizer)), model)
+    respond, origin = at_rest(optimizer, jnp.ones_like(zero_of(optimizer)), _build(model))
     small = origin + 1e-3
-    return jnp.max(jnp.abs(respond(small) - _jacobian(respond, origin) @ small)) / small[0]
+    return jnp.max(jnp.abs(respond(small) - jacobian(respond, origin) @ small)) / small[0]
