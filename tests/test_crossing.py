@@ -1,9 +1,12 @@
 """Through which point of the unit circle a step leaves stability, by theory and at states of runs."""
 
 import math
+import re
+import warnings
 
 import diffrax
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -58,6 +61,35 @@ def test_identity_the_mean_of_an_edge_flow_is_at_the_edge():
     found = af.analysis.unstable_multipliers(af.sgd(eta), loss, run.final, iteration=200, count=1)
     np.testing.assert_allclose(found.multipliers, [1 - eta * c], rtol=1e-6)
     np.testing.assert_allclose(found.periods, [2])
+
+
+@pytest.mark.parametrize(
+    ("record", "rotates"),
+    [
+        (af.kadam(2, 0.01, gamma=0.9), True),
+        pytest.param(af.kadam(3, 0.01, gamma=0.9, strategy="naive"), True, marks=pytest.mark.slow),
+        pytest.param(af.kadam(2, 0.01, gamma=0.5), False, marks=pytest.mark.slow),
+        (af.adamw(0.01, gamma=0.9, weight_decay=0.1), False),
+    ],
+    ids=["2-adam", "3-adam", "2-adam, gamma 0.5", "adamw"],
+)
+def test_failure_an_edge_flow_of_a_record_that_rotates_warns(record, rotates):
+    """Whenever `edge_crossing` finds a rotation, at about its curvature and period, and never else; in a trace too."""
+    crossing = af.analysis.edge_crossing(record)
+    assert crossing.rotates == rotates
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        af.EdgeFlow(record)
+        jax.jit(lambda eta: af.EdgeFlow(record).optimizer.learning_rate * eta)(1.0)
+    texts = [str(warning.message) for warning in caught]
+    assert len(texts) == 2 * rotates
+    for text in texts:
+        found = re.search(
+            r"leaves stability by a rotation: from ηs = (\S+) on a complex pair .* of period (\S+), is", text
+        )
+        assert found is not None
+        expected = [crossing.curvature, float(crossing.periods[0])]
+        np.testing.assert_allclose([float(number) for number in found.groups()], expected, rtol=0.02)
 
 
 def test_failure_batches_of_records():

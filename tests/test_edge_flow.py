@@ -216,7 +216,7 @@ RECORDS = {
     "adabelief": af.Optimizer(1e-3, (AdaBeliefStage(0.99, 0.9),), epsilon=0.1),
     "adafom": af.Optimizer(1e-3, (AdaFomStage(0.9),)),
     "adabound": af.Optimizer(1e-3, (AdaBoundStage(0.99, 0.9),)),
-    "2-adam": af.kadam(2, 1e-3, 0.99, 0.9),
+    "2-adam": af.kadam(2, 1e-3, 0.99, 0.5),
 }
 
 

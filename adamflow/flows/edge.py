@@ -12,6 +12,7 @@ from adamflow.checks import check_count, check_range
 from adamflow.flows import _trees as trees
 from adamflow.flows.flow import AbstractFlow, Coordinates, Snapshot, Start
 from adamflow.flows.map import MapFlow, MapState, weights
+from adamflow.flows.rotation import warn_of_rotation
 from adamflow.optimizers import Optimizer
 from adamflow.optimizers.numbers import number
 from adamflow.types import Leaf, Loss, Params, Scalar
@@ -107,8 +108,9 @@ class EdgeFlow(AbstractFlow):
     *Steps.* Take Euler's method with half an iteration, `solver=diffrax.Euler(), step_size=0.5`, on order 1: stable
     wherever the iterates are, 4 gradients per iteration, and half of the error of order 1 integrated exactly.
 
-    *Where it fails:* period 4, chaos, noise of batches, and multipliers that leave through another point of the circle,
-    which `af.analysis.edge_crossing(optimizer)` tells.
+    *Where it fails:* period 4, chaos, noise of batches, and multipliers that leave through another point of the circle.
+    Of a record with known numbers that is looked at, and a warning says so: past that edge the iterates turn, and this
+    flow stays on the mean that they turn about. `af.analysis.edge_crossing(optimizer)` says where the edge is.
 
     Args:
         optimizer: any record that `MapFlow` takes.
@@ -119,6 +121,9 @@ class EdgeFlow(AbstractFlow):
     Raises:
         ValueError: if order is neither 1 nor 2, or source is negative or not finite.
         TypeError: if a stage keeps memory that is not made of floats, such as a counter.
+
+    Warns:
+        UserWarning: if a pair of complex multipliers of the record's step leaves the unit circle before −1 is one.
 
     Source: derivation of this project; docs/edge-flow.md has it, and the relation to central flows.
 
@@ -142,6 +147,7 @@ class EdgeFlow(AbstractFlow):
         if self.source is not None:
             check_range("source", self.source, 0, float("inf"), high_open=True, hint=hint)
         _ = self._map
+        warn_of_rotation(self.optimizer)
 
     @property
     def name(self) -> str:
