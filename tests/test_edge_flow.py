@@ -286,6 +286,29 @@ def test_identity_steps_of_euler_keep_the_shape_as_large_as_the_start_and_delta_
 
 
 @pytest.mark.slow
+def test_identity_lanes_of_a_batch_are_single_runs():
+    """One past its edge, one not: θ⁺ = θ − η(cθ − θ³) oscillates from ηc = 2 on."""
+    loss = polynomial(22.0, quartic=1.0)
+    options: Any = {"save_at": [50, 200], "solver": diffrax.Euler(), "step_size": 0.5}
+
+    def run(eta):
+        flow = af.EdgeFlow(af.sgd(eta, 0.1))
+        return af.solve(flow, loss, jnp.asarray(0.1), 200, observe=lambda s: (s.params, s.amplitude), **options)
+
+    rates = jnp.array([0.09, 0.12])
+    lanes = jax.vmap(run)(rates)
+    assert list(lanes.outcome.name) == ["completed", "completed"]
+    for place, eta in enumerate(rates):
+        single = run(float(eta))
+        jax.tree.map(
+            lambda many, one, place=place: np.testing.assert_allclose(many[place], one, rtol=1e-9, atol=1e-12),
+            lanes.observed,
+            single.observed,
+        )
+    assert lanes.observed[1][0, -1] < 1e-6 < 1e-2 < lanes.observed[1][1, -1]
+
+
+@pytest.mark.slow
 def test_formula_eulers_method_leaves_a_share_of_the_error_of_order_one():
     """Steps of h leave 1 − h of it."""
     record, time = descent(0.01), 100
