@@ -361,6 +361,23 @@ def test_failure_loss_that_stops_being_finite_ends_the_run(step_size):
     assert np.isfinite(run.params).all()
 
 
+def outcome_without_a_row(start):
+    """Of a run whose loss ends before the first row that is saved; of the shapes of the run above."""
+    flow, saved = af.PaperFlow(af.signsgd(0.1)), np.linspace(20, 30, 31)
+    return af.solve(flow, root_loss, start, 30, save_at=saved, solver=diffrax.Tsit5()).outcome
+
+
+def test_failure_where_no_row_was_saved_the_loss_was_finite_at_the_start():
+    assert outcome_without_a_row(START).message.startswith("not finite: after iteration 0 the loss")
+
+
+@pytest.mark.slow
+def test_failure_a_lane_says_whether_the_loss_was_finite_at_its_start():
+    later, at_once = jax.vmap(outcome_without_a_row)(jnp.stack([START, -START])).message
+    assert later.startswith("not finite: after iteration 0 the loss")
+    assert at_once.startswith("not finite: the loss or its gradient is not finite at the start")
+
+
 @pytest.mark.parametrize("observe", [None, lambda s: s.loss], ids=["params", "observed"])
 def test_failure_loss_that_is_nan_though_its_gradient_is_finite(observe):
     def loss(p):
@@ -443,6 +460,7 @@ def test_failure_flow_of_a_stage_that_is_no_average():
         ({"solver": "fast"}, "\"collocation\" or a diffrax solver such as diffrax.Tsit5(), got 'fast'"),
         ({"solver": diffrax.Euler()}, "Euler estimates no error, so it needs a constant step_size="),
         ({"params": jnp.arange(3)}, "params must be float32 or float64, got int64"),
+        ({"params": jnp.zeros((0,))}, "params has no entries; give at least one number to optimize"),
         ({"loss": lambda p: p}, "the loss must return a real scalar"),
         ({"loss": lambda p: jnp.sum(p) * jnp.nan}, "the loss or its gradient is not finite at the start"),
     ],
@@ -451,6 +469,11 @@ def test_failure_says_what_is_wrong(change, words, unchecked):
     given = {"loss": lambda p: jnp.sum(p**2), "params": jnp.ones(3), "steps": 10} | change
     with pytest.raises(ValueError, match=re.escape(words)):
         af.solve(af.PaperFlow(af.adam(0.1)), **given)
+
+
+def test_failure_params_without_entries_in_a_discrete_run():
+    with pytest.raises(ValueError, match="params has no entries; give at least one number to optimize"):
+        af.iterate(af.adam(0.1), jnp.sum, {"weights": jnp.zeros((0, 2))}, 10)
 
 
 def test_failure_orders_and_rates_that_do_not_exist(unchecked):

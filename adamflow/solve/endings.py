@@ -25,7 +25,7 @@ def meaning(result: diffrax.RESULTS, size: jax.Array, limit: jax.Array) -> jax.A
     return code
 
 
-def outcome_of(flow: AbstractFlow, loss: Loss, run: Any, times: jax.Array, eager: bool) -> Outcome:
+def outcome_of(flow: AbstractFlow, loss: Loss, run: Any, start: jax.Array, times: jax.Array, eager: bool) -> Outcome:
     """How a run of a flow ended.
 
     Few runs need an explanation, which is a program of its own: as part of the run it would double what is compiled.
@@ -35,12 +35,13 @@ def outcome_of(flow: AbstractFlow, loss: Loss, run: Any, times: jax.Array, eager
         loss: of the run.
         run: with a `code`, the `final` state, the iteration that was `reached`, the `rows`, and whether the loss is
             `finite` at each, or `None` where rows are parameters and that is to be seen from them.
+        start: the first iteration, -1 if the loss is not finite there.
         times: of the rows.
         eager: whether these are numbers, not tracers.
     """
     code, reached = run.code, run.reached
     if not eager or int(code) in (STALLED, NOT_FINITE):
-        code, reached = _explained(flow, loss, code, run.final, reached, (times, run.rows, run.finite))
+        code, reached = _explained(flow, loss, code, run.final, reached, (start, times, run.rows, run.finite))
     return Outcome(code, reached.astype(float))
 
 
@@ -63,9 +64,9 @@ def _finite_ahead(flow: AbstractFlow, loss: Loss, state: Any, time: jax.Array) -
     return jax.lax.scan(visit, state, jnp.stack([time, time + 1]))[1].all()
 
 
-def _last_finite(loss: Loss, end: jax.Array, times: jax.Array, rows: Any, finite: Any) -> jax.Array:
-    """The last saved time up to `end` until which the loss is finite, from flags or else from rows of parameters."""
+def _last_finite(loss: Loss, end: jax.Array, start: jax.Array, times: jax.Array, rows: Any, finite: Any) -> jax.Array:
+    """The last saved time up to `end` until which the loss is finite, from flags or else from rows; `start` before."""
     if finite is None:
         finite = jax.lax.map(lambda params: jnp.isfinite(loss(params)) & jnp.isfinite(largest(params)), rows)
     good = jnp.cumprod(finite & (times <= end)).astype(bool)
-    return jnp.max(jnp.where(good, times, -1.0))
+    return jnp.max(jnp.where(good, times, start))

@@ -49,7 +49,10 @@ def check_params(params: Params) -> Params:
                 f"{where} must be float32 or float64, got {dtype}; convert it, or close over it in the loss "
                 "if it is not trained"
             )
-    return jax.tree.map(jnp.asarray, params)
+    params = jax.tree.map(jnp.asarray, params)
+    if not any(leaf.size for leaf in jax.tree.leaves(params)):
+        raise ValueError("params has no entries; give at least one number to optimize")
+    return params
 
 
 def check_save_at(save_at: Any, steps: int, first: int = 0) -> np.ndarray:

@@ -123,7 +123,7 @@ def solve(
         observed=None if observe is None else run.rows,
         start=params,
         final=run.final,
-        outcome=outcome_of(flow, loss, run, times, eager),
+        outcome=outcome_of(flow, loss, run, jnp.where(finite, numbers.first, -1.0), times, eager),
         stats=stats,
         name=f"{flow.optimizer.name}, {flow.name}",
     )
