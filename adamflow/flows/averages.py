@@ -70,8 +70,12 @@ def initial_state(optimizer: Optimizer, loss: Loss, params: Params, start: Start
 
 
 def filter_rate(decay: Any, paper: bool, xp: Any = jnp) -> Any:
-    """The rate per iteration of a filter in a flow: (1−α)/α as in [GT], or the exact −ln α."""
-    return (1 - decay) / decay if paper else -xp.log(decay)
+    """The rate per iteration of a filter in a flow: (1−α)/α as in [GT], or the exact −ln α; for α = 0 a finite one."""
+    at_once = decay == 0
+    decay = xp.where(at_once, 1.0, decay)
+    # Lanes of a sweep may have it. As fast as differences from what drives the filter still have digits at this rate.
+    fastest = jnp.finfo(decay.dtype).eps ** -0.5
+    return xp.where(at_once, fastest, (1 - decay) / decay if paper else -xp.log(decay))
 
 
 def levels(optimizer: Optimizer) -> int:

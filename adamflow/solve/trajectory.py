@@ -89,7 +89,8 @@ class Stats(eqx.Module):
         accepted_steps: steps taken; a discrete run accepts every iteration.
         rejected_steps: steps computed and thrown away.
         jacobian_evaluations: dense Jacobians of the vector field (implicit solvers), not counted among the gradients;
-            in collocation dense Hessians, each of which is counted as 2 gradients for each parameter.
+            in collocation dense Hessians, those that turn out to be diagonal included, each of which is counted as one
+            gradient more than there are parameters.
         seconds: wall time of the call, compilation included if this was the first; `None` under jit or vmap.
     """
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import equinox.internal
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
@@ -100,7 +101,9 @@ def _traced(given: Given, options: Options, reference: Reference) -> Result:
     @eqx.filter_custom_vjp
     def run(given: Given) -> Result:
         stop = _first(given, options)
-        progress = jax.lax.cond(stop.coupled, lambda: _second(given, options, stop), lambda: stop.progress)
+        # In a batch the second part runs if one lane needs it, and leaves the others, which have ended, as they are.
+        coupled = eqx.internal.unvmap_any(stop.coupled)
+        progress = jax.lax.cond(coupled, lambda: _second(given, options, stop), lambda: stop.progress)
         return _result(given, options, progress)
 
     def forward(perturbed: Any, given: Given) -> tuple[Result, jax.Array]:
