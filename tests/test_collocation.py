@@ -296,8 +296,81 @@ def test_identity_few_coordinates_that_are_coupled_are_seen_to_be(size):
         start = jnp.asarray(np.random.default_rng(seed).normal(size=size))
         run = af.solve(flow, Rotated(size, 100, seed), start, 2000, save_at=[2000], rtol=1e-3)
         counts.append(int(run.stats.gradient_evaluations))
-    assert max(counts) < 500
-    assert np.median(counts) < 300
+    # By Woodbury's formula Newton's method did not converge in a third of the steps, for rounding: up to 320.
+    assert max(counts) < 220
+    assert np.median(counts) < 180
+
+
+@pytest.mark.slow
+def test_identity_one_pair_among_many_coordinates_is_seen_to_be_coupled():
+    # The mean over all rows called this diagonal: it took 2700 gradients.
+    root, size = np.sqrt(5 * 100 ** np.linspace(-0.5, 0.5, 32)), 32
+    related = np.eye(size)
+    related[3, 20] = related[20, 3] = 0.7
+    hessian = jnp.asarray(root[:, None] * related * root)
+    start = jnp.asarray(np.random.default_rng(SEED).normal(size=size))
+    flow = af.PaperFlow(af.adam(1e-3, 0.95, 0.5))
+    run = af.solve(flow, lambda params: params @ hessian @ params / 2, start, 2000, save_at=[2000], rtol=1e-3)
+    assert run.outcome.successful
+    assert int(run.stats.gradient_evaluations) < 600
+
+
+@pytest.mark.slow
+def test_identity_lanes_that_need_no_hessian_compute_none():
+    taken = []
+
+    @jax.custom_vjp
+    def loss(params):
+        return jnp.sum(jnp.logspace(-0.5, 0.5, params.size) * params**2)
+
+    def backward(params, cotangent):
+        jax.debug.callback(taken.append, params[0])
+        return (2 * cotangent * jnp.logspace(-0.5, 0.5, params.size) * params,)
+
+    loss.defvjp(lambda params: (loss(params), params), backward)
+
+    def run(gamma):
+        flow = af.PaperFlow(af.adam(1e-3, 0.999, gamma))
+        return af.solve(flow, loss, jnp.ones(16), 500, save_at=[500], rtol=1e-3).stats
+
+    stats = jax.vmap(run)(jnp.linspace(0.5, 0.9, 8))
+    jax.effects_barrier()
+    assert not np.any(stats.jacobian_evaluations)
+    # Lanes are computed as long as the slowest is; the initial state's gradient, the same for all, is one more.
+    assert len(taken) <= 8 * np.max(stats.gradient_evaluations) + 8
+
+
+@pytest.mark.slow
+def test_identity_lanes_that_forget_at_once_are_the_records_without_that_filter():
+    problem = af.problems.chain(3)
+
+    def run(beta, gamma, solver="collocation"):
+        flow, options = af.PaperFlow(af.adam(1e-3, beta, gamma)), {"save_at": [100, 300], "rtol": 1e-4}
+        ended = af.solve(flow, problem.loss, problem.params, 300, solver=solver, **options)
+        return ended.params, ended.outcome.code
+
+    pairs = jnp.array([(0.99, 0.0), (0.99, 0.5), (0.9, 0.9), (0.0, 0.9)])
+    lanes, codes = jax.vmap(run)(*pairs.T)
+    assert not np.any(codes)
+    for lane, pair in zip(lanes[:3], pairs.tolist(), strict=False):
+        np.testing.assert_allclose(lane, run(*pair)[0], atol=1e-5)
+    # Without a memory of g², each coordinate goes by η where gradients do not change sign.
+    start = jax.grad(problem.loss)(problem.params)
+    np.testing.assert_allclose(lanes[3, 0], problem.params - 0.1 * jnp.sign(start), atol=1e-2)
+    # Diffrax's implicit solvers take as fast a filter too.
+    ended, code = jax.jit(lambda gamma: run(0.99, gamma, KVAERNO))(0.0)
+    assert code == 0
+    np.testing.assert_allclose(ended, lanes[0], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_identity_a_batch_without_lanes():
+    def run(gamma):
+        flow = af.PaperFlow(af.adam(1e-3, 0.99, gamma))
+        return af.solve(flow, CHAIN.loss, CHAIN.params, 100, save_at=[50, 100], rtol=1e-3).params
+
+    assert jax.vmap(run)(jnp.zeros((0,))).shape == (0, 2, 10)
+    assert jax.vmap(jax.vmap(run))(jnp.zeros((3, 0))).shape == (3, 0, 2, 10)
 
 
 @pytest.mark.slow

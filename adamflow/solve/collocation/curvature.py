@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.linalg import lu_factor, lu_solve
 from jaxtyping import Array, Float
 
 #: A secant counts as if its step and what it teaches had at least this cosine, in the metric.
@@ -72,7 +73,8 @@ def hessian_of(gradient: Any, params: Float[Array, " size"], scale: Array) -> Fl
     """
     small = jnp.sqrt(jnp.finfo(params.dtype).eps) * scale
     ahead = params + small * jnp.eye(params.size, dtype=params.dtype)
-    change = jax.vmap(gradient)(ahead) - gradient(params)
+    # One after the other: in a batch all of all lanes at once would be what memory is needed for.
+    change = jax.lax.map(gradient, ahead) - gradient(params)
     hessian = change / (jnp.diagonal(ahead) - params)[:, None]
     return (hessian + hessian.T) / 2
 
@@ -128,49 +130,61 @@ def metric_of(slopes: Float[Array, "node node size"]) -> Metric:
     return jnp.maximum(last, 1e-12 * jnp.max(jnp.abs(last)))
 
 
-class Solver(NamedTuple):
-    """What solves (I + H J) x = r for J a matrix of diagonals, one for each pair of nodes.
+class DenseSolver(NamedTuple):
+    """What solves (I + H J) x = r for J a matrix of diagonals, one for each pair of nodes: all unknowns at once.
 
-    For many parameters J is taken as one s × s matrix times one diagonal p, `metric`: then a single Gram matrix is
-    needed, `gram`, in this metric, whatever that of the curvature at hand is.
+    It keeps H and the factors of I + H J, which cost a third of its inverse.
     """
 
     slopes: Float[Array, "node node size"]
-    metric: Any
-    gram: Any
-    vectors: Any
-    inverse: Any
+    hessian: Float[Array, "size size"]
+    factors: tuple[Array, Array]
 
 
-def dense_solver(known: Curvature, slopes: Float[Array, "node node size"]) -> Solver:
-    """Factorize I + H J, with a matrix of the size nodes × columns, by Woodbury's formula; the core is the identity."""
-    count, width = slopes.shape[0], known.core.shape[0]
-    gram = jnp.einsum("da,ijd,db->iajb", known.columns, slopes, known.columns).reshape(count * width, count * width)
-    return Solver(slopes, None, None, None, jnp.linalg.inv(jnp.eye(count * width, dtype=gram.dtype) + gram))
+def dense_solver(hessian: Float[Array, "size size"], slopes: Float[Array, "node node size"]) -> DenseSolver:
+    """Factorize I + H J."""
+    unknowns = slopes.shape[1] * slopes.shape[2]
+    both = (hessian[None, :, None] * slopes[:, None]).reshape(unknowns, unknowns)
+    return DenseSolver(slopes, hessian, lu_factor(jnp.eye(unknowns, dtype=both.dtype) + both))
 
 
-def low_rank_solver(known: Curvature, slopes: Float[Array, "node node size"], metric: Metric) -> Solver:
+class LowRankSolver(NamedTuple):
+    """The same for many parameters: J is taken as one s × s matrix times one diagonal p, `metric`.
+
+    Then a single Gram matrix is needed, `gram`, in this metric, whatever that of the curvature at hand is.
+    """
+
+    slopes: Float[Array, "node node size"]
+    metric: Metric
+    gram: Square
+    vectors: Square
+    inverse: Float[Array, "width node node"]
+
+
+def low_rank_solver(known: Curvature, slopes: Float[Array, "node node size"], metric: Metric) -> LowRankSolver:
     """The same with a matrix of the size of the nodes for each column, in the metric of the Gram matrix."""
     count = slopes.shape[0]
     # Each coordinate counts by what it adds to the trace of H diag(p).
     mean = slopes @ known.diagonal / jnp.maximum(metric @ known.diagonal, jnp.finfo(slopes.dtype).tiny)
     values, vectors = known.principal()
     systems = jnp.eye(count, dtype=mean.dtype) + jnp.maximum(values, 0.0)[:, None, None] * mean
-    return Solver(slopes, metric, known.gram, vectors, jnp.linalg.inv(systems) @ mean)
+    return LowRankSolver(slopes, metric, known.gram, vectors, jnp.linalg.inv(systems) @ mean)
 
 
 def solve_curved(
-    known: Curvature, solver: Solver, rest: Float[Array, "node size"], moved: Float[Array, "node size"]
+    known: Curvature,
+    solver: DenseSolver | LowRankSolver,
+    rest: Float[Array, "node size"],
+    moved: Float[Array, "node size"],
 ) -> Float[Array, "node size"]:
     """x of (I + H J) x = rest + H moved; of low rank with U read twice, since that is what takes time.
 
     So Uᵀ diag(p) H moved follows from the Gram matrix, which may be in single precision: with many parameters x is
     right to 1e-6 of H moved or so, and `moved` should be small. Here it is the distance from a curve through θ.
     """
-    if solver.vectors is None:
-        right = rest + known.product(moved)
-        image = jnp.einsum("ijd,jd->id", solver.slopes, right) @ known.columns
-        return right - (solver.inverse @ image.reshape(-1)).reshape(image.shape) @ known.columns.T
+    if isinstance(solver, DenseSolver):
+        right = rest + moved @ solver.hessian
+        return lu_solve(solver.factors, right.reshape(-1)).reshape(right.shape)
     image, curved = jnp.split(known.images(jnp.concatenate([solver.metric * rest, moved])), 2)
     curved = curved @ known.core
     image = (image + curved @ solver.gram) @ solver.vectors

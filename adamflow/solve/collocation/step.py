@@ -10,8 +10,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from adamflow.solve.collocation.curvature import (
     Curvature,
+    DenseSolver,
+    LowRankSolver,
     Metric,
-    Solver,
     add_secant,
     dense_solver,
     low_rank_solver,
@@ -116,6 +117,9 @@ class Step(eqx.Module):
     def attempt(self, known: Curvature, rate: Array) -> Attempt:
         """Rounds until the end stays where it is and the gradient there is what the surrogate says, or hope is lost."""
         guess = extrapolation(self._places, self._radau) @ self.past.gradients
+        if self.settings.dense:
+            # Where v is fast, what second moments the guess has matters more than how near it is.
+            guess = jnp.broadcast_to(self.past.gradients[-1], guess.shape)
         one, zero = jnp.ones((), guess.dtype), jnp.zeros((), int)
         shape = jax.eval_shape(lambda: self.path(guess))
         slopes = self.path.slopes(guess)
@@ -187,30 +191,38 @@ class Step(eqx.Module):
         interpolated, through = self._interpolated(tried)
         tolerance, places = self._inner_tolerance(tried), self.path.nodes.places
 
-        def with_slopes(slopes: Array, metric: Metric, known: Curvature) -> Solver:
-            return dense_solver(known, slopes) if self.settings.dense else low_rank_solver(known, slopes, metric)
+        known = tried.curvature
+        hessian = known.columns @ known.columns.T if self.settings.dense else None
 
-        def renewed(slopes: Array) -> Solver:
+        def with_slopes(slopes: Array, metric: Metric | None = None) -> DenseSolver | LowRankSolver:
+            if hessian is not None:
+                return dense_solver(hessian, slopes)
+            # The Gram matrix of the curvature at hand is in the metric that the attempt began with.
+            if metric is not None:
+                return low_rank_solver(known, slopes, metric)
             metric = metric_of(slopes)
-            return with_slopes(slopes, metric, tried.curvature.weighed(metric))
+            return low_rank_solver(known.weighed(metric), slopes, metric)
+
+        def renewed(gradients: Array) -> tuple[Array, DenseSolver | LowRankSolver]:
+            path, slopes, _ = self.path.responses(gradients)
+            return path.params, with_slopes(slopes)
 
         def correct(carry: tuple) -> tuple:
-            round, gradients, solver, before = carry
-            params = self.path(gradients).params[places]
-            moved = params - self.path.start.params - through
-            change = solve_curved(tried.curvature, solver, interpolated - gradients, moved)
+            round, gradients, solver, before, slow = carry
+            params, solver = jax.lax.cond(
+                slow, lambda: renewed(gradients), lambda: (self.path(gradients).params, solver)
+            )
+            moved = params[places] - self.path.start.params - through
+            change = solve_curved(known, solver, interpolated - gradients, moved)
             move = jnp.max(self._norm(jnp.einsum("ijd,jd->id", solver.slopes, change)))
-            gradients = gradients + change
-            slow = (move > 0.2 * before) & (move > tolerance)
-            solver = jax.lax.cond(slow, lambda: renewed(self.path.slopes(gradients)), lambda: solver)
-            return round + 1, gradients, solver, move
+            return round + 1, gradients + change, solver, move, move > 0.2 * before
 
         def unfinished(carry: tuple) -> Array:
             return (carry[0] < self.settings.inner_rounds) & (carry[3] > tolerance) & (carry[3] < 100 * _HOPELESS)
 
-        now = with_slopes(tried.slopes, tried.metric, tried.curvature)
-        begin = (0, tried.gradients, now, jnp.asarray(10 * _HOPELESS, interpolated.dtype))
-        _, gradients, solver, move = jax.lax.while_loop(unfinished, correct, begin)
+        now = with_slopes(tried.slopes, tried.metric)
+        begin = (0, tried.gradients, now, jnp.asarray(10 * _HOPELESS, interpolated.dtype), jnp.array(False))
+        _, gradients, solver, move, _ = jax.lax.while_loop(unfinished, correct, begin)
         return gradients, solver.slopes, move
 
     def _inner_tolerance(self, tried: Attempt) -> Array:
