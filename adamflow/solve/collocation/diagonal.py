@@ -23,7 +23,7 @@ _TELLING = 0.1
 #: half, ten others undo one), and if it is diagonal for all that, after so many times more.
 _PATIENCE, _MANY, _MORE_PATIENCE = 2.5, 3, 2.0
 #: It counts as diagonal if no coordinate's row has more than this beside it, in units in which the diagonal is one.
-_REST = 0.3
+_REST = 0.2
 _FIRST_STEP = 2.0
 
 
