@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 Times = Float[np.ndarray, "times"]
 #: One for each kind of flow, in the order in which they are given.
-_STYLES = ("-", "--", ":", "-.")
+_STYLES = ("-", "--", ":", "-.", (0, (4, 1, 1, 1, 1, 1)))
 
 
 def distances(
@@ -26,7 +26,7 @@ def distances(
         ax: where to draw.
         iterations: n.
         errors: in units of the length of the path; NaN where there is no flow, or it has ended: a cross marks its end.
-        flows: names of the flows, at most four.
+        flows: names of the flows, at most five.
         labels: names of the cases.
     """
     present = ~np.all(np.isnan(errors), axis=(0, 2))
