@@ -153,7 +153,7 @@ def follow(config: Config, case: Case, rate: float) -> dict[str, np.ndarray]:
         runs[f"stable {order}"] = af.solve(af.MapFlow(record, order), loss, params, config.steps, **stable)
     if config.second:
         # The longest steps that its stability allows are half as long.
-        half = euler | {"step_size": config.step_size / 2}
+        half: dict[str, Any] = euler | {"step_size": config.step_size / 2}
         runs["edge 2"] = af.solve(af.EdgeFlow(record, order=2), loss, params, config.steps, **half)
     if case.central:
         flow = af.CentralFlow(record, config.modes, config.lanczos_iterations, config.step_size)
