@@ -359,6 +359,20 @@ def test_identity_single_precision_is_worked_on_in_single_precision(record):
     assert "f64[7]" not in text
 
 
+def test_identity_the_vector_field_of_single_precision_is_in_single_precision():
+    flow, params = af.PaperFlow(af.adam(1e-3)), jnp.ones(7, jnp.float32)
+
+    def field(params):
+        return flow.vector_field(3.0, flow.initial_state(loss, params), loss)
+
+    def loss(params):
+        return jnp.sum(params**4)
+
+    text = str(jax.make_jaxpr(field)(params))
+    assert "f32[7]" in text
+    assert "f64[7]" not in text
+
+
 def test_failure_an_epsilon_that_single_precision_does_not_have_is_none():
     record = af.adam(1e-3, epsilon=1e-46)
     assert record.ratio(jnp.zeros(1, jnp.float32), jnp.zeros(1, jnp.float32)).tolist() == [0.0]

@@ -74,7 +74,7 @@ def filter_rate(decay: Any, paper: bool, xp: Any = jnp) -> Any:
     at_once = decay == 0
     decay = xp.where(at_once, 1.0, decay)
     # Lanes of a sweep may have it. As fast as differences from what drives the filter still have digits at this rate.
-    fastest = jnp.finfo(decay.dtype).eps ** -0.5
+    fastest = float(jnp.finfo(decay.dtype).eps) ** -0.5
     return xp.where(at_once, fastest, (1 - decay) / decay if paper else -xp.log(decay))
 
 

@@ -109,8 +109,8 @@ class EdgeFlow(AbstractFlow):
     wherever the iterates are, 4 gradients per iteration, and half of the error of order 1 integrated exactly.
 
     *Where it fails:* period 4, chaos, noise of batches, and multipliers that leave through another point of the circle.
-    Of a record with known numbers that is looked at, and a warning says so: past that edge the iterates turn, and this
-    flow stays on the mean that they turn about. `af.analysis.edge_crossing(optimizer)` says where the edge is.
+    Such a record is told when a flow of it is made, if its numbers are known, and a warning says so: past its edge the
+    iterates turn, and this flow stays on the mean that they turn about. `af.analysis.edge_crossing` says where that is.
 
     Args:
         optimizer: any record that `MapFlow` takes.
@@ -123,7 +123,8 @@ class EdgeFlow(AbstractFlow):
         TypeError: if a stage keeps memory that is not made of floats, such as a counter.
 
     Warns:
-        UserWarning: if a pair of complex multipliers of the record's step leaves the unit circle before −1 is one.
+        UserWarning: if, as curvature rises, a pair of complex multipliers of the record's step leaves the unit circle
+            before −1 is one.
 
     Source: derivation of this project; docs/edge-flow.md has it, and the relation to central flows.
 

@@ -73,7 +73,7 @@ def hessian_of(gradient: Any, params: Float[Array, " size"], scale: Array) -> Fl
     """
     small = jnp.sqrt(jnp.finfo(params.dtype).eps) * scale
     ahead = params + small * jnp.eye(params.size, dtype=params.dtype)
-    # One after the other: in a batch all of all lanes at once would be what memory is needed for.
+    # One row after the other: in a batch the rows of all lanes at once would decide how much memory a run takes.
     change = jax.lax.map(gradient, ahead) - gradient(params)
     hessian = change / (jnp.diagonal(ahead) - params)[:, None]
     return (hessian + hessian.T) / 2

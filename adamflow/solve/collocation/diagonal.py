@@ -72,7 +72,7 @@ class Stop(NamedTuple):
     Attributes:
         progress: of the run.
         coupled: whether its curvature is not diagonal, so that the rest of it takes a surrogate.
-        hessian: there, where it is coupled; `None` if it is never computed to tell.
+        hessian: there, where it is coupled, else zeros or the last that was looked at; `None` if it is never computed.
     """
 
     progress: Progress
@@ -270,12 +270,16 @@ class Diagonal(NamedTuple):
 
 
 def near_diagonal(hessian: Float[Array, "size size"]) -> Bool[Array, ""]:
-    """Whether the Hessian is, whatever the units of the coordinates; one that is not finite is not."""
+    """Whether the Hessian is, whatever the units of the coordinates; one that is not finite is not.
+
+    What is beside a curvature that is not positive counts as large.
+    """
     diagonal = jnp.diagonal(hessian)
     # Beside the largest, curvatures below the error of the differences are 0.
     least = jnp.sqrt(jnp.finfo(diagonal.dtype).eps) * jnp.max(jnp.abs(diagonal))
     root = jnp.sqrt(jnp.maximum(diagonal, least))
-    rest = (hessian - jnp.diag(diagonal)) / (root[:, None] * root)
+    beside = hessian - jnp.diag(diagonal)
+    rest = jnp.where(beside == 0, 0.0, beside / (root[:, None] * root))
     # Of the rows the largest: one coupled pair takes as many rounds among many coordinates as alone.
     return jnp.max(jnp.sum(rest**2, axis=-1)) <= _REST**2
 

@@ -116,10 +116,12 @@ class Step(eqx.Module):
 
     def attempt(self, known: Curvature, rate: Array) -> Attempt:
         """Rounds until the end stays where it is and the gradient there is what the surrogate says, or hope is lost."""
-        guess = extrapolation(self._places, self._radau) @ self.past.gradients
         if self.settings.dense:
-            # Where v is fast, what second moments the guess has matters more than how near it is.
-            guess = jnp.broadcast_to(self.past.gradients[-1], guess.shape)
+            # Where v is fast it matters more that second moments of the guess are those of a gradient than that it is
+            # near.
+            guess = jnp.broadcast_to(self.past.gradients[-1], (self.settings.nodes, self.past.params.shape[-1]))
+        else:
+            guess = extrapolation(self._places, self._radau) @ self.past.gradients
         one, zero = jnp.ones((), guess.dtype), jnp.zeros((), int)
         shape = jax.eval_shape(lambda: self.path(guess))
         slopes = self.path.slopes(guess)
