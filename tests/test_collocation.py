@@ -370,13 +370,16 @@ def test_identity_lanes_that_forget_at_once_are_the_records_without_that_filter(
 
 
 @pytest.mark.slow
-def test_identity_a_batch_without_lanes():
+def test_identity_batches_without_lanes_and_of_one():
     def run(gamma):
         flow = af.PaperFlow(af.adam(1e-3, 0.99, gamma))
         return af.solve(flow, CHAIN.loss, CHAIN.params, 100, save_at=[50, 100], rtol=1e-3).params
 
     assert jax.vmap(run)(jnp.zeros((0,))).shape == (0, 2, 10)
     assert jax.vmap(jax.vmap(run))(jnp.zeros((3, 0))).shape == (3, 0, 2, 10)
+    for shape in ((1,), (3, 1)):
+        lanes = jnp.vectorize(run, signature="()->(r,d)")(jnp.full(shape, 0.9))
+        np.testing.assert_allclose(lanes, jnp.broadcast_to(run(0.9), lanes.shape), rtol=1e-9)
 
 
 @pytest.mark.slow
