@@ -199,6 +199,7 @@ def test_identity_bound_beyond_the_largest_float_is_inf():
     assert update_bound(0.5, 0.9, 10**9) == np.inf
 
 
+@pytest.mark.slow
 def test_identity_numpy_in_float64_and_jax_in_the_dtype_of_its_arguments():
     with jax.enable_x64(False):
         plain = update_bound(0.999, 0.9, 100)

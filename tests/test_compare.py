@@ -62,7 +62,7 @@ def test_identity_distance_moved_counts_from_the_start_of_the_run():
     np.testing.assert_allclose(af.compare(discrete, other).relative[0], expected)
 
 
-@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("order", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_order_of_the_papers_flows_is_one(order):
     result = af.convergence(
         lambda eta: af.PaperFlow(af.adamw(eta, weight_decay=0.1), order),

@@ -88,7 +88,11 @@ SINGLE = functools.partial(np.asarray, dtype=np.float32)
         pytest.param(af.kadam(3, 0.01, gamma=0.9, strategy="naive"), True, marks=pytest.mark.slow),
         pytest.param(af.kadam(2, 0.01, gamma=0.5), False, marks=pytest.mark.slow),
         pytest.param(af.kadam(2, 0.01, gamma=0.99, strategy="naive"), True, marks=pytest.mark.slow),
-        (af.adamw(SINGLE(0.01), beta=SINGLE(0.999), gamma=SINGLE(0.9), weight_decay=SINGLE(0.1)), False),
+        pytest.param(
+            af.adamw(SINGLE(0.01), beta=SINGLE(0.999), gamma=SINGLE(0.9), weight_decay=SINGLE(0.1)),
+            False,
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["2-adam", "3-adam", "2-adam, gamma 0.5", "2-adam, gamma 0.99", "adamw in single precision"],
 )

@@ -107,7 +107,9 @@ def test_identity_under_vmap_only_saved_iterations_are_observed():
     assert sorted(looked) == [0, 5, 7]
 
 
-@pytest.mark.parametrize("save_at", [None, [0, 30]], ids=["many blocks", "one block"])
+@pytest.mark.parametrize(
+    "save_at", [None, pytest.param([0, 30], marks=pytest.mark.slow)], ids=["many blocks", "one block"]
+)
 def test_identity_a_look_at_the_end_beside_a_lane_that_fails(save_at):
     def run(eta):
         look = lambda snapshot: (snapshot.iteration, snapshot.loss)  # noqa: E731

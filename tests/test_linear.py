@@ -286,6 +286,7 @@ def test_failure_sign_descent_is_not_linear():
             af.analysis.linear_stability(af.signsgd(ETA), 1.0, model=model)
 
 
+@pytest.mark.slow
 def test_identity_curvature_of_any_size_and_derivative_of_the_edge():
     single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), af.adam(1e-3, gamma=GAMMA))
     s = np.array([3e19, -3e19], np.float32)

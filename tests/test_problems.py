@@ -80,6 +80,7 @@ def test_formula_quartic_gradient():
     np.testing.assert_allclose(jax.grad(problem.loss)(problem.params), expected, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_identity_flattened_problem_is_the_same_and_shares_programs():
     problem = problems.logistic()
     flat = problem.flatten()

@@ -103,7 +103,7 @@ def test_formula_epsilon_as_in_a_step_written_by_hand(chain):
         np.testing.assert_allclose(ordered(spectrum.values), ordered(expected), atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["discrete", pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("kind", ["discrete", *(pytest.param(order, marks=pytest.mark.slow) for order in (1, 2))])
 def test_identity_arnoldi_is_dense(chain, kind):
     loss, optimizer, state = chain
     model, iteration = optimizer, 20
@@ -120,6 +120,7 @@ def test_identity_arnoldi_is_dense(chain, kind):
     assert jax.tree.structure(arnoldi.vector) == jax.tree.structure(dense.scales) == jax.tree.structure(state)
 
 
+@pytest.mark.slow
 def test_identity_dense_under_jit_and_vmap(chain):
     loss, _, state = chain
 
