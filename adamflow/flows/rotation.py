@@ -16,6 +16,7 @@ from adamflow.optimizers.at_rest import at_rest, jacobian, step_system, without_
 _ROUNDING = 1e3
 #: Where ηs is looked at, and how closely: so many samples in a decade.
 _SMALLEST, _LARGEST, _PER_DECADE = 1e-9, 1e9, 100
+#: Packages whose frames stand between a user's line and the warning.
 _OURS = ("adamflow", "equinox", "jaxtyping", "beartype")
 
 
