@@ -11,7 +11,13 @@ import jax.numpy as jnp
 
 from adamflow.checks import check_count, check_range, is_concrete
 from adamflow.flows import AbstractFlow, Coordinates, PaperFlow, Snapshot, Start
-from adamflow.solve.collocation import Given, check_collocation, collocate, fits
+from adamflow.solve.collocation import (
+    RunInputs,
+    StaticOptions,
+    check_collocation,
+    solve_by_collocation,
+    supports_collocation,
+)
 from adamflow.solve.endings import meaning, outcome_of
 from adamflow.solve.inputs import check_run, check_tolerance, scalar_loss
 from adamflow.solve.methods import Method, choose_method, prefers_collocation, step_controller, terms_of
@@ -93,7 +99,7 @@ def solve(
             raise ValueError('solver="collocation" shows no bar: leave out progress, or take a diffrax solver')
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     plain = solver == "auto" and step_size is None and not progress
-    collocated = solver == "collocation" or (plain and fits(flow, params) and prefers_collocation(flow, size, rtol))
+    collocated = solver == "collocation" or (plain and supports_collocation(flow, params) and prefers_collocation(flow, size, rtol))
     # That of a run by collocation is the one for its derivatives, with an adaptive step.
     method = choose_method("auto", size, None) if collocated else choose_method(solver, size, step_size)
     started = time.perf_counter()
@@ -111,8 +117,8 @@ def solve(
     looks = 0 if observe is None else len(rows)
     if collocated:
         reference = _Reference(method, observe, max(max_steps, _REFERENCE_STEPS))
-        given = Given(cast(PaperFlow, flow), loss, state, times, numbers)
-        run = collocate(given, (observe, max_steps), reference, eager)
+        inputs = RunInputs(cast(PaperFlow, flow), loss, state, times, numbers)
+        run = solve_by_collocation(inputs, StaticOptions(observe, max_steps), reference, eager)
         stats = Stats(run.gradients + looks + 1, run.accepted, run.rejected, run.hessians, None)
     else:
         run = _run(flow, loss, state, times, numbers, method, observe, max_steps, progress, counter)
@@ -141,9 +147,9 @@ class _Reference(eqx.Module):
     observe: Callable[[Snapshot], Any] | None
     max_steps: int = eqx.field(static=True)
 
-    def __call__(self, given: Given) -> Any:
-        given = given._replace(numbers=given.numbers._replace(step_size=None))
-        run = _run(*given, self.method, self.observe, self.max_steps, False, None)
+    def __call__(self, inputs: RunInputs) -> Any:
+        inputs = inputs._replace(settings=inputs.settings._replace(step_size=None))
+        run = _run(*inputs, self.method, self.observe, self.max_steps, False, None)
         return run.rows, run.final, run.code
 
 

@@ -1,11 +1,26 @@
-"""Collocation: exact filters, few true gradients, a curvature that is learnt. What "auto" integrates a `PaperFlow` by.
+"""Collocation, the solver that "auto" integrates the flows of order 1 of Adam and its relatives by.
 
-`nodes` has the nodes of a step and integrals over it; `path` what a flow does between gradients; `task` what a run is
-asked for and keeps; `diagonal` runs that learn one curvature for each coordinate, with `lanes`, their loop in a batch;
-`surrogate` runs that learn a Hessian of low rank, with `step`, the equations of a step, and `curvature`; `collocate`
-what users give and get.
+Read in this order; each file uses those below it:
+
+- `solve`: what goes into a run and what comes out; one part with a diagonal Hessian, then one with a better one
+- `newton`: the main loop: Newton's method at all nodes of a step, the test of its error, the next step
+- `surrogate_run`, `surrogate_step`, `low_rank_hessian`: the same for many coupled parameters, on a surrogate of the
+  gradient that needs one true gradient where Newton's method needs one for each node
+- `batched_loop`: how elements of a batch share one loop
+- `integration`: what is constant along a run, what changes, what is saved, and how it ends
+- `hessian`: Hessians with which Newton's method solves, and whether one is nearly diagonal
+- `step_integrator`: θ and the filters over a step, for given gradients at its nodes
+- `nodes`: Radau's nodes, interpolants through them, and integrals against exponentials
+
+docs/collocation.md has the mathematics. Nothing outside of `adamflow.solve` imports from here.
 """
 
-from adamflow.solve.collocation.collocate import Given, check_collocation, collocate, fits
+from adamflow.solve.collocation.solve import (
+    RunInputs,
+    StaticOptions,
+    check_collocation,
+    solve_by_collocation,
+    supports_collocation,
+)
 
-__all__ = ["Given", "check_collocation", "collocate", "fits"]
+__all__ = ["RunInputs", "StaticOptions", "check_collocation", "solve_by_collocation", "supports_collocation"]

@@ -20,35 +20,38 @@ class Nodes:
         count: s.
         radau: c, shape (s,).
         fine: f, 0, c and the midpoints between them, shape (2s + 1,).
-        places: where c stands in f.
-        plain: (i, j): the integral from 0 to $f_i$ of the polynomial that is 1 at $f_j$ and 0 at the rest of f.
-        monomials: (j, k): the coefficient of $x^k$ in the polynomial that is 1 at $f_j$ and 0 at the rest of f.
-        from_radau: values at f of the polynomial of degree s − 1 through values at c.
-        from_ends: values at f of the polynomial of degree s through values at 0 and c.
-        powers: (j, k): the coefficient of $x^k$ in the polynomial that is 1 at the j-th of 0 and c and 0 at the others.
+        radau_indices: of c in f.
+        fine_monomials: (j, k): the coefficient of $x^k$ in the polynomial that is 1 at $f_j$ and 0 at the rest of f.
+        radau_to_fine: values at f of the polynomial of degree s − 1 through values at c.
+        skipped: the index in f of a midpoint without which a polynomial of one degree less goes through the others.
+        skipped_weights: from values at f to how far the value there is from that polynomial.
+        endpoints_to_fine: values at f of the polynomial of degree s through values at 0 and c.
+        radau_monomials: (j, k): the coefficient of $x^k$ in the polynomial that is 1 at the j-th of 0 and c and 0 at the others.
     """
 
     def __init__(self, count: int):
         self.count, self.radau = count, np.array(_RADAU[count])
         ends = np.concatenate([[0.0], self.radau])
         self.fine = np.sort(np.concatenate([ends, (ends[1:] + ends[:-1]) / 2]))
-        self.places = np.array([int(np.argmin(np.abs(self.fine - c))) for c in self.radau])
-        self.monomials = _lagrange(self.fine)
-        degrees = np.arange(1, self.fine.size + 1)
-        self.plain = self.fine[:, None] ** degrees / degrees @ self.monomials.T
-        self.from_radau = np.vander(self.fine, count, increasing=True) @ _lagrange(self.radau).T
-        self.powers = _lagrange(ends)
-        self.from_ends = np.vander(self.fine, count + 1, increasing=True) @ self.powers.T
+        self.radau_indices = np.array([int(np.argmin(np.abs(self.fine - c))) for c in self.radau])
+        self.fine_monomials = _lagrange(self.fine)
+        self.skipped = 1
+        others = np.delete(self.fine, self.skipped)
+        lower = np.vander(self.fine[[self.skipped]], others.size, increasing=True) @ _lagrange(others).T
+        self.skipped_weights = np.insert(-lower[0], self.skipped, 1.0)
+        self.radau_to_fine = np.vander(self.fine, count, increasing=True) @ _lagrange(self.radau).T
+        self.radau_monomials = _lagrange(ends)
+        self.endpoints_to_fine = np.vander(self.fine, count + 1, increasing=True) @ self.radau_monomials.T
 
-    def at(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape ends"]:
+    def interpolation_weights(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape ends"]:
         """The weights that take values at 0 and c to the polynomial through them at x."""
-        return _powers(x, self.count + 1) @ jnp.asarray(self.powers.T, x.dtype)
+        return _powers(x, self.count + 1) @ jnp.asarray(self.radau_monomials.T, x.dtype)
 
-    def finely_at(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape fine"]:
+    def fine_interpolation_weights(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape fine"]:
         """The weights that take values at f to the polynomial through them at x."""
-        return _powers(x, self.fine.size) @ jnp.asarray(self.monomials.T, x.dtype)
+        return _powers(x, self.fine.size) @ jnp.asarray(self.fine_monomials.T, x.dtype)
 
-    def integrals(self, rate: Float[Array, "*shape"]) -> Float[Array, "*shape fine fine"]:
+    def exponential_integrals(self, rate: Float[Array, "*shape"]) -> Float[Array, "*shape fine fine"]:
         r"""$\int_0^{f_i} e^{-z(f_i - x)} \ell_j(x) dx$ for rates z ≥ 0, however large.
 
         $\ell_j$ is the polynomial that is 1 at $f_j$ and 0 at the rest of f.
@@ -56,7 +59,7 @@ class Nodes:
         fine = jnp.asarray(self.fine, rate.dtype)
         scale = jnp.asarray(self.fine[:, None] ** np.arange(1, self.fine.size + 1), rate.dtype)
         moments = scale * _moments(rate[..., None] * fine, fine.size)
-        return moments @ jnp.asarray(self.monomials.T, rate.dtype)
+        return moments @ jnp.asarray(self.fine_monomials.T, rate.dtype)
 
 
 @functools.cache
@@ -65,13 +68,13 @@ def nodes(count: int) -> Nodes:
     return Nodes(count)
 
 
-def along(combine: Callable[[Array, Array], Array], values: Float[Array, "few size"]) -> Float[Array, " size"]:
-    """A reduction over the few leading places, written out: XLA's own takes ten times as long on CPUs."""
+def reduce_over_nodes(combine: Callable[[Array, Array], Array], values: Float[Array, "few size"]) -> Float[Array, " size"]:
+    """A reduction over the few leading entries, written out: XLA's own takes ten times as long on CPUs."""
     return functools.reduce(combine, [values[i] for i in range(len(values))])
 
 
-def extrapolation(at: Float[Array, " past"], x: Float[Array, " now"]) -> Float[Array, "now past"]:
-    """The weights that take values at some places to the polynomial through them at x."""
+def lagrange_weights(at: Float[Array, " past"], x: Float[Array, " now"]) -> Float[Array, "now past"]:
+    """The weights that take values at some points to the polynomial through them at x."""
     gaps = at[:, None] - at + jnp.eye(at.size, dtype=at.dtype)
     ratios = (x[:, None, None] - at) / gaps
     return jnp.prod(jnp.where(jnp.eye(at.size, dtype=bool), 1.0, ratios), axis=-1)
@@ -106,5 +109,5 @@ def _taylor(count: int, upwards: float, terms: int) -> np.ndarray:
     return ((x - 1) ** j / factorials * np.exp(-upwards / 2 * (1 - x)) * weights) @ (x**k).T
 
 
-def _lagrange(places: np.ndarray) -> np.ndarray:
-    return np.linalg.inv(np.vander(places, increasing=True)).T
+def _lagrange(points: np.ndarray) -> np.ndarray:
+    return np.linalg.inv(np.vander(points, increasing=True)).T

@@ -1,0 +1,171 @@
+"""A loop that, in a batch, replaces elements that have ended by others."""
+
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+#: On CPUs so many elements are advanced together: at most, at least, and as many as have this many bytes, for the caches.
+_MAX_WIDTH = 64
+_MIN_WIDTH = 8
+_CACHE_BYTES = 2**21
+#: Once none waits and so many of the active elements have ended, the others continue in a smaller batch, down to the least.
+_SHRINK_FACTOR = 4
+_MIN_SHRUNK_WIDTH = 16
+#: As long as some wait, they replace those that have ended when this share has.
+_REFILL_DIVISOR = 8
+
+
+def compacting_while_loop(
+    condition: Callable[[Any, Any], jax.Array], body: Callable[[Any, Any], Any], constants: Any, carry: Any
+) -> Any:
+    """`jax.lax.while_loop(condition, body, carry)`, both with `constants` in front, any pytree.
+
+    Under `jax.vmap` a while loop computes every element until the slowest has ended. Here elements that have ended are
+    replaced by others that wait. When none waits, those that are left are gathered into a batch of a quarter of the
+    width as soon as they fit into it, and so on. Nested `jax.vmap`s are one batch.
+    """
+    arrays, rest = eqx.partition(constants, eqx.is_array)
+
+    def is_going(arrays: Any, carry: Any) -> jax.Array:
+        return condition(eqx.combine(arrays, rest), carry)
+
+    def advance(arrays: Any, carry: Any) -> Any:
+        return body(eqx.combine(arrays, rest), carry)
+
+    @jax.custom_batching.custom_vmap
+    def run(arrays: Any, carry: Any) -> Any:
+        return jax.lax.while_loop(lambda carry: is_going(arrays, carry), lambda carry: advance(arrays, carry), carry)
+
+    @run.def_vmap
+    def run_batch(count: int, batched: list, arrays: Any, carry: Any) -> tuple[Any, Any]:
+        if count == 1:
+            # A single element is compiled in half the time without a batch around it.
+            alone = jax.tree.map(lambda leaf, yes: leaf[0] if yes else leaf, (arrays, carry), tuple(batched))
+            return jax.tree.map(lambda leaf: leaf[None], run(*alone)), jax.tree.map(lambda _: True, carry)
+        carry = jax.tree.map(lambda leaf, yes: leaf if yes else _broadcast_to_batch(leaf, count), carry, batched[1])
+        return _batched(is_going, advance, batched[0], count)(arrays, carry), jax.tree.map(lambda _: True, carry)
+
+    return run(arrays, carry)
+
+
+def _batched(
+    is_going: Callable[[Any, Any], jax.Array], advance: Callable[[Any, Any], Any], is_batched: Any, count: int
+) -> Callable:
+    """The loop of `count` elements; `is_batched` says which arrays have a value for each."""
+
+    @jax.custom_batching.custom_vmap
+    def run(arrays: Any, carry: Any) -> Any:
+        axes = jax.tree.map(lambda yes: 0 if yes else None, is_batched)
+        is_active = jax.vmap(is_going, in_axes=(axes, 0))
+        advance_batch = jax.vmap(advance, in_axes=(axes, 0))
+
+        def constants_of(elements: jax.Array) -> Any:
+            return jax.tree.map(lambda leaf, yes: leaf[elements] if yes else leaf, arrays, is_batched)
+
+        width = _batch_width(carry, count)
+        while width:
+            next_width = width // _SHRINK_FACTOR if width // _SHRINK_FACTOR >= _MIN_SHRUNK_WIDTH else 0
+            batch = BatchedLoop(is_active, advance_batch, constants_of, width, next_width)
+            carry = _run_until_small(batch, is_active(arrays, carry), carry)
+            width = next_width
+        return carry
+
+    @run.def_vmap
+    def run_batches(outer: int, batched: list, arrays: Any, carry: Any) -> tuple[Any, Any]:
+        def flat(leaf: Any, each: bool, yes: bool) -> Any:
+            if not (each or yes):
+                return leaf
+            leaf = leaf if yes else _broadcast_to_batch(leaf, outer)
+            leaf = leaf if each else jnp.repeat(leaf[:, None], count, axis=1)
+            return leaf.reshape(outer * count, *leaf.shape[2:])
+
+        arrays = jax.tree.map(flat, arrays, is_batched, batched[0])
+        carry = jax.tree.map(lambda leaf, yes: flat(leaf, True, yes), carry, batched[1])
+        is_batched_now = jax.tree.map(operator.or_, is_batched, batched[0])
+        ended = _batched(is_going, advance, is_batched_now, outer * count)(arrays, carry)
+        ended = jax.tree.map(lambda leaf: leaf.reshape(outer, count, *leaf.shape[1:]), ended)
+        return ended, jax.tree.map(lambda _: True, ended)
+
+    return run
+
+
+def _batch_width(carry: Any, count: int) -> int:
+    """How many of so many elements to advance together."""
+    if count == 0 or jax.default_backend() != "cpu":
+        return count
+    element = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(carry)) / count
+    return min(count, max(_MIN_WIDTH, min(_MAX_WIDTH, int(_CACHE_BYTES / element))))
+
+
+def _broadcast_to_batch(leaf: Any, count: int) -> Any:
+    return jnp.broadcast_to(leaf, (count, *jnp.shape(leaf)))
+
+
+class BatchedLoop(NamedTuple):
+    """A loop over a part of the elements of a batch.
+
+    Attributes:
+        is_active: which elements have not ended.
+        advance_batch: one iteration of each.
+        constants_of: the constants of the elements with these indices.
+        width: how many are advanced together.
+        next_width: the loop ends when no more are left.
+    """
+
+    is_active: Callable[[Any, Any], jax.Array]
+    advance_batch: Callable[[Any, Any], Any]
+    constants_of: Callable[[jax.Array], Any]
+    width: int
+    next_width: int
+
+
+def _run_until_small(batch: BatchedLoop, is_going: jax.Array, carry: Any) -> Any:
+    """Advance the active elements until none of them waits and at most `next_width` are left."""
+    order = jnp.argsort(~is_going, stable=True)
+    count = jnp.sum(is_going)
+
+    def should_continue(state: tuple) -> jax.Array:
+        _, _, _, started_count, remaining_count = state
+        return (started_count < count) | (remaining_count > batch.next_width)
+
+    def advance_some(state: tuple) -> tuple:
+        carry, active_indices, elements, started_count, _ = state
+        constants = batch.constants_of(active_indices)
+        refill_at = batch.width - max(batch.width // _REFILL_DIVISOR, 1)
+        max_active = jnp.where(started_count < count, refill_at, batch.next_width)
+        elements = _run_until_few_active(batch, constants, elements, max_active)
+        carry = jax.tree.map(lambda leaf, element: leaf.at[active_indices].set(element), carry, elements)
+        is_active = batch.is_active(constants, elements)
+        waiting = started_count + jnp.cumsum(~is_active) - 1
+        is_refilled = ~is_active & (waiting < count)
+        active_indices = jnp.where(is_refilled, order[jnp.minimum(waiting, order.size - 1)], active_indices)
+        started_count = started_count + jnp.sum(is_refilled)
+        remaining_count = jnp.sum(is_active | is_refilled)
+        return carry, active_indices, _gather(carry, active_indices), started_count, remaining_count
+
+    active_indices = order[: batch.width]
+    started_count = jnp.minimum(count, batch.width)
+    start = (carry, active_indices, _gather(carry, active_indices), started_count, started_count)
+    return jax.lax.while_loop(should_continue, advance_some, start)[0]
+
+
+def _run_until_few_active(batch: BatchedLoop, constants: Any, elements: Any, max_active: jax.Array) -> Any:
+    """Advance the active elements until at most so many are."""
+
+    def advance(elements: Any) -> Any:
+        is_active = batch.is_active(constants, elements)
+
+        def choose(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(is_active.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+        return jax.tree.map(choose, batch.advance_batch(constants, elements), elements)
+
+    return jax.lax.while_loop(lambda elements: jnp.sum(batch.is_active(constants, elements)) > max_active, advance, elements)
+
+
+def _gather(elements: Any, indices: jax.Array) -> Any:
+    return jax.tree.map(lambda leaf: leaf[indices], elements)
