@@ -10,8 +10,8 @@ error of A·rtol is what an early error of rtol grows to by itself. A run that s
 failure said, not an error. The truth (`bench/references.py`) is kept on disk, so that a solver can be changed without
 computing it again; problems without a trustworthy one are counted, by the reason, and left out.
 
-Gradients are those that `Stats` counts; in the last columns a dense Jacobian counts as d + 1 of them, which in runs by
-collocation it always does.
+Gradients are those that `Stats` counts. In the last column dense Jacobians count too, as d + 1 gradients each, which in
+runs by collocation they always do.
 """
 
 import argparse
@@ -37,7 +37,7 @@ import diffrax
 import jax
 import numpy as np
 from random_problems import RandomProblem, draw, shape_of
-from references import Reference, reference_of
+from references import DIVERGED, Reference, reference_of
 from scipy_flows import SCIPY, run_scipy
 
 import adamflow as af
@@ -60,18 +60,27 @@ TASK = 10
 
 
 def measure(problem: RandomProblem, solver: str, reference: Reference) -> dict[str, Any]:
-    """Run a solver on a problem: its outcome, cost, and errors over rtol.
+    """Run a solver on a problem: its outcome, its cost, and its errors over rtol.
 
     Returns:
-        a record of plain values: that of the problem, and `solver`, `outcome`, `gradients`, `jacobians`, `seconds`,
-        `amplification`, `worst` (error/rtol, `None` unless it completed), `worst_at` (the index of the saved
-        iteration) and `relative` (over the amplification).
+        a record of plain values: that of the problem, and
+        - `solver`, and `reference`, the status of the reference;
+        - `outcome`: one of `af.OUTCOMES`, or what was raised;
+        - `gradients`, `jacobians`, `accepted`: what `Stats` says; `work`: gradients, with a dense Jacobian as d + 1;
+        - `seconds`: of the processor, compilation included;
+        - `amplification`, and `dopri8`: the gradients of Dopri8 on this problem, NaN if it does not complete;
+        - `worst`: error/rtol, `None` unless it completed; `worst_at`: the index of that saved iteration;
+        - `relative`: `worst` over the amplification.
     """
     record = problem.describe() | {"solver": solver, "reference": reference.status}
-    started = time.perf_counter()
-    rows, cost = run(problem, solver)
-    record |= cost | {"seconds": time.perf_counter() - started, "amplification": reference.amplification}
-    record |= {"worst": None, "worst_at": None, "relative": None, "explicit": reference.gradients}
+    record |= {"amplification": reference.amplification, "dopri8": reference.gradients}
+    record |= {"worst": None, "worst_at": None, "relative": None}
+    started = time.process_time()
+    try:
+        rows, cost = run(problem, solver)
+    except Exception as error:
+        return record | {"outcome": f"{type(error).__name__}: {str(error)[:300]}"}
+    record |= cost | {"seconds": time.process_time() - started}
     if cost["outcome"] == "completed" and reference.good:
         errors = reference.errors(rows) / problem.rtol
         worst = int(np.argmax(errors))
@@ -83,15 +92,19 @@ def measure(problem: RandomProblem, solver: str, reference: Reference) -> dict[s
 def run(problem: RandomProblem, solver: str) -> tuple[np.ndarray, dict[str, Any]]:
     """Rows of shape (saved, d), fewer if it failed; outcome and cost."""
     if solver in SCIPY:
-        return run_scipy(problem, solver)
+        rows, cost = run_scipy(problem, solver)
+        return rows, cost | {"work": cost["gradients"] + cost["jacobians"] * (problem.shape.dimension + 1)}
     method, max_steps = SOLVERS[solver]
     options: dict[str, Any] = {"save_at": problem.save_at, "rtol": problem.rtol, "max_steps": max_steps}
     found = af.solve(problem.flow, problem.loss, problem.params, problem.steps, solver=method, **options)
     stats = found.stats
     cost = {"outcome": found.outcome.name, "gradients": stats.gradient_evaluations}
     cost |= {"jacobians": stats.jacobian_evaluations, "accepted": stats.accepted_steps}
-    cost |= {"collocated": solver == "collocation" or (solver == "auto" and problem.shape.order == 1)}
-    return np.asarray(found.params), cost
+    # Collocation has counted its few Hessians among the gradients; diffrax's implicit solvers, which take a Jacobian in
+    # each attempted step at least, have not.
+    separate = 0 < stats.accepted_steps + stats.rejected_steps <= stats.jacobian_evaluations
+    extra = stats.jacobian_evaluations * (problem.shape.dimension + 1) if separate else 0
+    return np.asarray(found.params), cost | {"work": stats.gradient_evaluations + extra}
 
 
 def work(seeds: list[int], solvers: list[str], cache: Path, out: Path, deadline: float, done: set) -> int:
@@ -109,20 +122,11 @@ def work(seeds: list[int], solvers: list[str], cache: Path, out: Path, deadline:
         for solver in missing:
             if time.time() > deadline:
                 break
-            append(out, attempt(problem, solver, reference))
+            worth = reference.good or reference.status == DIVERGED
+            record = problem.describe() | {"solver": solver, "reference": reference.status}
+            append(out, measure(problem, solver, reference) if worth else record)
             count += 1
     return count
-
-
-def attempt(problem: RandomProblem, solver: str, reference: Reference) -> dict[str, Any]:
-    """A record, also of a run that raises: that is a failure said, whose message is kept."""
-    if not reference.good:
-        return problem.describe() | {"solver": solver, "reference": reference.status}
-    try:
-        return measure(problem, solver, reference)
-    except Exception as error:
-        message = f"{type(error).__name__}: {str(error)[:300]}"
-        return problem.describe() | {"solver": solver, "reference": reference.status, "outcome": message}
 
 
 def append(out: Path, record: dict[str, Any]) -> None:
@@ -175,83 +179,89 @@ def read(paths: list[Path]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def cost_of(record: dict[str, Any], jacobians: bool) -> float:
-    """Gradients of a run, with Jacobians (of explicit count) at d + 1 each if asked for."""
-    extra = 0 if record.get("collocated") or not jacobians else record["jacobians"] * (record["d"] + 1)
-    return record["gradients"] + extra
-
-
 HEADER = (
-    f"{'':26} {'runs':>5} {'failed':>6} | {'median':>8} {'90%':>8} {'99%':>8} {'largest':>8} | {'<= 10':>6} {'<=100':>6}"
-    f" | {'median':>8} {'90%':>8} {'99%':>8} {'largest':>8} | {'grads':>8} {'/Dopri8':>8} {'geomean':>8} {'+Jac':>8}"
+    f"{'':28}{'':14} | error / (A rtol){'':35} | error / rtol{'':23} | gradients\n"
+    f"{'':28} {'runs':>5} {'failed':>7} | {'median':>8} {'90%':>8} {'99%':>8} {'largest':>8} {'<=10':>6} {'<=100':>6}"
+    f" | {'median':>8} {'90%':>8} {'99%':>8} {'largest':>8} | {'median':>8} {'/Dopri8':>8} {'geomean':>8} {'+Jac':>8}"
 )
 
 
 def row(name: str, records: list[dict[str, Any]]) -> str:
-    """A line of the table."""
+    """A line of the table: gradients over those of Dopri8 as median and geometric mean, and with Jacobians."""
     judged = [r for r in records if r.get("worst") is not None]
-    text = f"{name:26} {len(records):5} {len(records) - len(judged):6} |"
+    text = f"{name:28} {len(records):5} {len(records) - len(judged):7} |"
     if not judged:
         return text
     for key in ("relative", "worst"):
-        errors = np.array([np.inf if np.isnan(r[key]) else r[key] for r in judged])
+        errors = np.array([r[key] for r in judged])
         values = (*np.quantile(errors, (0.5, 0.9, 0.99), method="inverted_cdf"), errors.max())
-        text += "".join(f" {value:8.3g}" for value in values) + " |"
+        text += "".join(f" {value:8.3g}" for value in values)
         if key == "relative":
-            text += f" {100 * np.mean(errors <= 10):5.1f}% {100 * np.mean(errors <= 100):5.1f}% |"
-    gradients = np.array([cost_of(r, False) for r in judged])
-    explicit = np.array([r["explicit"] for r in judged])
-    ratios = np.log(gradients / explicit)
-    full = np.mean(np.log(np.array([cost_of(r, True) for r in judged]) / explicit))
-    text += f" {np.median(gradients):8.0f} {np.exp(np.median(ratios)):8.3f}"
-    return text + f" {np.exp(np.mean(ratios)):8.3f} {np.exp(full):8.3f}"
+            text += f" {100 * np.mean(errors <= 10):5.1f}% {100 * np.mean(errors <= 100):5.1f}%"
+        text += " |"
+    text += f" {np.median([r['gradients'] for r in judged]):8.0f}"
+    compared = [r for r in judged if np.isfinite(r["dopri8"])]
+    if not compared:
+        return text
+    gradients, work = (np.log([r[key] / r["dopri8"] for r in compared]) for key in ("gradients", "work"))
+    return text + "".join(f" {np.exp(x):8.3g}" for x in (np.median(gradients), gradients.mean(), work.mean()))
 
 
 def table(records: list[dict[str, Any]], worst: int = 20) -> Iterator[str]:
-    """The lines of the table: references, then for each solver all runs, and by k, order and rtol, and the worst."""
+    """The lines of the table: references, then for each solver all runs and parts of them, and its worst."""
+    yield from _references(records)
+    by_solver = collections.defaultdict(list)
+    for record in records:
+        if record["reference"].startswith("good"):
+            by_solver[record["solver"]].append(record)
+    names = [name for name in EVERY if name in by_solver]
+    yield HEADER
+    yield from (row(name, by_solver[name]) for name in names)
+    for name in names:
+        yield ""
+        for key in ("k", "order", "rtol", "family", "d", "steps"):
+            parts = collections.defaultdict(list)
+            for record in by_solver[name]:
+                parts[record[key]].append(record)
+            yield from (row(f"{name}, {key} {_short(part)}", parts[part]) for part in sorted(parts))
+    for name in names:
+        ends = collections.Counter(r["outcome"] for r in by_solver[name])
+        yield f"\n{name}: " + ", ".join(f"{count} {end}" for end, count in ends.most_common())
+        judged = [r for r in by_solver[name] if r["worst"] is not None]
+        judged.sort(key=lambda r: -r["relative"])
+        yield f"the worst of {name}: seed, error / (A rtol), error / rtol"
+        yield from map(_line, judged[:worst])
+
+
+def _references(records: list[dict[str, Any]]) -> Iterator[str]:
+    """What is known of the problems: references, amplification, and what solvers say of problems that diverge."""
     status = collections.Counter({r["seed"]: r["reference"] for r in records}.values())
     yield "references: " + ", ".join(f"{count} {name}" for name, count in status.most_common())
-    records = [r for r in records if r["reference"].startswith("good")]
-    sizes = np.array(list({r["seed"]: r["amplification"] for r in records if r.get("amplification")}.values()))
+    sizes = np.array(
+        list({r["seed"]: r["amplification"] for r in records if r["reference"].startswith("good")}.values())
+    )
     if sizes.size:
         quantiles = np.quantile(sizes, (0.5, 0.9, 0.99), method="inverted_cdf")
         listed = ", ".join(f"{value:.3g}" for value in quantiles)
         yield f"amplification A: median, 90%, 99%: {listed}; largest {sizes.max():.3g}; 1 in {np.mean(sizes == 1):.0%}"
-    by_solver = collections.defaultdict(list)
-    for record in records:
-        by_solver[record["solver"]].append(record)
-    yield f"{'':41}error / (A rtol){'':38}error / rtol{'':28}gradients"
-    yield HEADER
-    names = [name for name in EVERY if name in by_solver]
-    yield from (row(name, by_solver[name]) for name in names)
-    for name in names:
-        yield ""
-        for key in ("k", "order", "rtol", "family", "d", "outcome"):
-            parts = collections.defaultdict(list)
-            for record in by_solver[name]:
-                parts[record.get(key)].append(record)
-            if len(parts) > 1:
-                yield from (row(f"{name}, {key} {_short(part)}", parts[part]) for part in sorted(parts, key=str))
-    for name in names:
-        judged = [r for r in by_solver[name] if r.get("relative") is not None]
-        judged.sort(key=lambda r: -np.nan_to_num(r["relative"], nan=np.inf))
-        yield f"\nworst of {name}:"
-        yield from map(_line, judged[:worst])
+    ends = collections.Counter((r["solver"], r["outcome"]) for r in records if r["reference"] == DIVERGED)
+    if ends:
+        listed = ", ".join(f"{solver} {count} {end}" for (solver, end), count in sorted(ends.items()))
+        yield f"of the problems that diverge: {listed}"
 
 
 def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, int | float) else str(value)[:20]
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def _line(r: dict[str, Any]) -> str:
-    settings = ", ".join(f"{n} {r[n]:.4g}" for n in ("learning_rate", "beta", "gamma", "weight_decay", "epsilon"))
-    text = (
-        f"  {r['seed']:6} {r['relative']:9.3g} {r['worst']:9.3g} at row {r['worst_at']:2}, A {r['amplification']:.3g}"
+    names = ("learning_rate", "beta", "gamma", "weight_decay", "epsilon")
+    settings = ", ".join(f"{name} {r[name]:.4g}" for name in names)
+    return (
+        f"  {r['seed']:6} {r['relative']:9.3g} {r['worst']:9.3g} at row {r['worst_at']:2}, A {r['amplification']:.3g}, "
+        f"{r['family']}, d {r['d']}, k {r['k']}, order {r['order']}, {r['rate']} rate, {r['strategy']}, "
+        f"rtol {r['rtol']:g}, {r['steps']} iterations, {settings}, {r['gradients']} gradients"
     )
-    text += (
-        f", {r['family']}, d {r['d']}, k {r['k']}, order {r['order']}, {r['rate']}, {r['strategy']}, rtol {r['rtol']:g}"
-    )
-    return f"{text}, {r['steps']} iterations, {settings}, {r['gradients']} gradients"
 
 
 def show_one(seed: int, solvers: list[str], cache: Path) -> None:

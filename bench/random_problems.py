@@ -1,8 +1,8 @@
 """Random losses, optimizers and tolerances by seed, for the measurement of solvers: one integer decides everything.
 
 `draw(seed)` gives a `RandomProblem`. All problems of one `Shape` share their compiled programs: the losses are modules
-with array fields, and every hyperparameter is an array. Ten seeds in a row have one shape. `VERSION` names what the seeds mean; raise it with every change
-of what is drawn.
+with array fields, and every hyperparameter is an array. Ten seeds in a row have one shape. `VERSION` names what the
+seeds mean; raise it with every change of what is drawn.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import numpy as np
 import adamflow as af
 
 #: What the seeds mean: references of another version are of other problems.
-VERSION = "1"
+VERSION = "2"
 
 #: Data points of the losses that have data, and the least number of terms of a sum of ridge functions.
 POINTS = 40
@@ -177,7 +177,7 @@ class RandomProblem:
         family: a name in `FAMILIES`.
         loss: of the parameters, shape (d,).
         params: θ(0), float64 of shape (d,).
-        perturbed: θ(0) plus noise of 1e-6 times its rms.
+        perturbed: θ(0) plus noise of min(1e-6, rtol) times its rms.
         settings: hyperparameters of `af.kadam`, as numbers.
         strategy: one of `STRATEGIES`.
         rtol: of the run.
@@ -234,7 +234,7 @@ def draw(seed: int) -> RandomProblem:
     family = str(random.choice(RIDGES)) if shape.form == "ridges" else shape.form
     loss, params = FAMILIES[family](random, shape.dimension)
     noise = random.normal(size=params.shape)
-    noise *= 1e-6 * np.sqrt(np.mean(params**2) / np.mean(noise**2))
+    noise *= min(1e-6, rtol) * np.sqrt(np.mean(params**2) / np.mean(noise**2))
     return RandomProblem(seed, shape, family, loss, params, params + noise, settings, strategy, rtol, steps)
 
 

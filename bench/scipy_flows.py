@@ -1,6 +1,8 @@
 """Flows of random problems by the stiff solvers of SciPy, in the coordinates that implicit solvers follow."""
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -21,61 +23,71 @@ class _StepLimitError(Exception):
     """A run has used up its vector fields."""
 
 
+class _Programs(NamedTuple):
+    """Compiled functions of the arrays of a problem, and of (time, vector) or rows of vectors."""
+
+    initial: Callable[..., jax.Array]
+    field: Callable[..., jax.Array]
+    jacobian: Callable[..., jax.Array]
+    rows: Callable[..., jax.Array]
+
+
 def run_scipy(problem: RandomProblem, solver: str) -> tuple[np.ndarray, dict[str, Any]]:
     """Rows of θ, shape (saved, d), fewer if it failed; outcome, gradients and Jacobians."""
-    flow, loss, start = problem.flow, problem.loss, jnp.asarray(problem.params)
+    arrays, static = eqx.partition((problem.flow, problem.loss, jnp.asarray(problem.params)), eqx.is_array)
+    leaves, form = jax.tree.flatten(arrays)
+    static_leaves, static_form = jax.tree.flatten(static)
+    programs = _programs(form, static_form, tuple(static_leaves))
     counts = {"gradients": 1, "jacobians": 0}
 
     def field(time: float, vector: np.ndarray) -> np.ndarray:
         counts["gradients"] += 1
         if counts["gradients"] > MOST_FIELDS:
             raise _StepLimitError
-        return np.asarray(_field(flow, loss, start, time, vector))
+        return np.asarray(programs.field(leaves, float(time), vector))
 
     def jacobian(time: float, vector: np.ndarray) -> np.ndarray:
         counts["jacobians"] += 1
-        return np.asarray(_jacobian(flow, loss, start, time, vector))
+        return np.asarray(programs.jacobian(leaves, float(time), vector))
 
     options: dict[str, Any] = {"t_eval": problem.save_at, "rtol": problem.rtol, "atol": problem.rtol / 100}
-    initial = np.asarray(_initial(flow, loss, start))
+    initial, nothing = np.asarray(programs.initial(leaves)), np.zeros((0, problem.params.size))
     try:
         with np.errstate(all="ignore"):
             found = solve_ivp(field, (0, problem.steps), initial, SCIPY[solver], jac=jacobian, **options)
     except _StepLimitError:
-        return np.zeros((0, start.size)), counts | {"outcome": "step_limit"}
+        return nothing, counts | {"outcome": "step_limit"}
     except ValueError as error:
         # SciPy's linear algebra refuses what is not finite.
-        return np.zeros((0, start.size)), counts | {"outcome": f"ValueError: {error}"}
-    rows = np.asarray(_rows(flow, loss, start, found.y.T)) if found.y.size else np.zeros((0, start.size))
+        return nothing, counts | {"outcome": f"ValueError: {error}"}
+    rows = np.asarray(programs.rows(leaves, found.y.T)) if np.size(found.y) else nothing
     return rows, counts | {"outcome": "completed" if found.success else "stalled"}
 
 
-def _coordinates(flow: Any, loss: Any, start: jax.Array) -> tuple[Any, jax.Array, Any]:
-    """The coordinates, the initial state in them as a vector, and what makes a state of a vector."""
-    state = flow.initial_state(loss, start)
-    coordinates = flow.coordinates(state)
-    return coordinates, *ravel_pytree(coordinates.encode(state))
+@functools.cache
+def _programs(form: Any, static_form: Any, static_leaves: tuple) -> _Programs:
+    """Programs for all problems of a shape. A call of `eqx.filter_jit` would take several times as long as a field."""
 
+    def parts(leaves: list) -> tuple[Any, ...]:
+        """Flow, loss, coordinates, the initial state in them as a vector, and what makes a state of a vector."""
+        arrays, static = jax.tree.unflatten(form, leaves), jax.tree.unflatten(static_form, static_leaves)
+        flow, loss, start = eqx.combine(arrays, static)
+        state = flow.initial_state(loss, start)
+        coordinates = flow.coordinates(state)
+        return flow, loss, coordinates, *ravel_pytree(coordinates.encode(state))
 
-@eqx.filter_jit
-def _initial(flow: Any, loss: Any, start: jax.Array) -> jax.Array:
-    return _coordinates(flow, loss, start)[1]
+    def initial(leaves: list) -> jax.Array:
+        return parts(leaves)[3]
 
+    def field(leaves: list, time: Any, vector: Any) -> jax.Array:
+        flow, loss, coordinates, _, unravel = parts(leaves)
+        return ravel_pytree(coordinates.field(flow, loss, time, unravel(vector)))[0]
 
-def _vector_field(flow: Any, loss: Any, start: jax.Array, time: Any, vector: Any) -> jax.Array:
-    coordinates, _, unravel = _coordinates(flow, loss, start)
-    return ravel_pytree(coordinates.field(flow, loss, time, unravel(vector)))[0]
+    def jacobian(leaves: list, time: Any, vector: Any) -> jax.Array:
+        return jax.jacfwd(lambda vector: field(leaves, time, vector))(jnp.asarray(vector))
 
+    def rows(leaves: list, vectors: Any) -> jax.Array:
+        flow, _, coordinates, _, unravel = parts(leaves)
+        return jax.vmap(lambda vector: flow.params(coordinates.decode(unravel(vector))))(vectors)
 
-_field = eqx.filter_jit(_vector_field)
-
-
-@eqx.filter_jit
-def _jacobian(flow: Any, loss: Any, start: jax.Array, time: Any, vector: Any) -> jax.Array:
-    return jax.jacfwd(lambda vector: _vector_field(flow, loss, start, time, vector))(jnp.asarray(vector))
-
-
-@eqx.filter_jit
-def _rows(flow: Any, loss: Any, start: jax.Array, vectors: Any) -> jax.Array:
-    coordinates, _, unravel = _coordinates(flow, loss, start)
-    return jax.vmap(lambda vector: flow.params(coordinates.decode(unravel(vector))))(vectors)
+    return _Programs(*map(jax.jit, (initial, field, jacobian, rows)))
