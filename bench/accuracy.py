@@ -72,7 +72,7 @@ def measure(problem: RandomProblem, solver: str, reference: Reference) -> dict[s
         - `worst`: error/rtol, `None` unless it completed; `worst_at`: the index of that saved iteration;
         - `relative`: `worst` over the amplification.
     """
-    record = problem.describe() | {"solver": solver, "reference": reference.status}
+    record: dict[str, Any] = problem.describe() | {"solver": solver, "reference": reference.status}
     record |= {"amplification": reference.amplification, "dopri8": reference.gradients}
     record |= {"worst": None, "worst_at": None, "relative": None}
     started = time.process_time()
@@ -85,7 +85,7 @@ def measure(problem: RandomProblem, solver: str, reference: Reference) -> dict[s
         errors = reference.errors(rows) / problem.rtol
         worst = int(np.argmax(errors))
         record |= {"worst": float(errors[worst]), "worst_at": worst}
-        record["relative"] = record["worst"] / reference.amplification
+        record |= {"relative": float(errors[worst] / reference.amplification)}
     return record
 
 
@@ -207,6 +207,16 @@ def row(name: str, records: list[dict[str, Any]]) -> str:
     return text + "".join(f" {np.exp(x):8.3g}" for x in (np.median(gradients), gradients.mean(), work.mean()))
 
 
+def verdict(records: list[dict[str, Any]]) -> str:
+    """Whether 99% of the runs that completed are within 10·A·rtol, and none beyond 100·A·rtol, in words."""
+    errors = np.array([r["relative"] for r in records if r["relative"] is not None])
+    beyond = [int((errors > limit).sum()) for limit in (10, 100)]
+    kept = "the tolerance is kept" if beyond[0] <= 0.01 * errors.size and not beyond[1] else "the tolerance is not kept"
+    return (
+        f"{kept}: of {errors.size} runs that completed {beyond[0]} are beyond 10 A rtol, {beyond[1]} beyond 100 A rtol"
+    )
+
+
 def table(records: list[dict[str, Any]], worst: int = 20) -> Iterator[str]:
     """The lines of the table: references, then for each solver all runs and parts of them, and its worst."""
     yield from _references(records)
@@ -218,7 +228,7 @@ def table(records: list[dict[str, Any]], worst: int = 20) -> Iterator[str]:
     yield HEADER
     yield from (row(name, by_solver[name]) for name in names)
     for name in names:
-        yield ""
+        yield f"\n{name}: {verdict(by_solver[name])}"
         for key in ("k", "order", "rtol", "family", "d", "steps"):
             parts = collections.defaultdict(list)
             for record in by_solver[name]:
@@ -226,7 +236,7 @@ def table(records: list[dict[str, Any]], worst: int = 20) -> Iterator[str]:
             yield from (row(f"{name}, {key} {_short(part)}", parts[part]) for part in sorted(parts))
     for name in names:
         ends = collections.Counter(r["outcome"] for r in by_solver[name])
-        yield f"\n{name}: " + ", ".join(f"{count} {end}" for end, count in ends.most_common())
+        yield f"\nruns of {name}: " + ", ".join(f"{count} {end}" for end, count in ends.most_common())
         judged = [r for r in by_solver[name] if r["worst"] is not None]
         judged.sort(key=lambda r: -r["relative"])
         yield f"the worst of {name}: seed, error / (A rtol), error / rtol"

@@ -7,7 +7,7 @@ seeds mean; raise it with every change of what is drawn.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
@@ -167,6 +167,9 @@ class Valley(eqx.Module):
         return jnp.sum((1 - params) ** 2) + self.sharpness * walls
 
 
+RandomLoss: TypeAlias = Ridges | Perceptron | Valley
+
+
 @dataclasses.dataclass(frozen=True)
 class RandomProblem:
     """A loss, a start, an optimizer and what a run is asked for.
@@ -187,7 +190,7 @@ class RandomProblem:
     seed: int
     shape: Shape
     family: str
-    loss: eqx.Module
+    loss: RandomLoss
     params: np.ndarray
     perturbed: np.ndarray
     settings: dict[str, float]
@@ -257,7 +260,7 @@ def _draw_settings(random: np.random.Generator) -> dict[str, float]:
 
 
 #: A loss and its start, shape (d,).
-Drawn = tuple[eqx.Module, np.ndarray]
+Drawn: TypeAlias = tuple[RandomLoss, np.ndarray]
 
 
 def _ridges(d: int, **terms: Any) -> Ridges:

@@ -116,6 +116,7 @@ def compute(problem: RandomProblem) -> Reference:
     rows, outcome = _explicit(problem, problem.params, *tolerances[0])
     if outcome not in ("completed", "diverged"):
         return _stiff(problem, enough)
+    uncertainty = np.inf
     for pair in tolerances[1:]:
         other, other_outcome = _explicit(problem, problem.params, *pair)
         if outcome == other_outcome == "diverged":
