@@ -211,10 +211,9 @@ def verdict(records: list[dict[str, Any]]) -> str:
     """Whether 99% of the runs that completed are within 10·A·rtol, and none beyond 100·A·rtol, in words."""
     errors = np.array([r["relative"] for r in records if r["relative"] is not None])
     beyond = [int((errors > limit).sum()) for limit in (10, 100)]
-    kept = "the tolerance is kept" if beyond[0] <= 0.01 * errors.size and not beyond[1] else "the tolerance is not kept"
-    return (
-        f"{kept}: of {errors.size} runs that completed {beyond[0]} are beyond 10 A rtol, {beyond[1]} beyond 100 A rtol"
-    )
+    kept = "kept" if beyond[0] <= 0.01 * errors.size and not beyond[1] else "not kept"
+    counts = f"of {errors.size} runs that completed {beyond[0]} are beyond 10 A rtol, {beyond[1]} beyond 100 A rtol"
+    return f"the tolerance is {kept}: {counts}"
 
 
 def table(records: list[dict[str, Any]], worst: int = 20) -> Iterator[str]:
