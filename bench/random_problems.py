@@ -191,8 +191,8 @@ class RandomProblem:
     shape: Shape
     family: str
     loss: RandomLoss
-    params: np.ndarray
-    perturbed: np.ndarray
+    params: jax.Array
+    perturbed: jax.Array
     settings: dict[str, float]
     strategy: str
     rtol: float
@@ -238,7 +238,8 @@ def draw(seed: int) -> RandomProblem:
     loss, params = FAMILIES[family](random, shape.dimension)
     noise = random.normal(size=params.shape)
     noise *= min(1e-6, rtol) * np.sqrt(np.mean(params**2) / np.mean(noise**2))
-    return RandomProblem(seed, shape, family, loss, params, params + noise, settings, strategy, rtol, steps)
+    starts = jnp.asarray(params), jnp.asarray(params + noise)
+    return RandomProblem(seed, shape, family, loss, *starts, settings, strategy, rtol, steps)
 
 
 def _draw_settings(random: np.random.Generator) -> dict[str, float]:

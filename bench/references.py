@@ -156,7 +156,7 @@ def _apart(rows: np.ndarray, others: np.ndarray, problem: RandomProblem) -> floa
     return float(distances(rows, others).max())
 
 
-def _explicit(problem: RandomProblem, start: np.ndarray, rtol: float, atol: float) -> tuple[np.ndarray, str]:
+def _explicit(problem: RandomProblem, start: jax.Array, rtol: float, atol: float) -> tuple[np.ndarray, str]:
     """Rows and outcome of Dopri8."""
     options: dict[str, Any] = {"save_at": problem.save_at, "rtol": rtol, "atol": atol, "max_steps": EXPLICIT_STEPS}
     found = af.solve(problem.flow, problem.loss, start, problem.steps, solver=_DOPRI8, **options)
@@ -170,10 +170,10 @@ def _gradients(problem: RandomProblem) -> float:
     return float(found.stats.gradient_evaluations) if bool(found.outcome.successful) else np.nan
 
 
-def _implicit(problem: RandomProblem, start: np.ndarray, rtol: float) -> np.ndarray:
+def _implicit(problem: RandomProblem, start: jax.Array, rtol: float) -> np.ndarray:
     """Rows by Kvaerno5 in the coordinates of the flow; without a count of gradients, which is slow."""
     tolerances, times = jnp.asarray([rtol, 1e-3 * rtol]), jnp.asarray(problem.save_at)
-    rows = np.asarray(_kvaerno5(problem.flow, problem.loss, jnp.asarray(start), times, tolerances))
+    rows = np.asarray(_kvaerno5(problem.flow, problem.loss, start, times, tolerances))
     # Rows after the end of a run that failed are infinite.
     return rows[: int(np.cumprod(np.isfinite(rows).all(axis=1)).sum())]
 

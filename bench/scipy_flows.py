@@ -34,7 +34,7 @@ class _Programs(NamedTuple):
 
 def run_scipy(problem: RandomProblem, solver: str) -> tuple[np.ndarray, dict[str, Any]]:
     """Rows of θ, shape (saved, d), fewer if it failed; outcome, gradients and Jacobians."""
-    arrays, static = eqx.partition((problem.flow, problem.loss, jnp.asarray(problem.params)), eqx.is_array)
+    arrays, static = eqx.partition((problem.flow, problem.loss, problem.params), eqx.is_array)
     leaves, form = jax.tree.flatten(arrays)
     static_leaves, static_form = jax.tree.flatten(static)
     programs = _programs(form, static_form, tuple(static_leaves))
