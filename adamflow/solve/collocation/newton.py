@@ -24,8 +24,8 @@ from adamflow.solve.collocation.step_integrator import (
 _NEWTON_TOLERANCE = float(os.environ.get("S1", "0.01"))
 KE = float(os.environ.get("KE", "1"))
 KT = float(os.environ.get("KT", ".3"))
-KD = float(os.environ.get("KD", "1"))
-KQ = float(os.environ.get("KQ", "1"))
+KD = float(os.environ.get("KD", "0.3"))
+KQ = float(os.environ.get("KQ", "0.1"))
 FS = float(os.environ.get("FS", "2"))
 _MAX_NEWTON_ITERATIONS = 10
 #: The rate at which corrections grow beyond which they diverge.

@@ -162,7 +162,7 @@ class SurrogateStep(eqx.Module):
             more = trial.outer_iteration <= self.settings.max_outer_iterations
             return more & ~trial.converged & trial.can_continue
 
-        return jax.lax.while_loop(should_continue, self._outer_iterate, start)
+        return jax.lax.while_loop(should_continue, lambda trial: self._outer_iterate(trial), start)
 
     def error(self, trial: TrialStep) -> Array:
         """The error of the end: what the polynomial through the left end changes, or half of the first correction."""
