@@ -8,8 +8,19 @@ import jax
 import jax.numpy as jnp
 
 from adamflow.flows import AbstractFlow
-from adamflow.solve.trajectory import COMPLETED, DIVERGED, NOT_FINITE, STALLED, STEP_LIMIT, Outcome, largest
+from adamflow.solve.trajectory import (
+    COMPLETED,
+    DIVERGED,
+    NOT_FINITE,
+    STALLED,
+    STEP_LIMIT,
+    Outcome,
+    largest,
+)
 from adamflow.types import Loss
+
+#: Parameters that would grow outwards by this factor within an iteration explode.
+_EXPLOSIVE_GROWTH = 1e4
 
 
 def meaning(result: diffrax.RESULTS, size: jax.Array, limit: jax.Array) -> jax.Array:
@@ -47,21 +58,32 @@ def outcome_of(flow: AbstractFlow, loss: Loss, run: Any, start: jax.Array, times
 
 @eqx.filter_jit
 def _explained(flow: AbstractFlow, loss: Loss, code: jax.Array, final: Any, end: jax.Array, seen: Any) -> Any:
-    """A stalled run's flow may not be finite ahead: then that is the reason."""
-    smooth = jax.lax.cond(code == STALLED, lambda: _finite_ahead(flow, loss, final, end), lambda: jnp.array(True))
-    code = jnp.where(smooth, code, NOT_FINITE)
+    """A stalled run's flow may explode ahead, or not be finite there: then that is the reason."""
+    stalled = code == STALLED
+    ahead = lambda: _ahead(flow, loss, final, end)  # noqa: E731
+    explodes, finite = jax.lax.cond(stalled, ahead, lambda: (jnp.array(False), jnp.array(True)))
+    code = jnp.where(explodes, DIVERGED, jnp.where(finite, code, NOT_FINITE))
     return code, jax.lax.cond(code == NOT_FINITE, lambda: _last_finite(loss, end, *seen), lambda: end)
 
 
-def _finite_ahead(flow: AbstractFlow, loss: Loss, state: Any, time: jax.Array) -> jax.Array:
-    """Whether loss and vector field are finite in a state, and where an Euler step of one iteration leads from it."""
+def _ahead(flow: AbstractFlow, loss: Loss, state: Any, time: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Where an Euler step of one iteration leads: beyond all bounds? And is all finite on the way?
 
-    def visit(state: Any, time: jax.Array) -> tuple[Any, jax.Array]:
-        change = flow.vector_field(time, state, loss)
-        values = jax.tree.leaves((loss(flow.params(state)), change))
-        return jax.tree.map(jnp.add, state, change), jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in values]).all()
+    Near the time at which a solution becomes infinite steps become too small long before it exceeds any bound itself.
+    """
+    params = flow.params(state)
+    change = flow.vector_field(time, state, loss)
+    after = jax.tree.map(jnp.add, state, change)
+    moved = jax.tree.map(jnp.subtract, flow.params(after), params)
+    outwards = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(moved), strict=True)) > 0
+    explodes = outwards & (largest(moved) > _EXPLOSIVE_GROWTH * jnp.maximum(1.0, largest(params)))
 
-    return jax.lax.scan(visit, state, jnp.stack([time, time + 1]))[1].all()
+    def all_finite(*values: Any) -> jax.Array:
+        return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(values)]).all()
+
+    here = all_finite(loss(params), change)
+    there = all_finite(loss(flow.params(after)), flow.vector_field(time + 1, after, loss))
+    return explodes & here, here & there
 
 
 def _last_finite(loss: Loss, end: jax.Array, start: jax.Array, times: jax.Array, rows: Any, finite: Any) -> jax.Array:

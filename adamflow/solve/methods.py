@@ -19,7 +19,10 @@ CHORD = diffrax.with_stepsize_controller_tols(optimistix.Chord)()
 DENSE_LIMIT = 200
 
 #: The tightest rtol for which it takes collocation beyond that, where its order is 3.
-LOOSE = 1e-4
+LOOSE_RTOL = 1e-4
+
+#: What flows with a finite edge are integrated by, and at which share of rtol: errors of single steps add up there.
+EXPLICIT_SHARE_OF_RTOL = 0.1
 
 
 class Method(NamedTuple):
@@ -41,24 +44,31 @@ class Method(NamedTuple):
 
 
 def prefers_collocation(flow: AbstractFlow, size: int, rtol: Any) -> bool:
-    """Whether "auto" takes collocation for a flow that it can integrate.
+    """Whether "auto" takes collocation for a flow that it can integrate."""
+    loose = is_concrete(rtol) and float(rtol) >= LOOSE_RTOL
+    return not has_finite_edge(flow) and (size <= DENSE_LIMIT or loose)
 
-    The flow of order 1 is stable at every curvature; that of order 2 is not, and long steps would hide it.
+
+def has_finite_edge(flow: AbstractFlow) -> bool:
+    r"""Whether a flow of [GT] becomes unstable beyond some curvature, so that no step may damp what should grow.
+
+    With v kept constant, order 1 with one stage obeys $\lambda^2 + a\lambda + a\eta s = 0$ at preconditioned curvature
+    s, which is stable for every s > 0. Each further stage, and order 2, adds a lag, and a lag of more than half a turn
+    an edge (`af.analysis.critical_curvature` has it).
     """
-    loose = is_concrete(rtol) and float(rtol) >= LOOSE
-    return isinstance(flow, PaperFlow) and flow.order == 1 and (size <= DENSE_LIMIT or loose)
+    return isinstance(flow, PaperFlow) and (flow.order != 1 or len(flow.optimizer.stages) > 1)
 
 
-def choose_method(solver: Any, dimension: int, step_size: Any) -> Method:
+def choose_method(solver: Any, flow: AbstractFlow, dimension: int, step_size: Any) -> Method:
     """The diffrax method for "auto" or for a solver that the user chose; raise `ValueError` for anything else.
 
-    For flows that collocation cannot integrate "auto" is Kvaerno5 up to `DENSE_LIMIT` parameters: the flows of adaptive
-    optimizers are stiff, since filters forget within some iterations and the preconditioned curvature goes up to tens
-    per iteration. Beyond the limit dense Jacobians cost more than what stiffness costs an explicit method: Tsit5.
+    Flows with a finite edge get Dopri8: implicit methods damp in long steps what should grow (bench/accuracy.py has
+    the errors of each). For the others that collocation cannot integrate "auto" is Kvaerno5 up to `DENSE_LIMIT`
+    parameters, since filters forget within some iterations and the preconditioned curvature goes up to tens per
+    iteration. Beyond the limit dense Jacobians cost more than what stiffness costs an explicit method: Tsit5.
     """
     if isinstance(solver, str) and solver == "auto":
-        adaptive = dimension <= DENSE_LIMIT and step_size is None
-        solver = diffrax.Kvaerno5(root_finder=CHORD) if adaptive else diffrax.Tsit5()
+        solver = _automatic(flow, dimension, step_size)
     if not isinstance(solver, diffrax.AbstractSolver):
         raise ValueError(
             f'solver must be "auto", "collocation" or a diffrax solver such as diffrax.Tsit5(), got {solver!r}'
@@ -76,6 +86,21 @@ def choose_method(solver: Any, dimension: int, step_size: Any) -> Method:
         fsal = int(solver.tableau.fsal)
         return Method(solver, False, solver.tableau.num_stages - fsal, fsal, 0)
     return Method(solver, False, None, 0, 0)
+
+
+def _automatic(flow: AbstractFlow, dimension: int, step_size: Any) -> diffrax.AbstractSolver:
+    if step_size is not None:
+        return diffrax.Tsit5()
+    if has_finite_edge(flow):
+        return diffrax.Dopri8()
+    return diffrax.Kvaerno5(root_finder=CHORD) if dimension <= DENSE_LIMIT else diffrax.Tsit5()
+
+
+def tolerance_of(solver: Any, flow: AbstractFlow, rtol: Any, epsilon: float) -> Any:
+    """The rtol that a solver gets for one that the user asked for; `epsilon` is the precision of the arithmetic."""
+    if isinstance(solver, str) and solver == "auto" and has_finite_edge(flow):
+        return jnp.maximum(EXPLICIT_SHARE_OF_RTOL * rtol, 8 * epsilon)
+    return rtol
 
 
 def terms_of(solver: diffrax.AbstractSolver, field: Callable[[Any, Any, Any], Any]) -> diffrax.AbstractTerm:

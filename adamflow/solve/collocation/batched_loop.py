@@ -164,7 +164,9 @@ def _run_until_few_active(batch: BatchedLoop, constants: Any, elements: Any, max
 
         return jax.tree.map(choose, batch.advance_batch(constants, elements), elements)
 
-    return jax.lax.while_loop(lambda elements: jnp.sum(batch.is_active(constants, elements)) > max_active, advance, elements)
+    return jax.lax.while_loop(
+        lambda elements: jnp.sum(batch.is_active(constants, elements)) > max_active, advance, elements
+    )
 
 
 def _gather(elements: Any, indices: jax.Array) -> Any:

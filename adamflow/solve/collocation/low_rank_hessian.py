@@ -66,7 +66,9 @@ def zero_hessian(size: int, width: int, dtype: Any) -> LowRankHessian:
     return LowRankHessian(jnp.zeros((size, width), dtype), zero, zero, jnp.zeros((size,), dtype))
 
 
-def sr1_update(hessian: LowRankHessian, column_index: Array, step: Metric, change: Metric, metric: Metric) -> LowRankHessian:
+def sr1_update(
+    hessian: LowRankHessian, column_index: Array, step: Metric, change: Metric, metric: Metric
+) -> LowRankHessian:
     """Update H by a change of the gradient along a step: symmetric rank one where the curvature grows, in a free column.
 
     Where it falls, H shrinks along its own image of the step.
@@ -121,11 +123,15 @@ class LowRankSolver(NamedTuple):
     inverse: Float[Array, "width node node"]
 
 
-def low_rank_solver(hessian: LowRankHessian, stage_jacobian: Float[Array, "node node size"], metric: Metric) -> LowRankSolver:
+def low_rank_solver(
+    hessian: LowRankHessian, stage_jacobian: Float[Array, "node node size"], metric: Metric
+) -> LowRankSolver:
     """The solver for a Hessian whose Gram matrix is in this metric."""
     count = stage_jacobian.shape[0]
     # Each coordinate counts by what it adds to the trace of H diag(p).
-    mean = stage_jacobian @ hessian.diagonal / jnp.maximum(metric @ hessian.diagonal, jnp.finfo(stage_jacobian.dtype).tiny)
+    mean = (
+        stage_jacobian @ hessian.diagonal / jnp.maximum(metric @ hessian.diagonal, jnp.finfo(stage_jacobian.dtype).tiny)
+    )
     values, vectors = hessian.eigendecomposition()
     systems = jnp.eye(count, dtype=mean.dtype) + jnp.maximum(values, 0.0)[:, None, None] * mean
     return LowRankSolver(stage_jacobian, metric, hessian.gram, vectors, jnp.linalg.inv(systems) @ mean)

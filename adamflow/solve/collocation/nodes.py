@@ -68,7 +68,9 @@ def nodes(count: int) -> Nodes:
     return Nodes(count)
 
 
-def reduce_over_nodes(combine: Callable[[Array, Array], Array], values: Float[Array, "few size"]) -> Float[Array, " size"]:
+def reduce_over_nodes(
+    combine: Callable[[Array, Array], Array], values: Float[Array, "few size"]
+) -> Float[Array, " size"]:
     """A reduction over the few leading entries, written out: XLA's own takes ten times as long on CPUs."""
     return functools.reduce(combine, [values[i] for i in range(len(values))])
 
