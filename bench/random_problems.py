@@ -17,7 +17,9 @@ import numpy as np
 import adamflow as af
 
 #: What the seeds mean: references of another version are of other problems.
-VERSION = "2"
+VERSION = "3"
+#: In so many directions the start of a problem is perturbed.
+DIRECTIONS = 3
 
 #: Data points of the losses that have data, and the least number of terms of a sum of ridge functions.
 POINTS = 40
@@ -180,7 +182,7 @@ class RandomProblem:
         family: a name in `FAMILIES`.
         loss: of the parameters, shape (d,).
         params: θ(0), float64 of shape (d,).
-        perturbed: θ(0) plus noise of min(1e-6, rtol) times its rms.
+        perturbed: θ(0) plus noise of min(1e-6, rtol) times its rms in three directions, shape (3, d).
         settings: hyperparameters of `af.kadam`, as numbers.
         strategy: one of `STRATEGIES`.
         rtol: of the run.
@@ -236,8 +238,8 @@ def draw(seed: int) -> RandomProblem:
     steps = int(random.choice([30, 200, 1000, 3000]))
     family = str(random.choice(RIDGES)) if shape.form == "ridges" else shape.form
     loss, params = FAMILIES[family](random, shape.dimension)
-    noise = random.normal(size=params.shape)
-    noise *= min(1e-6, rtol) * np.sqrt(np.mean(params**2) / np.mean(noise**2))
+    noise = random.normal(size=(DIRECTIONS, *params.shape))
+    noise *= min(1e-6, rtol) * np.sqrt(np.mean(params**2) / np.mean(noise**2, axis=1, keepdims=True))
     starts = jnp.asarray(params), jnp.asarray(params + noise)
     return RandomProblem(seed, shape, family, loss, *starts, settings, strategy, rtol, steps)
 

@@ -40,7 +40,7 @@ class Reference:
         status: "good, by …" or "none: …" with the reason.
         rows: θ at the saved iterations, shape (saved, d); fewer if there is no good reference.
         uncertainty: how far the two runs are apart, in the measure of errors (not over rtol).
-        amplification: A, at least 1: how much a relative perturbation of the start grows, where distances are relative
+        amplification: A, at least 1: how much a relative perturbation of the start grows at most, where distances are relative
             to the larger of the start and the distance moved.
         growth: the same without the "relative".
         gradients: that Dopri8 takes for the problem at its rtol; NaN if it does not complete.
@@ -123,7 +123,7 @@ def compute(problem: RandomProblem) -> Reference:
             return Reference(DIVERGED, rows)
         uncertainty = _apart(rows, other, problem)
         if uncertainty <= enough:
-            perturbed, _ = _explicit(problem, problem.perturbed, *tolerances[0])
+            perturbed = [_explicit(problem, start, *tolerances[0])[0] for start in problem.perturbed]
             return _with_amplification("good, by dopri8", problem, rows, uncertainty, perturbed)
     return Reference("none: runs by dopri8 disagree", rows, uncertainty)
 
@@ -136,17 +136,18 @@ def _stiff(problem: RandomProblem, enough: float) -> Reference:
     uncertainty = _apart(rows, _implicit(problem, problem.params, 1e-9), problem)
     if not uncertainty <= enough:
         return Reference("none: runs by kvaerno5 disagree", rows, uncertainty)
-    perturbed = _implicit(problem, problem.perturbed, 1e-10)
+    perturbed = [_implicit(problem, start, 1e-10) for start in problem.perturbed]
     return _with_amplification("good, by kvaerno5", problem, rows, uncertainty, perturbed)
 
 
 def _with_amplification(
-    status: str, problem: RandomProblem, rows: np.ndarray, uncertainty: float, perturbed: np.ndarray
+    status: str, problem: RandomProblem, rows: np.ndarray, uncertainty: float, perturbed: list[np.ndarray]
 ) -> Reference:
     """A good reference with all that is to be known of its problem."""
-    if len(perturbed) < len(rows):
-        return Reference("none: the perturbed run fails", rows, uncertainty)
-    return Reference(status, rows, uncertainty, *amplification_of(rows, perturbed), _gradients(problem))
+    if any(len(other) < len(rows) for other in perturbed):
+        return Reference("none: a perturbed run fails", rows, uncertainty)
+    amplification, growth = np.max([amplification_of(rows, other) for other in perturbed], axis=0)
+    return Reference(status, rows, uncertainty, float(amplification), float(growth), _gradients(problem))
 
 
 def _apart(rows: np.ndarray, others: np.ndarray, problem: RandomProblem) -> float:

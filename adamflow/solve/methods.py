@@ -22,7 +22,7 @@ DENSE_LIMIT = 200
 LOOSE_RTOL = 1e-4
 
 #: What flows with a finite edge are integrated by, and at which share of rtol: errors of single steps add up there.
-EXPLICIT_SHARE_OF_RTOL = 0.1
+EXPLICIT_SHARE_OF_RTOL = 0.25
 
 
 class Method(NamedTuple):

@@ -8,11 +8,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-#: On CPUs so many elements are advanced together: at most, at least, and as many as have this many bytes, for the caches.
+#: On CPUs so many elements are advanced together: at most, at least, and as many as have so many bytes, for the caches.
 _MAX_WIDTH = 64
 _MIN_WIDTH = 8
 _CACHE_BYTES = 2**21
-#: Once none waits and so many of the active elements have ended, the others continue in a smaller batch, down to the least.
+#: Once none waits and the active elements are a fraction of the width, they continue in a smaller batch, down to this.
 _SHRINK_FACTOR = 4
 _MIN_SHRUNK_WIDTH = 16
 #: As long as some wait, they replace those that have ended when this share has.

@@ -7,7 +7,6 @@ import equinox as eqx
 import equinox.internal
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
 from adamflow.flows import PaperFlow, averages
@@ -154,6 +153,11 @@ class IntegrationProblem(NamedTuple):
     def _min_step_size(self) -> Scalar:
         """The least step that times can resolve."""
         return 10 * jnp.finfo(self.initial_params.dtype).eps * self.final_time
+
+    def steps_in_lifetime(self, integrator: StepIntegrator) -> Array:
+        """How many steps add their errors to each other: as many as an oscillation lives through, at least 1."""
+        run_length = self.final_time - self.save_times[0]
+        return jnp.maximum(1.0, jnp.minimum(integrator.memory(), run_length) / integrator.step_size)
 
     def time_after_step(self, time: Array, step_size: Array) -> Array:
         """The time when a step is done: the end itself if next to nothing would be left."""

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -69,7 +68,7 @@ def zero_hessian(size: int, width: int, dtype: Any) -> LowRankHessian:
 def sr1_update(
     hessian: LowRankHessian, column_index: Array, step: Metric, change: Metric, metric: Metric
 ) -> LowRankHessian:
-    """Update H by a change of the gradient along a step: symmetric rank one where the curvature grows, in a free column.
+    """H updated by a change of the gradient along a step: of rank one where the curvature grows, in a free column.
 
     Where it falls, H shrinks along its own image of the step.
     """

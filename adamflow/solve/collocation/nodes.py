@@ -26,7 +26,7 @@ class Nodes:
         skipped: the index in f of a midpoint without which a polynomial of one degree less goes through the others.
         skipped_weights: from values at f to how far the value there is from that polynomial.
         endpoints_to_fine: values at f of the polynomial of degree s through values at 0 and c.
-        radau_monomials: (j, k): the coefficient of $x^k$ in the polynomial that is 1 at the j-th of 0 and c and 0 at the others.
+        radau_monomials: (j, k): the coefficient of $x^k$ in the polynomial that is 1 at the j-th of 0 and c, else 0.
     """
 
     def __init__(self, count: int):

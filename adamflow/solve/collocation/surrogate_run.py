@@ -1,6 +1,5 @@
 """Collocation where the Hessian is not diagonal and too large to be computed: a run on a surrogate of the gradient."""
 
-import os
 from typing import NamedTuple
 
 import jax
@@ -15,7 +14,6 @@ from adamflow.solve.collocation.surrogate_step import GradientHistory, Surrogate
 
 #: A step that takes as many gradients is of the right length.
 _TARGET_GRADIENTS = 4
-SE = float(os.environ.get("SE", "1"))
 
 
 class SurrogateLoopState(NamedTuple):
@@ -59,7 +57,7 @@ class SurrogateIntegrator(NamedTuple):
         tolerance = problem.rtol * run.error_scale
         step = SurrogateStep(integrator, problem.gradient, loop.history, tolerance, problem.rtol, self.settings)
         trial = step.solve(loop.hessian, loop.contraction_rate)
-        error = SE * step.error(trial)
+        error = step.error(trial, problem.steps_in_lifetime(integrator))
         accepted = trial.converged & (error <= 1.0)
         stage_values = trial.solution.params[integrator.nodes.radau_indices]
         endpoint_values = jnp.concatenate([integrator.start.params[None], stage_values])

@@ -164,8 +164,13 @@ class SurrogateStep(eqx.Module):
 
         return jax.lax.while_loop(should_continue, lambda trial: self._outer_iterate(trial), start)
 
-    def error(self, trial: TrialStep) -> Array:
-        """The error of the end: what the polynomial through the left end changes, or half of the first correction."""
+    def error(self, trial: TrialStep, repeats: Array) -> Array:
+        """The error of the end: what the polynomial through the left end changes, or half of the first correction.
+
+        Args:
+            trial: the step.
+            repeats: how many such steps an error lives for, at least 1.
+        """
         other = self.integrator(trial.gradients, include_left_end=True)
         difference, hessian = other.params[-1] - trial.solution.params[-1], trial.hessian
         # Its stiff part is damped by (I + p H)⁻¹, as in Hairer and Wanner's Radau5.
@@ -173,7 +178,8 @@ class SurrogateStep(eqx.Module):
         (image,) = hessian.project(difference[None])
         image = hessian.core @ jnp.linalg.solve(identity + hessian.gram @ hessian.core, image)
         difference = difference - trial.metric * hessian.expand(image[None])[0]
-        return jnp.maximum(self._norm(difference), self.settings.weight_of_correction * trial.correction)
+        of_params = self._norm(difference)
+        return repeats * jnp.maximum(of_params, self.settings.weight_of_correction * trial.correction)
 
     @property
     def _radau(self) -> Array:
