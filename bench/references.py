@@ -40,8 +40,8 @@ class Reference:
         status: "good, by …" or "none: …" with the reason.
         rows: θ at the saved iterations, shape (saved, d); fewer if there is no good reference.
         uncertainty: how far the two runs are apart, in the measure of errors (not over rtol).
-        amplification: A, at least 1: how much a relative perturbation of the start grows at most, where distances are relative
-            to the larger of the start and the distance moved.
+        amplification: A, at least 1: how much a relative perturbation of the start grows at most, where distances are
+            relative to the larger of the start and the distance moved.
         growth: the same without the "relative".
         gradients: that Dopri8 takes for the problem at its rtol; NaN if it does not complete.
         seconds: of the processor that all of this took, compilation included.

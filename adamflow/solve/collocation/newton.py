@@ -21,8 +21,8 @@ from adamflow.solve.collocation.step_integrator import (
 
 #: The largest correction, in units of the tolerance, with which a step has converged; at once, it is a tenth of this.
 _NEWTON_TOLERANCE = 0.01
-#: Weight of the displacement by errors of filters: 0.3 kept 99% of 187 random problems within ten tolerances, and 1 took
-#: two to three times the gradients where settled coordinates oscillate within the tolerance.
+#: Weight of the displacement by errors of filters: with 1, runs take up to three times the gradients where settled
+#: coordinates oscillate within the tolerance, and errors of random problems hardly fall.
 _FILTER_ERROR_WEIGHT = 0.3
 #: Weight of the quadrature error, which is that of a polynomial of one degree less: with 1 kinks take twice the steps.
 _QUADRATURE_WEIGHT = 0.1
