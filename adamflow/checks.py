@@ -56,14 +56,19 @@ def check_range(
     raise ValueError(f"{message}; {hint}" if hint else message)
 
 
-def check_count(name: str, value: Any, low: int = 1) -> int:
-    """Return `value` as an `int`, or raise `ValueError` unless it is a whole number of at least `low`."""
+def check_count(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
+    """Return `value` as an `int`, or raise `ValueError` unless it is a whole number in [low, high]."""
     try:
         number = operator.index(value)
     except TypeError:
         number = None
     if isinstance(value, bool) or number is None or number < low:
         raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
+    if high is not None and number > high:
+        raise ValueError(
+            f"{name} must be at most {high}, which jax's default integers can count, got {value!r}; enable 64 bits "
+            "with jax.config.update('jax_enable_x64', True)"
+        )
     return number
 
 

@@ -1,6 +1,9 @@
 """The discrete run: against a plain loop, what is saved, how it ends, and bad input."""
 
+import _thread
 import re
+import signal
+import tracemalloc
 
 import equinox as eqx
 import jax
@@ -80,6 +83,114 @@ def test_identity_batches_are_those_of_the_iteration():
         af.signsgd(0.1), lambda p, b: p * b, jnp.zeros(()), 10, batches=batches, observe=lambda s: (s.gradient, s.loss)
     )
     np.testing.assert_allclose(run.observed[0], [n % 7 for n in range(11)])
+
+
+def test_identity_batches_that_no_update_and_no_row_needs_are_not_drawn():
+    data = jnp.asarray(np.random.default_rng(0).normal(size=(50, 8, 3)))
+    drawn = []
+
+    def load(n):
+        drawn.append(int(n))
+        return np.asarray(data)[n]
+
+    def call(n):
+        return jax.pure_callback(load, jax.ShapeDtypeStruct((8, 3), data.dtype), n)
+
+    def loss(p, x):
+        return jnp.mean((x @ p - x @ jnp.array([1.0, -2.0, 0.5])) ** 2)
+
+    def run(batches, **options):
+        return af.iterate(af.adam(0.05), loss, jnp.zeros(3), 50, batches=batches, **options)
+
+    clamped = run(lambda n: data[n]).params
+    for batches in (lambda n: jnp.take(data, n, axis=0), call):
+        everything = run(batches)
+        assert (everything.outcome.name, len(everything)) == ("completed", 51)
+        np.testing.assert_allclose(everything.params, clamped, rtol=1e-12)
+        seen = run(batches, save_at=[0, 49], observe=lambda s: s.loss)
+        assert (seen.outcome.name, len(seen)) == ("completed", 2)
+        places = run(batches, observe=lambda s: (s.iteration, s.params))
+        assert places.outcome.name == "completed"
+        assert places.stats.gradient_evaluations == 50
+        np.testing.assert_array_equal(places.observed[0], np.arange(51))
+        np.testing.assert_allclose(places.observed[1], clamped, rtol=1e-12)
+        compiled = jax.jit(lambda p, batches=batches: af.iterate(ADAM, loss, p, 50, batches=batches))(jnp.zeros(3))
+        assert compiled.outcome.name == "completed"
+    assert set(drawn) == set(range(50))
+    # The loss of the last row is on a batch of its own: where there is none, that row is none.
+    last = run(lambda n: jnp.take(data, n, axis=0), observe=lambda s: s.loss)
+    assert (last.outcome.name, float(last.outcome.iteration), len(last)) == ("not_finite", 49, 50)
+
+
+def test_identity_whole_iterations_stay_whole_in_single_precision():
+    with jax.enable_x64(False):
+        wanted = [0, 2**24, 2**24 + 1, 2**24 + 2]
+        run = af.iterate(af.sgd(1e-8), jnp.sum, jnp.zeros(1, jnp.float32), 2**24 + 3, save_at=wanted)
+        np.testing.assert_array_equal(np.asarray(run.iterations), wanted)
+        assert int(run.outcome.iteration) == 2**24 + 3
+        assert "reached iteration 16777219" in run.outcome.message
+        few = af.iterate(af.sgd(1e-8), jnp.sum, jnp.zeros(1, jnp.float32), 3)
+        assert few.iterations.dtype == few.outcome.iteration.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("observe", [None, lambda s: s.params], ids=["params", "observed"])
+def test_identity_memory_and_tracing_follow_what_is_saved(observe):
+    """Ctrl-C in a run of 10⁹ iterations, which keeps what it has; its whole list of iterations has 8 GB."""
+
+    def loss(p):
+        return jnp.sum(p**2)
+
+    def batches(n):
+        jax.debug.callback(lambda m: _thread.interrupt_main() if m == 1000 else None, n)
+        return n
+
+    tracemalloc.start()
+    try:
+        run = af.iterate(
+            ADAM, lambda p, _: loss(p), jnp.ones(2), 10**9, save_at=[0, 7, 10**9], observe=observe, batches=batches
+        )
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1e8
+    assert run.outcome.name == "interrupted"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not run.outcome.successful
+    assert float(run.outcome.iteration) >= 1000
+    assert run.outcome.message.startswith("interrupted: Ctrl-C ended the run after iteration ")
+    np.testing.assert_array_equal(run.iterations, [0, 7])
+    short = af.iterate(ADAM, loss, jnp.ones(2), 7, save_at=[0, 7]).params
+    np.testing.assert_allclose(run.params if observe is None else run.observed, short, rtol=1e-12)
+    reached = af.iterate(ADAM, loss, jnp.ones(2), int(run.outcome.iteration) + 1, save_at=[0])
+    np.testing.assert_allclose(run.final[0], reached.final[0], atol=1e-12)
+
+
+def test_identity_a_handler_of_interruptions_of_the_users_own_is_kept():
+    heard = []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def batches(n):
+        jax.debug.callback(lambda m: _thread.interrupt_main() if m == 5 else None, n)
+        return n
+
+    def own(*_):
+        heard.append(1)
+
+    signal.signal(signal.SIGINT, own)
+    try:
+        run = af.iterate(ADAM, lambda p, _: jnp.sum(p**2), jnp.ones(2), 16, batches=batches)
+        assert signal.getsignal(signal.SIGINT) is own
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert (run.outcome.name, heard) == ("completed", [1])
+
+
+def test_failure_more_steps_than_integers_count():
+    with (
+        jax.enable_x64(False),
+        pytest.raises(ValueError, match="steps must be at most 2147483646, which jax's default"),
+    ):
+        af.iterate(af.adam(0.1), jnp.sum, jnp.ones(2, jnp.float32), 2**31, save_at=[0])
 
 
 def test_identity_under_vmap_each_lane_is_its_own_run():

@@ -8,33 +8,37 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int, Real
 
 from adamflow.checks import is_concrete
 from adamflow.types import Params
 
 #: How runs end; a code is a place in this tuple.
-OUTCOMES = ("completed", "diverged", "not_finite", "step_limit", "stalled")
-COMPLETED, DIVERGED, NOT_FINITE, STEP_LIMIT, STALLED = range(len(OUTCOMES))
+OUTCOMES = ("completed", "diverged", "not_finite", "step_limit", "stalled", "interrupted")
+COMPLETED, DIVERGED, NOT_FINITE, STEP_LIMIT, STALLED, INTERRUPTED = range(len(OUTCOMES))
 
 _SENTENCES = {
-    "completed": "completed: reached iteration {iteration:g}.",
+    "completed": "completed: reached iteration {iteration}.",
     "diverged": (
-        "diverged: after iteration {iteration:g} a parameter exceeded {limit:.0e} times its initial scale. What came "
+        "diverged: after iteration {iteration} a parameter exceeded {limit:.0e} times its initial scale. What came "
         "before is kept. Try a smaller learning rate, or (beta, gamma) where updates are bounded: "
         "beta > gamma / (2 - gamma)."
     ),
     "not_finite": (
-        "not finite: after iteration {iteration:g} the loss, a parameter, filter or gradient was NaN or infinite. What "
+        "not finite: after iteration {iteration} the loss, a parameter, filter or gradient was NaN or infinite. What "
         "came before is kept. Check the loss there, try a smaller learning rate, or epsilon > 0."
     ),
     "step_limit": (
-        "step limit: max_steps was used up at iteration {iteration:g}. What came before is kept. Raise max_steps, "
+        "step limit: max_steps was used up at iteration {iteration}. What came before is kept. Raise max_steps, "
         "loosen rtol, or take an implicit solver: the flow is stiff where curvature or filters are fast."
     ),
     "stalled": (
-        "stalled: at iteration {iteration:g} no step, however small, met the tolerance. What came before is kept. The "
+        "stalled: at iteration {iteration} no step, however small, met the tolerance. What came before is kept. The "
         "flow is not smooth there, or rtol asks for more digits than the arithmetic has; loosen rtol, or use float64."
+    ),
+    "interrupted": (
+        "interrupted: Ctrl-C ended the run after iteration {iteration}. What came before is kept, and `final` is the "
+        "state from which it would have gone on."
     ),
 }
 
@@ -47,11 +51,11 @@ class Outcome(eqx.Module):
 
     Attributes:
         code: place in `OUTCOMES`.
-        iteration: the last iteration up to which the run is good.
+        iteration: the last iteration up to which the run is good; an integer where floats do not hold it exactly.
     """
 
     code: Int[Array, "..."]
-    iteration: Float[Array, "..."]
+    iteration: Real[Array, "..."]
 
     @property
     def successful(self) -> Any:
@@ -71,7 +75,8 @@ class Outcome(eqx.Module):
         def sentence(code: int, iteration: float) -> str:
             if iteration < 0:
                 return "not finite: the loss or its gradient is not finite at the start; check the loss there."
-            return _SENTENCES[OUTCOMES[code]].format(iteration=iteration, limit=DIVERGENCE_LIMIT)
+            number = f"{iteration:.0f}" if iteration == round(iteration) else f"{iteration:g}"
+            return _SENTENCES[OUTCOMES[code]].format(iteration=number, limit=DIVERGENCE_LIMIT)
 
         codes, iterations = np.asarray(self.code), np.asarray(self.iteration)
         if codes.ndim == 0:
@@ -105,7 +110,8 @@ class Trajectory(eqx.Module):
     """A run of an optimizer or a flow.
 
     Attributes:
-        iterations: the saved iterations n = t/η, shape (saved,).
+        iterations: the saved iterations n = t/η, shape (saved,): floats, or integers if they are whole and beyond
+            what floats hold exactly (2²⁴ in single precision).
         params: θ at these, a pytree with a leading axis of time; `None` if the run had an `observe=` function.
         observed: what `observe=` returned at each, with a leading axis of time; `None` without one.
         start: θ at n = 0.
@@ -117,7 +123,7 @@ class Trajectory(eqx.Module):
         name: what reports and legends call it.
     """
 
-    iterations: Float[Array, "*lanes saved"]
+    iterations: Real[Array, "*lanes saved"]
     params: Params | None
     observed: Any
     start: Params
@@ -128,6 +134,17 @@ class Trajectory(eqx.Module):
 
     def __len__(self) -> int:
         return self.iterations.shape[-1]
+
+
+def largest_exact_float() -> int:
+    """The integer up to which jax's default floats hold each integer exactly: 2²⁴, or 2⁵³ in double precision."""
+    return 2 ** (jnp.finfo(jnp.result_type(float)).nmant + 1)
+
+
+def exact_iterations(rows: np.ndarray) -> jax.Array:
+    """Saved iterations as floats, or as integers if they are whole and floats do not hold them exactly."""
+    whole = np.all(rows == np.round(rows))
+    return jnp.asarray(rows, int if whole and rows[-1] > largest_exact_float() else float)
 
 
 def divergence_limit(params: Params) -> jax.Array:
@@ -171,7 +188,10 @@ def blank_rows(rows: Any, good: Any) -> Any:
     """Set rows that are not good to NaN, or to zero where the type has none."""
 
     def blank(leaf: jax.Array) -> jax.Array:
-        fill = jnp.asarray(jnp.nan if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0, leaf.dtype)
-        return jnp.where(good.reshape((-1,) + (1,) * (leaf.ndim - 1)), leaf, fill)
+        kept = good.reshape((-1,) + (1,) * (leaf.ndim - 1))
+        # NaN only in blank rows: a run without any makes no NaN, which `jax_debug_nans` would take for a fault.
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return jnp.where(kept, leaf, jnp.sqrt(jnp.where(kept, 0.0, -1.0)).astype(leaf.dtype))
+        return jnp.where(kept, leaf, jnp.zeros((), leaf.dtype))
 
     return jax.tree.map(blank, rows)
