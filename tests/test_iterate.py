@@ -1,10 +1,12 @@
 """The discrete run: against a plain loop, what is saved, how it ends, and bad input."""
 
 import _thread
+import dataclasses
 import re
 import signal
 import tracemalloc
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,26 @@ import adamflow as af
 
 CHAIN = af.problems.chain(6)
 ADAM = af.adamw(1e-2, 0.99, 0.8, weight_decay=0.1)
+
+
+@dataclasses.dataclass
+class PlainLoss:
+    """Without a hash, since it has an equality of its own."""
+
+    matrix: np.ndarray
+
+    def __call__(self, p):
+        return jnp.sum((self.matrix @ p) ** 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenLoss:
+    """With a hash that its array has not."""
+
+    matrix: np.ndarray
+
+    def __call__(self, p):
+        return jnp.sum((self.matrix @ p) ** 2)
 
 
 def numpy_adamw(gradient, params, steps, eta=1e-2, beta=0.99, gamma=0.8, decay=0.1):
@@ -340,6 +362,30 @@ def test_failure_square_of_a_later_gradient_beyond_the_arithmetic():
         ({"save_at": [3, 3]}, "save_at must increase strictly"),
         ({"save_at": []}, "save_at must be a sequence of at least one iteration"),
         ({"save_at": [0.5]}, "save_at must hold whole iterations in a discrete run, got 0.5"),
+        ({"save_at": ["1"]}, "save_at must be a sequence of iterations, as numbers, got ['1']"),
+        ({"save_at": [True]}, "save_at must be a sequence of iterations, as numbers, got [True]"),
+        ({"save_at": {1, 2}}, "save_at must be a sequence of iterations, as numbers, got {1, 2}"),
+        ({"save_at": [[0, 1], [2]]}, "save_at must be a sequence of iterations, as numbers, got [[0, 1], [2]]"),
+        ({"optimizer": af.PaperFlow(af.adam(0.1))}, "optimizer must be a record such as af.adam(1e-3), got PaperFlow"),
+        ({"optimizer": 0.1}, "optimizer must be a record such as af.adam(1e-3), got float"),
+        ({"observe": 3}, "observe must be a function of a Snapshot, got int"),
+        ({"loss": 3}, "loss must be a function of the parameters that returns a real scalar, got int"),
+        ({"loss": lambda p: None}, "the loss must return a real scalar, got None; does it lack a return?"),
+        ({"loss": lambda p: {"loss": jnp.sum(p)}}, "the loss must return a real scalar, got a dict; reduce it"),
+        (
+            {"loss": lambda p: (jnp.sum(p), p)},
+            "the loss must return a real scalar, got a tuple; for (value, aux) give has_aux=True to iterate or solve",
+        ),
+        ({"has_aux": True}, "with has_aux=True the loss must return (value, aux), got shape () of float64; leave"),
+        (
+            {"loss": lambda p: (p, p), "has_aux": True},
+            "the loss must return a real scalar, got shape (3,) of float64; reduce it",
+        ),
+        ({"loss": PlainLoss(np.eye(3))}, "loss of type PlainLoss has no hash (unhashable type: 'PlainLoss'), by which"),
+        ({"loss": FrozenLoss(np.eye(3))}, "loss of type FrozenLoss has no hash (unhashable type: 'numpy.ndarray')"),
+        ({"params": np.ones(3, np.longdouble)}, "params must be float32 or float64, got float128; convert it"),
+        ({"params": np.array(["a"])}, "params must be float32 or float64, got <U1; convert it"),
+        ({"params": jax.random.key(0)}, "params must be float32 or float64, got key<fry>; convert it"),
         ({"params": jnp.arange(3)}, "params must be float32 or float64, got int64"),
         ({"params": {"w": jnp.ones(2), "n": jnp.arange(2)}}, "params['n'] must be float32 or float64, got int64"),
         ({"params": jnp.ones(2, jnp.float16)}, "params must be float32 or float64, got float16"),
@@ -353,6 +399,55 @@ def test_failure_square_of_a_later_gradient_beyond_the_arithmetic():
     ],
 )
 def test_failure_says_what_is_wrong(change, words, unchecked):
-    given = {"loss": lambda p: jnp.sum(p**2), "params": jnp.ones(3), "steps": 10} | change
+    given = {"optimizer": af.adam(0.1), "loss": lambda p: jnp.sum(p**2), "params": jnp.ones(3), "steps": 10} | change
     with pytest.raises(ValueError, match=re.escape(words)):
-        af.iterate(af.adam(0.1), **given)
+        af.iterate(**given)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda numbers: af.sgd(numbers), "learning_rate must be a single number in a run, got an array of shape (3,)"),
+        (lambda numbers: af.adamw(0.1, weight_decay=numbers), "weight_decay must be a single number in a run, got an"),
+        (lambda numbers: af.adam(0.1, numbers), "the decay of 'second_moment' in stage 0 must be a single number in"),
+    ],
+)
+def test_failure_numbers_of_a_batch_without_vmap(make, words, unchecked):
+    record = make(np.array([0.1, 0.2, 0.3]))
+    with pytest.raises(ValueError, match=re.escape(words)):
+        af.iterate(record, lambda p: jnp.sum(p**2), jnp.ones(3), 10)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        af.solve(af.PaperFlow(record), lambda p: jnp.sum(p**2), jnp.ones(3), 10)
+
+
+@pytest.mark.parametrize("start", [[1.0, 2.0, 3.0], np.array([1.0, 2.0, 3.0], ">f8"), (1.0, 2.0, np.float64(3.0))])
+def test_identity_parameters_in_other_forms(start, unchecked):
+    def loss(p):
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(p))
+
+    end = af.iterate(ADAM, loss, start, 5).final[0]
+    expected = af.iterate(ADAM, loss, jnp.array([1.0, 2.0, 3.0]), 5).final[0]
+    np.testing.assert_allclose(np.stack(jax.tree.leaves(end)).ravel(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["iterate", "solve"])
+def test_formula_aux_of_the_loss_reaches_the_observer(kind):
+    def loss(p, scale=1.0):
+        return scale * jnp.sum(p**2), {"first": p[0], "count": jnp.array(3.0), "scale": scale}
+
+    options: dict = dict(observe=lambda s: (s.params, s.aux, s.loss), has_aux=True)
+    if kind == "iterate":
+        batches = lambda n: 1.0 + n  # noqa: E731
+        run = af.iterate(ADAM, loss, jnp.ones(2), 5, batches=batches, **options)
+        np.testing.assert_allclose(run.observed[1]["scale"], np.arange(1.0, 7.0))
+        plain = af.iterate(ADAM, lambda p, b: loss(p, b)[0], jnp.ones(2), 5, batches=batches).params
+    else:
+        run = af.solve(af.PaperFlow(ADAM, order=2), loss, jnp.ones(2), 5, solver=diffrax.Tsit5(), **options)
+        plain = af.solve(
+            af.PaperFlow(ADAM, order=2), lambda p: loss(p)[0], jnp.ones(2), 5, solver=diffrax.Tsit5()
+        ).params
+    params, aux, value = run.observed
+    np.testing.assert_allclose(params, plain, rtol=1e-12)
+    np.testing.assert_allclose(aux["first"], params[:, 0], rtol=1e-12)
+    np.testing.assert_array_equal(aux["count"], np.full(6, 3))
+    np.testing.assert_allclose(value, aux["scale"] * jnp.sum(params**2, axis=1), rtol=1e-12)

@@ -1,5 +1,6 @@
 """The continuous run: one driver for every flow."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, cast
@@ -9,13 +10,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from adamflow.checks import check_count, check_range, is_concrete
+from adamflow.checks import check_count, check_range, is_concrete, loss_and_aux, scalar_loss
 from adamflow.flows import AbstractFlow, Coordinates, PaperFlow, Snapshot, Start
 from adamflow.solve.collocation import Given, check_collocation, collocate, fits
 from adamflow.solve.endings import meaning, outcome_of
-from adamflow.solve.inputs import check_run, check_tolerance, scalar_loss
+from adamflow.solve.inputs import check_flow, check_observe, check_resolution, check_run, check_start, check_tolerance
 from adamflow.solve.methods import Method, choose_method, prefers_collocation, step_controller, terms_of
-from adamflow.solve.trajectory import Stats, Trajectory, conclude, divergence_limit, largest, within
+from adamflow.solve.trajectory import Stats, Trajectory, conclude, divergence_limit, exact_iterations, largest, within
 from adamflow.types import Loss, Params, Scalar
 
 
@@ -33,6 +34,7 @@ def solve(
     atol: Scalar | None = None,
     step_size: Scalar | None = None,
     max_steps: int = 100_000,
+    has_aux: bool = False,
     progress: bool = False,
 ) -> Trajectory:
     """Integrate a flow over n ∈ [0, steps], beside `steps` iterations of its optimizer.
@@ -46,7 +48,8 @@ def solve(
 
     Args:
         flow: the vector field, for example `PaperFlow(optimizer)`.
-        loss: `loss(params)`, deterministic, a real scalar. Programs are cached by the identity of the function.
+        loss: `loss(params)`, deterministic, a real scalar. Programs are cached by the identity of the function, as in
+            `iterate`: an object that has changed since still runs what it was.
         params: θ(0), any pytree of float32 or float64 arrays.
         steps: the iteration at which the run ends, at least 1.
         save_at: increasing times in iterations (they need not be whole) in [0, steps]; by default each of 0 … steps.
@@ -63,6 +66,7 @@ def solve(
         step_size: a constant step in iterations instead of an adaptive one; what a solver without error estimate needs.
             "auto" is then Tsit5. Collocation ends where the equations of such a step cannot be solved.
         max_steps: attempted steps after which the run gives up.
+        has_aux: whether the loss returns (value, aux), aux any pytree of arrays: `observe` finds it as `snapshot.aux`.
         progress: whether to show a bar, which collocation has not: "auto" then takes a solver of diffrax.
 
     Returns:
@@ -79,8 +83,13 @@ def solve(
         >>> af.solve(flow, problem.loss, problem.params, 50, save_at=[0, 12.5, 50]).params.shape
         (3, 10)
     """
-    first = 0 if start is None else check_count("the iteration of start", start[0], low=0)
-    params, steps, rows = check_run(params, steps, save_at, first)
+    check_flow(flow)
+    check_observe(observe)
+    first = check_start(start, flow.optimizer, params)
+    params, steps, rows = check_run(loss, params, steps, save_at, first)
+    if has_aux:
+        observe = None if observe is None else _LookWithAux(observe, loss)
+        loss = _WithoutAux(loss)
     check_tolerance(rtol, params)
     atol = rtol / 100 if atol is None else atol
     check_range("atol", atol, 0, 1, high_open=True)
@@ -105,6 +114,7 @@ def solve(
     counter = _COUNTER if eager and not collocated and method.fields is None else None
     counted = _COUNTER.count
     dtype = jnp.result_type(*jax.tree.leaves(params))
+    check_resolution(rows, dtype)
     times, numbers = jax.tree.map(
         lambda value: jnp.asarray(value, dtype), (rows, _Numbers(first, steps, rtol, atol, step_size))
     )
@@ -118,7 +128,7 @@ def solve(
         run = _run(flow, loss, state, times, numbers, method, observe, max_steps, progress, counter)
         stats = _stats(run, method, counter, counted, flow.gradient_equivalents, looks)
     trajectory = Trajectory(
-        iterations=jnp.asarray(rows),
+        iterations=exact_iterations(rows),
         params=run.rows if observe is None else None,
         observed=None if observe is None else run.rows,
         start=params,
@@ -126,6 +136,7 @@ def solve(
         outcome=outcome_of(flow, loss, run, jnp.where(finite, numbers.first, -1.0), times, eager),
         stats=stats,
         name=f"{flow.optimizer.name}, {flow.name}",
+        follows_mean=flow.follows_mean,
     )
     return conclude(trajectory, started)
 
@@ -145,6 +156,26 @@ class _Reference(eqx.Module):
         given = given._replace(numbers=given.numbers._replace(step_size=None))
         run = _run(*given, self.method, self.observe, self.max_steps, False, None)
         return run.rows, run.final, run.code
+
+
+class _WithoutAux(eqx.Module):
+    """A loss that returns (value, aux), without aux."""
+
+    loss: Loss
+
+    def __call__(self, params: Params) -> jax.Array:
+        return loss_and_aux(self.loss, params, has_aux=True)[0]
+
+
+class _LookWithAux(eqx.Module):
+    """An observing function, which finds what the loss returns beside its value in the snapshot."""
+
+    observe: Callable[[Snapshot], Any]
+    loss: Loss
+
+    def __call__(self, snapshot: Snapshot) -> Any:
+        aux = loss_and_aux(self.loss, snapshot.params, has_aux=True)[1]
+        return self.observe(dataclasses.replace(snapshot, aux=aux))
 
 
 class _Counter:

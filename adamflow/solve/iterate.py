@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamflow.checks import check_count, is_concrete
+from adamflow.checks import check_count, is_concrete, loss_and_aux
 from adamflow.flows import Snapshot
 from adamflow.optimizers import Optimizer, OptimizerState
-from adamflow.solve.inputs import check_run, scalar_loss
+from adamflow.solve.inputs import check_observe, check_optimizer, check_run
 from adamflow.solve.trajectory import (
     DIVERGED,
     INTERRUPTED,
@@ -45,6 +45,7 @@ def iterate(
     save_at: Any = None,
     observe: Callable[[Snapshot], Any] | None = None,
     batches: Callable[[Any], Batch] | None = None,
+    has_aux: bool = False,
     progress: bool = False,
 ) -> Trajectory:
     """Run the discrete optimizer: θₙ₊₁ = θₙ − η (λ θₙ + uₙ), n = 0 … steps − 1.
@@ -52,7 +53,9 @@ def iterate(
     Args:
         optimizer: the record.
         loss: `loss(params)`, or `loss(params, batch)` with `batches`; a real scalar. Programs are cached by the
-            identity of the function: a lambda made anew for each call is compiled anew.
+            identity of the function: a lambda made anew for each call is compiled anew, and an object whose attributes
+            have changed since its first run, or the object behind a bound method, still runs what it was then. Make it
+            an `equinox.Module`, whose arrays are inputs of the program.
         params: θ₀, any pytree of float32 or float64 arrays.
         steps: number of iterations, at least 1.
         save_at: increasing whole iterations in [0, steps]; by default each of 0 … steps.
@@ -61,6 +64,7 @@ def iterate(
         batches: a jax-traceable function from the iteration to the batch that the loss gets. Batches 0 … steps − 1 are
             drawn, and batch `steps` only if the last iteration is saved and `observe` uses more there than `iteration`
             and `params`.
+        has_aux: whether the loss returns (value, aux), aux any pytree of arrays: `observe` finds it as `snapshot.aux`.
         progress: whether to show a bar.
 
     Returns:
@@ -78,8 +82,10 @@ def iterate(
         >>> run.observed.shape
         (51,)
     """
+    check_optimizer(optimizer)
+    check_observe(observe)
     check_count("steps", steps, high=jnp.iinfo(jnp.result_type(int)).max - 1)
-    params, steps, rows = check_run(params, steps, save_at)
+    params, steps, rows = check_run(loss, params, steps, save_at)
     if batches is not None and not callable(batches):
         raise ValueError(f"batches must be a function of the iteration, got {type(batches).__name__}")
     if np.any(rows != np.round(rows)):
@@ -88,7 +94,7 @@ def iterate(
         )
     started = time.perf_counter()
     meter = diffrax.TqdmProgressMeter() if progress else diffrax.NoProgressMeter()
-    task = _Task(optimizer, loss, params, observe, batches, meter, jnp.asarray(rows.astype(int)))
+    task = _Task(optimizer, loss, params, observe, batches, bool(has_aux), meter, jnp.asarray(rows.astype(int)))
     plan = _plan(steps, rows, observe is not None)
     # A loss may close over a tracer that only the result shows: then the run is part of a larger program, too.
     ended = _in_parts(task, plan) if is_concrete(task) else None
@@ -126,6 +132,7 @@ class _Task(NamedTuple):
     params: Params
     observe: Callable[[Snapshot], Any] | None
     batches: Callable[[Any], Batch] | None
+    has_aux: bool
     meter: Any
     saved_at: jax.Array
 
@@ -193,14 +200,14 @@ class _Driver(NamedTuple):
         rows = jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype), self.shape_of_row())
         return _Loop(carry, zero, zero, rows, self.task.meter.init())
 
-    def value(self, params: Params, n: jax.Array) -> jax.Array:
-        batches = self.task.batches
-        return scalar_loss(self.task.loss, params, *(() if batches is None else (batches(n),)))
+    def value(self, params: Params, n: jax.Array) -> tuple[jax.Array, Any]:
+        batch = () if self.task.batches is None else (self.task.batches(n),)
+        return loss_and_aux(self.task.loss, params, *batch, has_aux=self.task.has_aux)
 
     def evaluate(self, params: Params, state: OptimizerState, n: jax.Array) -> tuple[Snapshot, OptimizerState]:
-        value, gradient = jax.value_and_grad(self.value)(params, n)
+        (value, aux), gradient = jax.value_and_grad(self.value, has_aux=True)(params, n)
         direction, state = self.task.optimizer.update(gradient, state, n)
-        return Snapshot(n, params, gradient, direction, state.filters, value), state
+        return Snapshot(n, params, gradient, direction, state.filters, value, aux=aux), state
 
     def look(self, snapshot: Snapshot) -> Any:
         return None if self.task.observe is None else jax.tree.map(jnp.asarray, self.task.observe(snapshot))
@@ -284,7 +291,7 @@ class _Driver(NamedTuple):
         else:
             row = carry.params
         if not self.end_is_evaluated and self.task.batches is None:
-            finite = jnp.isfinite(self.value(carry.params, n))
+            finite = jnp.isfinite(self.value(carry.params, n)[0])
         code = jnp.where((carry.code == 0) & ~finite, NOT_FINITE, carry.code)
         reached = jnp.where(code == 0, self.plan.steps, carry.reached)
         rows = loop.rows

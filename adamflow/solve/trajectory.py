@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+import warnings
 from typing import Any
 
 import equinox as eqx
@@ -121,6 +122,7 @@ class Trajectory(eqx.Module):
             where shapes are fixed, the rows after it are NaN (zero for integers), and `outcome` tells which.
         stats: what it cost.
         name: what reports and legends call it.
+        follows_mean: whether the parameters are the mean of an oscillation, as those of `EdgeFlow` and `CentralFlow`.
     """
 
     iterations: Real[Array, "*lanes saved"]
@@ -131,9 +133,21 @@ class Trajectory(eqx.Module):
     outcome: Outcome
     stats: Stats
     name: str = eqx.field(static=True, default="")
+    follows_mean: bool = eqx.field(static=True, default=False)
 
     def __len__(self) -> int:
         return self.iterations.shape[-1]
+
+
+def check_rows(*runs: Trajectory) -> None:
+    """Raise `ValueError` if a run holds no rows, as one that ended before its first saved iteration."""
+    for run in runs:
+        if not len(run):
+            ending = f"; {run.outcome.message}" if is_concrete(run) else ""
+            raise ValueError(
+                f"the run {run.name!r} holds no rows: it ended before the first iteration of its save_at{ending} Save "
+                "earlier iterations, or read the last state in `final`"
+            )
 
 
 def largest_exact_float() -> int:
@@ -178,6 +192,13 @@ def conclude(trajectory: Trajectory, started: float) -> Trajectory:
     jax.block_until_ready(trajectory)
     if not bool(outcome.successful):
         iterations, params, observed = jax.tree.map(lambda leaf: leaf[: int(good.sum())], rows)
+        if not len(iterations):
+            first = float(trajectory.iterations[0])
+            warnings.warn(
+                f"the run {trajectory.name!r} holds no rows, since it ended before the first iteration of save_at, "
+                f"{first:.10g}; {outcome.message}",
+                stacklevel=3,
+            )
         trajectory = dataclasses.replace(trajectory, iterations=iterations, params=params, observed=observed)
     counts = jax.tree.map(int, trajectory.stats) if outcome.code.ndim == 0 else trajectory.stats
     stats = dataclasses.replace(counts, seconds=time.perf_counter() - started)
