@@ -210,7 +210,7 @@ def test_identity_a_handler_of_interruptions_of_the_users_own_is_kept():
 def test_failure_more_steps_than_integers_count():
     with (
         jax.enable_x64(False),
-        pytest.raises(ValueError, match="steps must be at most 2147483646, which jax's default"),
+        pytest.raises(ValueError, match="steps must be at most 2147483646, got 2147483648"),
     ):
         af.iterate(af.adam(0.1), jnp.sum, jnp.ones(2, jnp.float32), 2**31, save_at=[0])
 
@@ -366,8 +366,8 @@ def test_failure_square_of_a_later_gradient_beyond_the_arithmetic():
         ({"save_at": [True]}, "save_at must be a sequence of iterations, as numbers, got [True]"),
         ({"save_at": {1, 2}}, "save_at must be a sequence of iterations, as numbers, got {1, 2}"),
         ({"save_at": [[0, 1], [2]]}, "save_at must be a sequence of iterations, as numbers, got [[0, 1], [2]]"),
-        ({"optimizer": af.PaperFlow(af.adam(0.1))}, "optimizer must be a record such as af.adam(1e-3), got PaperFlow"),
-        ({"optimizer": 0.1}, "optimizer must be a record such as af.adam(1e-3), got float"),
+        ({"optimizer": af.PaperFlow(af.adam(0.1))}, "optimizer must be a record such as af.adam(1e-3), got PaperFlow("),
+        ({"optimizer": 0.1}, "optimizer must be a record such as af.adam(1e-3), got 0.1"),
         ({"observe": 3}, "observe must be a function of a Snapshot, got int"),
         ({"loss": 3}, "loss must be a function of the parameters that returns a real scalar, got int"),
         ({"loss": lambda p: None}, "the loss must return a real scalar, got None; does it lack a return?"),
@@ -383,7 +383,11 @@ def test_failure_square_of_a_later_gradient_beyond_the_arithmetic():
         ),
         ({"loss": PlainLoss(np.eye(3))}, "loss of type PlainLoss has no hash (unhashable type: 'PlainLoss'), by which"),
         ({"loss": FrozenLoss(np.eye(3))}, "loss of type FrozenLoss has no hash (unhashable type: 'numpy.ndarray')"),
-        ({"params": np.ones(3, np.longdouble)}, "params must be float32 or float64, got float128; convert it"),
+        (
+            {"params": np.ones(3, np.longdouble)},
+            "params must be float32 or float64, got float128; convert it with np",
+        ),
+        ({"params": np.ones(3, ">f8")}, "params must be float32 or float64, got >f8; convert it with np.asarray(x, np"),
         ({"params": np.array(["a"])}, "params must be float32 or float64, got <U1; convert it"),
         ({"params": jax.random.key(0)}, "params must be float32 or float64, got key<fry>; convert it"),
         ({"params": jnp.arange(3)}, "params must be float32 or float64, got int64"),
@@ -400,7 +404,7 @@ def test_failure_square_of_a_later_gradient_beyond_the_arithmetic():
 )
 def test_failure_says_what_is_wrong(change, words, unchecked):
     given = {"optimizer": af.adam(0.1), "loss": lambda p: jnp.sum(p**2), "params": jnp.ones(3), "steps": 10} | change
-    with pytest.raises(ValueError, match=re.escape(words)):
+    with pytest.raises((TypeError, ValueError), match=re.escape(words)):
         af.iterate(**given)
 
 
@@ -420,7 +424,7 @@ def test_failure_numbers_of_a_batch_without_vmap(make, words, unchecked):
         af.solve(af.PaperFlow(record), lambda p: jnp.sum(p**2), jnp.ones(3), 10)
 
 
-@pytest.mark.parametrize("start", [[1.0, 2.0, 3.0], np.array([1.0, 2.0, 3.0], ">f8"), (1.0, 2.0, np.float64(3.0))])
+@pytest.mark.parametrize("start", [[1.0, 2.0, 3.0], (1.0, 2.0, np.float64(3.0))])
 def test_identity_parameters_in_other_forms(start, unchecked):
     def loss(p):
         return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(p))

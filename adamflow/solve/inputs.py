@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamflow.checks import check_count, check_loss, check_params, is_concrete
+from adamflow.checks import check_count, check_params, describe, is_concrete
 from adamflow.flows import AbstractFlow
+from adamflow.losses import check_loss
 from adamflow.optimizers import Optimizer, OptimizerState
 from adamflow.types import Loss, Params
 
@@ -28,13 +29,12 @@ def check_run(loss: Loss, params: Params, steps: Any, save_at: Any, first: int =
 
 
 def check_optimizer(optimizer: Any) -> None:
-    """Raise `ValueError` unless this is an optimizer whose numbers are single ones."""
+    """Raise `TypeError` or `ValueError` unless this is an optimizer whose numbers are single ones."""
     if not isinstance(optimizer, Optimizer):
-        hint = "for a flow call af.solve, or take its `optimizer`" if isinstance(optimizer, AbstractFlow) else ""
-        raise ValueError(
-            f"optimizer must be a record such as af.adam(1e-3), got {type(optimizer).__name__}"
-            f"{'; ' + hint if hint else ''}"
-        )
+        hint = ""
+        if isinstance(optimizer, AbstractFlow):
+            hint = "; for a flow call af.solve, or take its `optimizer`"
+        raise TypeError(f"optimizer must be a record such as af.adam(1e-3), got {describe(optimizer)}{hint}")
     numbers = {name: getattr(optimizer, name) for name in ("learning_rate", "weight_decay", "epsilon")}
     for index, stage in enumerate(optimizer.stages):
         for filter in stage.filters():
@@ -49,12 +49,12 @@ def check_optimizer(optimizer: Any) -> None:
 
 
 def check_flow(flow: Any) -> None:
-    """Raise `ValueError` unless this is a flow of an optimizer whose numbers are single ones."""
+    """Raise `TypeError` or `ValueError` unless this is a flow of an optimizer whose numbers are single ones."""
     if not isinstance(flow, AbstractFlow):
         hint = "such as af.PaperFlow(optimizer)"
         if isinstance(flow, Optimizer):
             hint = "of this optimizer, such as af.PaperFlow(optimizer), or call af.iterate for its discrete run"
-        raise ValueError(f"flow must be a flow {hint}, got {type(flow).__name__}")
+        raise TypeError(f"flow must be a flow {hint}, got {describe(flow)}")
     check_optimizer(flow.optimizer)
 
 
@@ -65,16 +65,21 @@ def check_observe(observe: Any) -> None:
 
 
 def check_start(start: Any, optimizer: Optimizer, params: Params) -> int:
-    """The iteration at which a flow starts; raise `ValueError` unless `start` is (n₀, memory) as of `iterate`."""
+    """The iteration at which a flow starts.
+
+    Raises:
+        TypeError: if `start` is no pair of an iteration and an `OptimizerState`.
+        ValueError: if the state is that of another optimizer or of other parameters.
+    """
     if start is None:
         return 0
     how = "(n₀, memory): with iterates = af.iterate(..., steps=n₀) give params, memory = iterates.final"
     if not isinstance(start, tuple) or len(start) != 2:
-        raise ValueError(f"start must be {how}, got {start!r:.80}")
+        raise TypeError(f"start must be {how}, got {describe(start)}")
     first, memory = start
     first = check_count("the iteration of start", first, low=0)
     if not isinstance(memory, OptimizerState):
-        raise ValueError(f"the memory of start must be an OptimizerState, {how}, got {type(memory).__name__}")
+        raise TypeError(f"the memory of start must be an OptimizerState, {how}, got {describe(memory)}")
     expected = jax.eval_shape(optimizer.initial_state, check_params(params))
     forms = [jax.tree.map(lambda leaf: jnp.shape(leaf), state) for state in (expected, memory)]
     if jax.tree.structure(expected) != jax.tree.structure(memory) or forms[0] != forms[1]:
@@ -104,7 +109,7 @@ def check_save_at(save_at: Any, steps: int, first: int = 0) -> np.ndarray:
         raise ValueError("save_at must be known before the run is compiled, got a traced value; pass it as a constant")
     numbers = _as_numpy(save_at)
     if numbers is None or numbers.dtype.kind not in "iuf" or _holds_bools(save_at):
-        raise ValueError(f"save_at must be a sequence of iterations, as numbers, got {save_at!r:.80}")
+        raise ValueError(f"save_at must be a sequence of iterations, as numbers, got {describe(save_at)}")
     iterations = np.atleast_1d(numbers.astype(float))
     if iterations.ndim != 1 or iterations.size == 0:
         raise ValueError(f"save_at must be a sequence of at least one iteration, got shape {iterations.shape}")
@@ -118,7 +123,7 @@ def check_save_at(save_at: Any, steps: int, first: int = 0) -> np.ndarray:
 
 def check_resolution(iterations: np.ndarray, dtype: Any) -> None:
     """Raise `ValueError` if two of the iterations to save are one and the same time in the arithmetic of a flow."""
-    same = np.flatnonzero(np.diff(iterations.astype(dtype)) <= 0)
+    same = np.flatnonzero(np.diff(iterations.astype(dtype)) == 0)
     if same.size:
         first, second = iterations[same[0]], iterations[same[0] + 1]
         raise ValueError(

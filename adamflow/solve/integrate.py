@@ -1,8 +1,9 @@
 """The continuous run: one driver for every flow."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, cast
 
 import diffrax
@@ -10,8 +11,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from adamflow.checks import check_count, check_range, is_concrete, loss_and_aux, scalar_loss
+from adamflow.checks import check_count, check_range, is_concrete
 from adamflow.flows import AbstractFlow, Coordinates, PaperFlow, Snapshot, Start
+from adamflow.losses import loss_and_aux, scalar_loss
 from adamflow.solve.collocation import Given, check_collocation, collocate, fits
 from adamflow.solve.endings import meaning, outcome_of
 from adamflow.solve.inputs import check_flow, check_observe, check_resolution, check_run, check_start, check_tolerance
@@ -74,6 +76,7 @@ def solve(
         `jax.jit`, `jax.vmap` and reverse-mode `jax.grad`, which goes through a run by diffrax.
 
     Raises:
+        TypeError: if the flow is none, or `start` no such pair; for forward-mode derivatives, which flows have none of.
         ValueError: if an argument is out of its range, or loss or gradient is not finite at the start.
 
     Example:
@@ -83,13 +86,7 @@ def solve(
         >>> af.solve(flow, problem.loss, problem.params, 50, save_at=[0, 12.5, 50]).params.shape
         (3, 10)
     """
-    check_flow(flow)
-    check_observe(observe)
-    first = check_start(start, flow.optimizer, params)
-    params, steps, rows = check_run(loss, params, steps, save_at, first)
-    if has_aux:
-        observe = None if observe is None else _LookWithAux(observe, loss)
-        loss = _WithoutAux(loss)
+    loss, observe, params, steps, rows, first = _checked(flow, loss, params, steps, save_at, start, observe, has_aux)
     check_tolerance(rtol, params)
     atol = rtol / 100 if atol is None else atol
     check_range("atol", atol, 0, 1, high_open=True)
@@ -114,19 +111,19 @@ def solve(
     counter = _COUNTER if eager and not collocated and method.fields is None else None
     counted = _COUNTER.count
     dtype = jnp.result_type(*jax.tree.leaves(params))
-    check_resolution(rows, dtype)
     times, numbers = jax.tree.map(
         lambda value: jnp.asarray(value, dtype), (rows, _Numbers(first, steps, rtol, atol, step_size))
     )
     looks = 0 if observe is None else len(rows)
-    if collocated:
-        reference = _Reference(method, observe, max(max_steps, _REFERENCE_STEPS))
-        given = Given(cast(PaperFlow, flow), loss, state, times, numbers)
-        run = collocate(given, (observe, max_steps), reference, eager)
-        stats = Stats(run.gradients + looks + 1, run.accepted, run.rejected, run.hessians, None)
-    else:
-        run = _run(flow, loss, state, times, numbers, method, observe, max_steps, progress, counter)
-        stats = _stats(run, method, counter, counted, flow.gradient_equivalents, looks)
+    with _reverse_mode_alone():
+        if collocated:
+            reference = _Reference(method, observe, max(max_steps, _REFERENCE_STEPS))
+            given = Given(cast(PaperFlow, flow), loss, state, times, numbers)
+            run = collocate(given, (observe, max_steps), reference, eager)
+            stats = Stats(run.gradients + looks + 1, run.accepted, run.rejected, run.hessians, None)
+        else:
+            run = _run(flow, loss, state, times, numbers, method, observe, max_steps, progress, counter)
+            stats = _stats(run, method, counter, counted, flow.gradient_equivalents, looks)
     trajectory = Trajectory(
         iterations=exact_iterations(rows),
         params=run.rows if observe is None else None,
@@ -139,6 +136,34 @@ def solve(
         follows_mean=flow.follows_mean,
     )
     return conclude(trajectory, started)
+
+
+def _checked(flow, loss, params, steps, save_at, start, observe, has_aux: bool) -> tuple:
+    """What a run is given, checked: loss, observing function, parameters, steps, saved iterations and the first."""
+    check_flow(flow)
+    check_observe(observe)
+    first = check_start(start, flow.optimizer, params)
+    params, steps, rows = check_run(loss, params, steps, save_at, first)
+    check_resolution(rows, jnp.result_type(*jax.tree.leaves(params)))
+    if has_aux:
+        observe = None if observe is None else _LookWithAux(observe, loss)
+        loss = _WithoutAux(loss)
+    return loss, observe, params, steps, rows, first
+
+
+@contextlib.contextmanager
+def _reverse_mode_alone() -> Iterator[None]:
+    """Say what to do where jax says that a run has no forward-mode derivative."""
+    try:
+        yield
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise TypeError(
+            "solve has reverse-mode derivatives alone (jax.grad, jax.vjp, jax.jacrev), but jax.jvp, jax.jacfwd or "
+            "jax.hessian asked for forward-mode ones; take jax.jacrev, differentiate af.iterate, or give "
+            "flow.term(loss) to diffrax.diffeqsolve with adjoint=diffrax.ForwardMode()"
+        ) from None
 
 
 #: Steps that derivatives through a run by collocation may take at least: diffrax takes more of them.

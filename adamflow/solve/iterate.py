@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamflow.checks import check_count, is_concrete, loss_and_aux
+from adamflow.checks import check_count, is_concrete
 from adamflow.flows import Snapshot
+from adamflow.losses import loss_and_aux
 from adamflow.optimizers import Optimizer, OptimizerState
 from adamflow.solve.inputs import check_observe, check_optimizer, check_run
 from adamflow.solve.trajectory import (
@@ -73,6 +74,7 @@ def iterate(
         saved. Works under `jax.jit`, `jax.vmap` and `jax.grad`.
 
     Raises:
+        TypeError: if the optimizer is none.
         ValueError: if an argument is out of its range, or loss or gradient is not finite at the start.
 
     Example:
