@@ -368,7 +368,7 @@ def outcome_without_a_row(start):
 
 
 def test_failure_where_no_row_was_saved_the_loss_was_finite_at_the_start():
-    with pytest.warns(UserWarning, match="holds no rows, since it ended before the first iteration of save_at, 20; not"):
+    with pytest.warns(UserWarning, match="holds no rows, since it ended before the first iteration of save_at, 20"):
         assert outcome_without_a_row(START).message.startswith("not finite: after iteration 0 the loss")
 
 

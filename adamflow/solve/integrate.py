@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from adamflow.checks import check_count, check_range, is_concrete
 from adamflow.flows import AbstractFlow, Coordinates, PaperFlow, Snapshot, Start
-from adamflow.losses import loss_and_aux, scalar_loss
+from adamflow.losses import loss_and_aux, program, scalar_loss
 from adamflow.solve.collocation import Given, check_collocation, collocate, fits
 from adamflow.solve.endings import meaning, outcome_of
 from adamflow.solve.inputs import check_flow, check_observe, check_resolution, check_run, check_start, check_tolerance
@@ -247,7 +247,7 @@ class _Run(NamedTuple):
     rejected: jax.Array
 
 
-@eqx.filter_jit
+@program
 def _start(flow: AbstractFlow, loss: Loss, params: Params, start: Start | None) -> tuple[Any, jax.Array]:
     """The initial state, and whether it and the loss there are finite."""
     value, state = scalar_loss(loss, params), flow.initial_state(loss, params, start)
@@ -255,7 +255,7 @@ def _start(flow: AbstractFlow, loss: Loss, params: Params, start: Start | None) 
     return state, jnp.stack(finite).all()
 
 
-@eqx.filter_jit
+@program
 def _run(flow, loss, state, times, numbers: _Numbers, method: Method, observe, max_steps, progress, counter) -> _Run:
     """Hand the flow to diffrax, in the coordinates of the method."""
     limit = divergence_limit(flow.params(state))

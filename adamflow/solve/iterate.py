@@ -1,6 +1,7 @@
 """The discrete run: one driver for every optimizer."""
 
 import dataclasses
+import functools
 import math
 import signal
 import threading
@@ -17,7 +18,7 @@ import numpy as np
 
 from adamflow.checks import check_count, is_concrete
 from adamflow.flows import Snapshot
-from adamflow.losses import loss_and_aux
+from adamflow.losses import loss_and_aux, program
 from adamflow.optimizers import Optimizer, OptimizerState
 from adamflow.solve.inputs import check_observe, check_optimizer, check_run
 from adamflow.solve.trajectory import (
@@ -54,7 +55,8 @@ def iterate(
     Args:
         optimizer: the record.
         loss: `loss(params)`, or `loss(params, batch)` with `batches`; a real scalar. Programs are cached by the
-            identity of the function: a lambda made anew for each call is compiled anew, and an object whose attributes
+            identity of the function: a lambda made anew for each call is compiled anew (after the 20th a
+            warning says so, and from time to time all programs are released), and an object whose attributes
             have changed since its first run, or the object behind a bound method, still runs what it was then. Make it
             an `equinox.Module`, whose arrays are inputs of the program.
         params: θ₀, any pytree of float32 or float64 arrays.
@@ -303,7 +305,7 @@ class _Driver(NamedTuple):
         return loop._replace(carry=carry._replace(code=code, reached=reached), rows=rows)
 
 
-@eqx.filter_jit
+@program
 def _in_one_program(task: _Task, plan: _Plan) -> tuple:
     """A run as a part of a larger program, which may be differentiated or batched: blocks of iterations in a scan."""
     driver, blocks = _Driver.make(task, plan), plan.steps // plan.stride
@@ -331,7 +333,9 @@ def _in_parts(task: _Task, plan: _Plan) -> tuple | None:
 
     `None` if the loss turned out to hold a tracer.
     """
-    loop, stop, size = _begin(task, plan), 0, _FIRST_PART
+    # Without `observe` the start knows nothing of the loss, so that all losses share its program.
+    beginning = task if task.observe is not None else task._replace(loss=_no_loss, batches=None)
+    loop, stop, size = _begin(beginning, plan), 0, _FIRST_PART
     with _Interruption() as interruption:
         while True:
             stop = min(stop + size, plan.steps + 1)
@@ -352,12 +356,16 @@ def _in_parts(task: _Task, plan: _Plan) -> tuple | None:
     return loop.rows, (carry.params, carry.state), carry.code, carry.reached, looked
 
 
-@eqx.filter_jit
+def _no_loss(params: Params) -> jax.Array:
+    return jnp.zeros(())
+
+
+@program
 def _begin(task: _Task, plan: _Plan) -> _Loop:
     return _Driver.make(task, plan).start()
 
 
-@eqx.filter_jit(donate="all-except-first")
+@functools.partial(program, donate="all-except-first")
 def _advance(given: tuple[_Task, _Plan, jax.Array], loop: _Loop) -> tuple[_Loop, jax.Array, bool]:
     """Go on until iteration `stop`, and tell whether the run has ended and whether the end takes a gradient."""
     task, plan, stop = given
