@@ -68,12 +68,17 @@ def count_program(loss: Loss) -> None:
                 f"{WARN_AFTER} losses {name!r}{place} were compiled, each anew, since each is another object; make the "
                 "loss once, before the calls, or an equinox.Module with its data in fields, which are inputs of one "
                 "program",
-                stacklevel=5,
+                stacklevel=3,
             )
 
 
+def forget_counts() -> None:
+    """Count from 0 again: for tests, of which each is a program of its own."""
+    _counts.clear()
+
+
 def check_loss(loss: Loss) -> None:
-    """Raise `ValueError` unless a loss can be called, and its program found again by its hash; count it."""
+    """Raise `ValueError` unless a loss can be called, and its program found again by its hash."""
     if not callable(loss):
         raise ValueError(
             f"loss must be a function of the parameters that returns a real scalar, got {type(loss).__name__}; a "
@@ -88,7 +93,6 @@ def check_loss(loss: Loss) -> None:
             "found again; make it an equinox.Module with its arrays in fields, or give a function: "
             "lambda params: loss(params)"
         ) from None
-    count_program(loss)
 
 
 def loss_and_aux(loss: Loss, params: Params, *batch: Any, has_aux: bool = False) -> tuple[jax.Array, Any]:

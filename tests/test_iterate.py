@@ -339,6 +339,27 @@ def test_failure_of_one_lane_leaves_the_others():
     assert lanes.outcome.message[0].startswith("not finite: after iteration 10 ")
 
 
+@pytest.mark.parametrize("gamma", [0.9, 0.0])
+def test_failure_second_moments_that_underflow_are_no_rest(gamma):
+    def loss(p):
+        return jnp.sum(p**4) / 4
+
+    record = af.adam(1e-2, 0.93, gamma)
+    start = jnp.array([1.0, 0.0], jnp.float32)
+    run = af.iterate(record, loss, start, 4000, save_at=[0, 4000])
+    assert (run.outcome.name, int(run.outcome.underflowed)) == ("completed", 1)
+    assert "Of the parameters 1 stood still in the last iteration, though their gradient" in run.outcome.message
+    assert run.final[0][0] != 0
+    lanes = jax.vmap(lambda p: af.iterate(record, loss, p, 4000, save_at=[0, 4000]))(jnp.stack([start, 0 * start]))
+    assert lanes.outcome.underflowed.tolist() == [1, 0]
+    assert [("stood still" in words) for words in lanes.outcome.message] == [True, False]
+    # In double precision it moves on, and with ε > 0 it is none.
+    for other, place in ((record, start.astype(float)), (af.adam(1e-2, 0.93, gamma, 1e-8), start)):
+        sound = af.iterate(other, loss, place, 4000, save_at=[0, 4000]).outcome
+        assert int(sound.underflowed) == 0
+        assert sound.message == "completed: reached iteration 4000."
+
+
 def test_failure_square_of_the_gradient_beyond_the_arithmetic():
     with pytest.raises(ValueError, match="the loss or its gradient is not finite at the start"):
         af.iterate(af.adam(0.1), lambda p: 1e20 * jnp.sum(p**2), jnp.ones(2, jnp.float32), 20)

@@ -60,7 +60,7 @@ def test_identity_losses_that_share_a_program_are_not_counted():
         warnings.simplefilter("error")
         for index in range(losses.WARN_AFTER + 2):
             for loss in (Module(jnp.asarray(float(index))), plain.value, once):
-                losses.check_loss(loss)
+                losses.count_program(loss)
 
 
 def test_failure_partial_functions_made_anew():
@@ -69,6 +69,6 @@ def test_failure_partial_functions_made_anew():
 
     kept = [functools.partial(value, power=power) for power in range(losses.WARN_AFTER)]
     for loss in kept[:-1]:
-        losses.check_loss(loss)
+        losses.count_program(loss)
     with pytest.warns(UserWarning, match=re.escape("losses 'test_failure_partial_functions_made_anew.<locals>.value'")):
-        losses.check_loss(kept[-1])
+        losses.count_program(kept[-1])

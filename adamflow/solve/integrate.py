@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from adamflow.checks import check_count, check_range, is_concrete
 from adamflow.flows import AbstractFlow, Coordinates, PaperFlow, Snapshot, Start
-from adamflow.losses import loss_and_aux, program, scalar_loss
+from adamflow.losses import count_program, loss_and_aux, program, scalar_loss
 from adamflow.solve.collocation import Given, check_collocation, collocate, fits
 from adamflow.solve.endings import meaning, outcome_of
 from adamflow.solve.inputs import check_flow, check_observe, check_resolution, check_run, check_start, check_tolerance
@@ -145,6 +145,7 @@ def _checked(flow, loss, params, steps, save_at, start, observe, has_aux: bool) 
     first = check_start(start, flow.optimizer, params)
     params, steps, rows = check_run(loss, params, steps, save_at, first)
     check_resolution(rows, jnp.result_type(*jax.tree.leaves(params)))
+    count_program(loss)
     if has_aux:
         observe = None if observe is None else _LookWithAux(observe, loss)
         loss = _WithoutAux(loss)

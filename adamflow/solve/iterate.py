@@ -18,7 +18,7 @@ import numpy as np
 
 from adamflow.checks import check_count, is_concrete
 from adamflow.flows import Snapshot
-from adamflow.losses import loss_and_aux, program
+from adamflow.losses import count_program, loss_and_aux, program
 from adamflow.optimizers import Optimizer, OptimizerState
 from adamflow.solve.inputs import check_observe, check_optimizer, check_run
 from adamflow.solve.trajectory import (
@@ -96,13 +96,15 @@ def iterate(
         raise ValueError(
             f"save_at must hold whole iterations in a discrete run, got {rows[rows != np.round(rows)][0]:g}"
         )
+    count_program(loss)
     started = time.perf_counter()
     meter = diffrax.TqdmProgressMeter() if progress else diffrax.NoProgressMeter()
     task = _Task(optimizer, loss, params, observe, batches, bool(has_aux), meter, jnp.asarray(rows.astype(int)))
     plan = _plan(steps, rows, observe is not None)
     # A loss may close over a tracer that only the result shows: then the run is part of a larger program, too.
     ended = _in_parts(task, plan) if is_concrete(task) else None
-    saved, final, code, last, looked = _in_one_program(task, plan) if ended is None else ended
+    saved, carry, looked = _in_one_program(task, plan) if ended is None else ended
+    code, last = carry.code, carry.reached
     if is_concrete(code, last) and np.any(np.asarray(last) < 0):
         raise ValueError("the loss or its gradient is not finite at the start; check the loss at `params`")
     done = jnp.minimum(last + 1, steps)
@@ -112,8 +114,8 @@ def iterate(
         params=saved if observe is None else None,
         observed=None if observe is None else saved,
         start=params,
-        final=final,
-        outcome=Outcome(code, last if steps > largest_exact_float() else last.astype(float)),
+        final=(carry.params, carry.state),
+        outcome=Outcome(code, last if steps > largest_exact_float() else last.astype(float), carry.underflowed),
         stats=Stats(done + (last == steps) if looked else done, jnp.minimum(last, steps), none, none, None),
         name=f"{optimizer.name}, discrete",
     )
@@ -163,12 +165,16 @@ def _plan(steps: int, rows: np.ndarray, observed: bool) -> _Plan:
 
 
 class _Carry(NamedTuple):
-    """The last parameters within bounds, the last iteration at which all was finite, and the code of a failure."""
+    """The last parameters within bounds, the last iteration at which all was finite, and the code of a failure.
+
+    And how many parameters stood still in the last iteration because their second moment underflowed.
+    """
 
     params: Params
     state: OptimizerState
     reached: jax.Array
     code: jax.Array
+    underflowed: jax.Array
 
 
 class _Loop(NamedTuple):
@@ -199,7 +205,7 @@ class _Driver(NamedTuple):
     def start(self) -> _Loop:
         zero = jnp.zeros((), int)
         params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), self.task.params)
-        carry = _Carry(params, self.task.optimizer.initial_state(params), zero - 1, jnp.zeros((), int))
+        carry = _Carry(params, self.task.optimizer.initial_state(params), zero - 1, zero, zero)
         size = len(self.task.saved_at)
         rows = jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype), self.shape_of_row())
         return _Loop(carry, zero, zero, rows, self.task.meter.init())
@@ -257,11 +263,21 @@ class _Driver(NamedTuple):
             code, reached = jax.lax.cond(good, lambda: (carry.code, n), classify)
             new, old = (params, state), (carry.params, carry.state)
             kept = jax.tree.map(lambda moved, stayed: jnp.where(good & ~ends, moved, stayed), new, old)
-            return _Carry(kept[0], kept[1], reached, code), row
+            underflowed = jnp.where(alive & ~ends, self.underflowed(snapshot), carry.underflowed)
+            return _Carry(kept[0], kept[1], reached, code, underflowed), row
 
         # Of a batch all lanes work while one is alive, so that `wanted` stays one for all.
         alive = eqx.internal.unvmap_any(loop[0].code == 0) & (n <= self.plan.steps)
         return jax.lax.cond(alive, work, lambda *unchanged: unchanged, *loop), None
+
+    def underflowed(self, snapshot: Snapshot) -> jax.Array:
+        """The number of parameters whose second moment is 0 beside a gradient that is not, where ε = 0."""
+        squares = snapshot.filters[0].get("second_moment")
+        if squares is None:
+            return jnp.zeros((), int)
+        pairs = zip(jax.tree.leaves(snapshot.gradient), jax.tree.leaves(squares), strict=True)
+        counts = [jnp.sum((gradient != 0) & (square == 0), dtype=int) for gradient, square in pairs]
+        return jnp.where(self.task.optimizer.epsilon == 0, jnp.stack(counts).sum(), 0)
 
     def block(self, loop: _Loop, repeat: Callable[..., Any]) -> _Loop:
         """Iterations of which only the first may be saved: how many, `repeat` knows."""
@@ -325,7 +341,7 @@ def _in_one_program(task: _Task, plan: _Plan) -> tuple:
         loop = driver.end(loop)
     task.meter.close(loop.ticks)
     carry = loop.carry
-    return loop.rows, (carry.params, carry.state), carry.code, carry.reached, driver.end_is_evaluated
+    return loop.rows, carry, driver.end_is_evaluated
 
 
 def _in_parts(task: _Task, plan: _Plan) -> tuple | None:
@@ -353,7 +369,7 @@ def _in_parts(task: _Task, plan: _Plan) -> tuple | None:
             size = int(size * min(max(growth, 0.5), 64)) + 1
     task.meter.close(loop.ticks)
     carry = loop.carry
-    return loop.rows, (carry.params, carry.state), carry.code, carry.reached, looked
+    return loop.rows, carry, looked
 
 
 def _no_loss(params: Params) -> jax.Array:

@@ -43,6 +43,11 @@ _SENTENCES = {
     ),
 }
 
+_UNDERFLOW = (
+    "Of the parameters {count} stood still in the last iteration, though their gradient was not 0: their second moment "
+    "underflowed to 0, and epsilon is 0. Take float64, or multiply the loss by a large number."
+)
+
 #: A run has diverged when a parameter exceeds this many times max(1, its largest initial magnitude).
 DIVERGENCE_LIMIT = 1e8
 
@@ -53,10 +58,14 @@ class Outcome(eqx.Module):
     Attributes:
         code: place in `OUTCOMES`.
         iteration: the last iteration up to which the run is good; an integer where floats do not hold it exactly.
+        underflowed: the number of parameters of a discrete run that stood still in its last iteration since their
+            second moment had underflowed to 0, with a gradient that was not 0 and ε = 0. That is no rest: in more
+            precise arithmetic, or with the loss multiplied by a large number, they move on. `None` for flows.
     """
 
     code: Int[Array, "..."]
     iteration: Real[Array, "..."]
+    underflowed: Int[Array, "..."] | None = None
 
     @property
     def successful(self) -> Any:
@@ -73,16 +82,19 @@ class Outcome(eqx.Module):
     def message(self) -> Any:
         """A sentence that says what happened, at which iteration, and what to try; a list of them for a batch."""
 
-        def sentence(code: int, iteration: float) -> str:
+        def sentence(code: int, iteration: float, underflowed: int) -> str:
             if iteration < 0:
                 return "not finite: the loss or its gradient is not finite at the start; check the loss there."
             number = f"{iteration:.0f}" if iteration == round(iteration) else f"{iteration:g}"
-            return _SENTENCES[OUTCOMES[code]].format(iteration=number, limit=DIVERGENCE_LIMIT)
+            words = _SENTENCES[OUTCOMES[code]].format(iteration=number, limit=DIVERGENCE_LIMIT)
+            return f"{words} {_UNDERFLOW.format(count=underflowed)}" if underflowed else words
 
         codes, iterations = np.asarray(self.code), np.asarray(self.iteration)
+        counts = np.broadcast_to(0 if self.underflowed is None else np.asarray(self.underflowed), codes.shape)
         if codes.ndim == 0:
-            return sentence(int(codes), float(iterations))
-        return [sentence(int(code), float(n)) for code, n in zip(codes.flat, iterations.flat, strict=True)]
+            return sentence(int(codes), float(iterations), int(counts))
+        lanes = zip(codes.flat, iterations.flat, counts.flat, strict=True)
+        return [sentence(int(code), float(n), int(count)) for code, n, count in lanes]
 
 
 class Stats(eqx.Module):
