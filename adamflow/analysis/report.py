@@ -13,7 +13,7 @@ from adamflow.checks import is_concrete
 from adamflow.flows import Snapshot
 from adamflow.optimizers import Optimizer, OptimizerState, SignStage
 from adamflow.solve import Trajectory
-from adamflow.solve.trajectory import largest
+from adamflow.solve.trajectory import check_rows, largest
 
 #: For each variable of a report: its long name.
 _LONG_NAMES = {
@@ -126,6 +126,7 @@ def bound_report(
             "bound_report takes one run with known numbers, got a batch or a run that jax is tracing; take one lane "
             "with jax.tree.map(lambda leaf: leaf[i], trajectory), outside of jit"
         )
+    check_rows(trajectory)
     updates = _recovered(trajectory, optimizer) if trajectory.observed is None else _observed(trajectory)
     decays = _decays_of_last_stage(optimizer)
     rate = _rate(trajectory, kind) if rate is None else rate

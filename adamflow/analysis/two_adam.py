@@ -18,6 +18,7 @@ from adamflow.analysis.scale_invariance import named_leaves
 from adamflow.checks import check_count, check_range, is_concrete
 from adamflow.optimizers import Optimizer, TensorRMSpropStage
 from adamflow.solve import Outcome, Stats, Trajectory
+from adamflow.solve.trajectory import check_rows
 from adamflow.types import Batch, Loss, Params, Scalar
 
 
@@ -160,6 +161,7 @@ def direction_distance(reference: Trajectory, run: Trajectory, scale_invariant: 
     for trajectory in (reference, run):
         if trajectory.params is None or not is_concrete(trajectory) or trajectory.iterations.ndim != 1:
             raise ValueError(f"{trajectory.name!r} must be one run, outside of jit, that holds its parameters")
+    check_rows(reference, run)
     if not np.array_equal(reference.iterations, run.iterations):
         raise ValueError("the runs were saved at different iterations; give both the same save_at=")
 

@@ -1,6 +1,6 @@
 """The central flow of gradient descent and RMSprop at the edge of stability: the baseline beside `EdgeFlow`."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -92,6 +92,8 @@ class CentralFlow(AbstractAveragesFlow):
         >>> print(*(float(row[-1].squeeze().round(3)) for row in run.observed))
         20.0 1.414
     """
+
+    follows_mean: ClassVar[bool] = True
 
     optimizer: Optimizer
     modes: int = eqx.field(static=True, default=2)

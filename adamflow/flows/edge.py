@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -136,6 +137,8 @@ class EdgeFlow(AbstractFlow):
         >>> bool(run.observed.max() < 1e-3)
         True
     """
+
+    follows_mean: ClassVar[bool] = True
 
     optimizer: Optimizer
     order: int = eqx.field(static=True, default=1)

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import diffrax
 import equinox as eqx
@@ -25,6 +25,7 @@ class Snapshot(eqx.Module):
         direction: u, from the filters after they have consumed that gradient.
         filters: by stage, a dict from the filter's name to a pytree like the parameters (before bias correction).
         loss: the loss at θ (on this iteration's batch, where there is one).
+        aux: what the loss returns beside its value, in a run with `has_aux=True`; otherwise `None`.
     """
 
     iteration: Scalar
@@ -33,6 +34,7 @@ class Snapshot(eqx.Module):
     direction: Params
     filters: Filters
     loss: Leaf
+    aux: Any = eqx.field(default=None, kw_only=True)
 
 
 class Coordinates(NamedTuple):
@@ -55,6 +57,9 @@ class AbstractFlow(eqx.Module):
     integrates it, and `term` hands it to diffrax for everything else. A state with an attribute `filters`, by stage and
     name, gives `af.analysis.linear_stability` of the flow as well.
     """
+
+    #: Whether `params` is the mean of an oscillation, about which the iterates jump.
+    follows_mean: ClassVar[bool] = False
 
     optimizer: eqx.AbstractVar[Optimizer]
 

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 
 from adamflow.checks import check_count
 from adamflow.solve import Comparison, Convergence, Trajectory
+from adamflow.solve.trajectory import check_rows
 
 #: A number for each saved iteration.
 Values: TypeAlias = Sequence[float | int] | Real[np.ndarray | Array, "saved"]
@@ -220,6 +221,7 @@ def _table(run: Trajectory) -> np.ndarray:
             f"the run {run.name!r} is a batch of shape {run.iterations.shape[:-1]}; take one lane of it, for example "
             "jax.tree.map(lambda leaf: leaf[0], run)"
         )
+    check_rows(run)
     leaves = [np.asarray(leaf).reshape(len(run), -1) for leaf in jax.tree.leaves(run.params)]
     return np.concatenate(leaves, axis=1)
 

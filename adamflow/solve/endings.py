@@ -3,11 +3,11 @@
 from typing import Any
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from adamflow.flows import AbstractFlow
+from adamflow.losses import program
 from adamflow.solve.trajectory import COMPLETED, DIVERGED, NOT_FINITE, STALLED, STEP_LIMIT, Outcome, largest
 from adamflow.types import Loss
 
@@ -45,7 +45,7 @@ def outcome_of(flow: AbstractFlow, loss: Loss, run: Any, start: jax.Array, times
     return Outcome(code, reached.astype(float))
 
 
-@eqx.filter_jit
+@program
 def _explained(flow: AbstractFlow, loss: Loss, code: jax.Array, final: Any, end: jax.Array, seen: Any) -> Any:
     """A stalled run's flow may not be finite ahead: then that is the reason."""
     smooth = jax.lax.cond(code == STALLED, lambda: _finite_ahead(flow, loss, final, end), lambda: jnp.array(True))

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from adamflow.checks import is_concrete
-from adamflow.solve.trajectory import Trajectory
+from adamflow.solve.trajectory import Trajectory, check_rows
 from adamflow.types import Params
 
 
@@ -67,7 +67,7 @@ def split_oscillation(run: Trajectory) -> SplitRun:
         >>> len(split.mean), float((split.amplitude[-1] / split.amplitude[-2]).round(2))
         (19, 1.1)
     """
-    places = _middles(run)
+    places = middles(run)
     if not len(places):
         raise ValueError(
             f"no iteration of the run {run.name!r} was saved together with the one before and the one after it; save "
@@ -106,13 +106,14 @@ def mean_beside(iterates: Trajectory, run: Trajectory) -> tuple[Trajectory, Traj
     return mean, _rows(mean, np.isin(known, wanted)), _rows(run, inside)
 
 
-def _middles(run: Trajectory) -> np.ndarray:
+def middles(run: Trajectory) -> np.ndarray:
     """The rows of a run whose neighbours in time are its neighbouring rows."""
     if not is_concrete(run.iterations) or run.iterations.ndim != 1:
         raise ValueError(
             f"the run {run.name!r} is a batch of runs, or is traced by jit or vmap; split the oscillation of single "
             "runs, outside of both"
         )
+    check_rows(run)
     steps = np.diff(np.asarray(run.iterations))
     return 1 + np.flatnonzero((steps[:-1] == 1) & (steps[1:] == 1))
 
