@@ -173,7 +173,7 @@ def test_failure_records_without_a_central_flow(unchecked):
             af.CentralFlow(record)
     with pytest.raises(ValueError, match="modes must be a whole number of at least 1, got 0"):
         af.CentralFlow(af.sgd(0.1), modes=0)
-    with pytest.raises(ValueError, match="iterations must be a whole number of at least 4, got 3"):
+    with pytest.raises(ValueError, match="iterations must be more than modes, got iterations = 3 and modes = 3"):
         af.CentralFlow(af.sgd(0.1), modes=3, iterations=3)
     with pytest.raises(ValueError, match=re.escape("horizon must lie in (0, inf), got 0.0")):
         af.CentralFlow(af.sgd(0.1), horizon=0.0)

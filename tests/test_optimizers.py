@@ -1,6 +1,7 @@
 """Records of optimizers: their discrete step against optax, limits, the contract of a stage, and bad input."""
 
 import re
+from decimal import Decimal
 
 import diffrax
 import jax
@@ -326,6 +327,155 @@ def test_identity_transformation_of_no_parameters():
 def test_failure_says_what_is_wrong(make, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         make()
+
+
+#: By the name of an argument, a call that hands a value to it.
+ARGUMENTS = {
+    "learning_rate": lambda value: af.adam(value),
+    "beta": lambda value: af.adam(0.1, beta=value),
+    "beta of rmsprop": lambda value: af.rmsprop(0.1, beta=value),
+    "beta of kadam": lambda value: af.kadam(2, 0.1, beta=value),
+    "gamma": lambda value: af.adam(0.1, gamma=value),
+    "gamma of tensors": lambda value: af.adam(0.1, gamma=value, granularity="tensor"),
+    "gamma of kadam": lambda value: af.kadam(2, 0.1, gamma=value),
+    "gamma of sgd": lambda value: af.sgd(0.1, gamma=value),
+    "epsilon": lambda value: af.adam(0.1, epsilon=value),
+    "weight_decay": lambda value: af.adamw(0.1, weight_decay=value),
+    "weight_decay of signsgd": lambda value: af.signsgd(0.1, weight_decay=value),
+    "start": lambda value: af.TensorRMSpropStage(0.9, start=value),
+    "horizon": lambda value: af.CentralFlow(af.sgd(0.1), horizon=value),
+    "source": lambda value: af.EdgeFlow(af.sgd(0.1), source=value),
+    "k": lambda value: af.kadam(value, 0.1),
+    "granularity": lambda value: af.adam(0.1, granularity=value),
+    "strategy": lambda value: af.kadam(2, 0.1, strategy=value),
+    "bias_correction": lambda value: af.adam(0.1, bias_correction=value),
+    "epsilon_inside": lambda value: af.adam(0.1, epsilon_inside=value),
+    "stages": lambda value: af.Optimizer(0.1, value),
+    "order": lambda value: af.PaperFlow(af.adam(0.1), order=value),
+    "rate": lambda value: af.PaperFlow(af.adam(0.1), rate=value),
+    "modes": lambda value: af.CentralFlow(af.sgd(0.1), modes=value),
+    "early": lambda value: af.MemorylessFlow(af.adam(0.1), early=value),
+    "PaperFlow": lambda value: af.PaperFlow(value),
+    "ModifiedFlow": lambda value: af.ModifiedFlow(value),
+    "MapFlow": lambda value: af.MapFlow(value),
+    "EdgeFlow": lambda value: af.EdgeFlow(value),
+    "CentralFlow": lambda value: af.CentralFlow(value),
+    "MemorylessFlow": lambda value: af.MemorylessFlow(value),
+}
+#: What is a number, a word, a truth value or an optimizer nowhere.
+GARBAGE = [
+    "0",
+    "0.5",
+    b"1",
+    Decimal("0.5"),
+    10**400,
+    1j,
+    np.array(1j),
+    jnp.array(0.5 + 1j),
+    np.array([]),
+    np.array(["a"]),
+    np.array([0.5], object),
+    np.ma.array([0.5]),
+    np.datetime64("2020"),
+    jax.random.key(0),
+    object(),
+    {},
+    len,
+    af.PaperFlow(af.adam(0.1)),
+]
+
+
+@pytest.mark.parametrize("argument", ARGUMENTS)
+def test_failure_of_a_constructor_names_its_argument(argument, unchecked):
+    for value in GARBAGE:
+        with pytest.raises((ValueError, TypeError), match=argument.split(" ")[0]):
+            ARGUMENTS[argument](value)
+
+
+@pytest.mark.parametrize("argument", ["learning_rate", "beta", "gamma", "gamma of sgd", "epsilon", "weight_decay"])
+def test_failure_of_truth_values_and_none_as_numbers(argument, unchecked):
+    for value in (True, np.True_, None):
+        with pytest.raises(ValueError, match=f"{argument.split(' ')[0]} must be a real number, got {value!r}"):
+            ARGUMENTS[argument](value)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: af.adam("0.1"), "learning_rate must be a real number, got '0.1', a str; give a float"),
+        (lambda: af.adam(jnp.array(1 + 1j)), "got an array of shape () and type complex"),
+        (lambda: af.adam(10**400), "learning_rate must be a number that a float can hold, got 1000"),
+        (lambda: af.adam(0.1, bias_correction="no"), "bias_correction must be True or False, got 'no'"),
+        (lambda: af.PaperFlow(af.adam(0.1), order=True), "order must be a whole number of at least 1, got True"),
+        (lambda: af.PaperFlow(af.adam(0.1), order=3), "order must be 1 or 2 (the flows of [GT]), got 3"),
+        (lambda: af.PaperFlow(af.PaperFlow(af.adam(0.1))), "this is a flow: give its attribute `optimizer`"),
+        (lambda: af.PaperFlow(af.adam), "call the constructor: af.adam(1e-3), not af.adam"),
+        (lambda: af.MapFlow(optax.adam(0.1)), "MapFlow needs an optimizer, such as af.adam(1e-3), got Gradient"),
+        (lambda: af.Optimizer(0.1, af.AdamStage(0.9, 0.9)), "stages must be a tuple of stages"),
+        (lambda: af.Optimizer(0.1, (af.AdamStage,)), "a stage is an object whose class derives from AbstractStage"),
+        (lambda: af.analysis.norm_factor(0.9, order=True), "order must be a whole number of at least 0, got True"),
+        (lambda: af.analysis.critical_curvature(af.PaperFlow(af.adam(0.1))), "linear stability needs an optimizer"),
+        (
+            lambda: af.PaperFlow(af.adam(0.1)).initial_state(jnp.sum, jnp.ones(2), 20),
+            "start must be (iteration, ",
+        ),
+    ],
+)
+def test_failure_of_a_constructor_says_what_to_do(make, words, unchecked):
+    with pytest.raises((ValueError, TypeError), match=re.escape(words)):
+        make()
+
+
+@pytest.mark.parametrize("value", [0.5, np.float16(0.5), np.longdouble(0.5), np.array(0.5, ">f8"), jnp.float16(0.5)])
+def test_identity_numbers_of_every_precision_are_numbers(value, unchecked):
+    record = af.adam(value, value, value, value)
+    for number in (record.learning_rate, record.stages[0].beta, record.stages[0].gamma, record.epsilon):
+        assert number.dtype in (jnp.float32, jnp.float64)
+        assert float(number) == 0.5
+    assert float(af.adam(2**63).learning_rate) == 2.0**63
+
+
+@pytest.mark.parametrize("dtype", [jnp.complex64, jnp.complex128, jnp.float16, jnp.bfloat16, jnp.int32, bool])
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: af.adam(0.1).initial_state({"w": x}),
+        lambda x: af.adam(0.1).to_optax().init({"w": x}),
+        lambda x: af.kadam(2, 0.1).to_optax().update({"w": x}, af.kadam(2, 0.1).to_optax().init({"w": jnp.ones(2)})),
+        lambda x: af.rmsprop(0.1).update({"w": x}, af.rmsprop(0.1).initial_state({"w": jnp.ones(2)}), 0),
+        lambda x: af.iterate(af.adam(0.1), lambda p: jnp.sum(jnp.abs(p["w"])), {"w": x}, 3),
+        lambda x: af.solve(af.PaperFlow(af.adam(0.1)), lambda p: jnp.sum(jnp.abs(p["w"])), {"w": x}, 3),
+        lambda x: af.MemorylessFlow(af.adam(0.1)).initial_state(jnp.sum, {"w": x}),
+        lambda x: af.analysis.preconditioned_sharpness(lambda p: p["w"] @ p["w"], {"w": x}, {"w": jnp.ones(2)}),
+        lambda x: af.analysis.preconditioned_sharpness(lambda p: p["w"] @ p["w"], {"w": jnp.ones(2)}, {"w": x}),
+        lambda x: af.analysis.periodic_orbit(af.adam(0.1), lambda p: p["w"] @ p["w"], {"w": x}, 2),
+        lambda x: af.analysis.jacobian_spectrum(
+            af.adam(0.1),
+            lambda p: p["w"] @ p["w"],
+            ({"w": x}, af.adam(0.1).initial_state({"w": jnp.ones(2)})),
+            iteration=1,
+        ),
+    ],
+)
+def test_failure_of_leaves_that_the_arithmetic_cannot_do(read, dtype, unchecked):
+    with pytest.raises(ValueError, match=r"\['w'\] must be float32 or float64, got ") as error:
+        read(jnp.ones(2, dtype))
+    remedy = "two real arrays" if jnp.issubdtype(dtype, jnp.complexfloating) else "convert it, or close over it"
+    assert remedy in str(error.value)
+
+
+def test_failure_of_arrays_in_another_byte_order_or_beyond_double(unchecked):
+    for dtype in (">f8", np.longdouble):
+        with pytest.raises(ValueError, match=re.escape("convert it with np.asarray(x, np.float64)")):
+            af.iterate(af.adam(0.1), jnp.sum, np.ones(2, dtype), 3)
+
+
+def test_identity_python_floats_are_parameters_in_every_reading(unchecked):
+    record = af.adam(0.1)
+    updates, _ = record.to_optax().update(3.0, record.to_optax().init(1.0), 1.0)
+    assert float(updates) == pytest.approx(-0.1, rel=1e-12)
+    sharpness = af.analysis.preconditioned_sharpness(lambda x: 2 * x**2, 1.0, 1.0)
+    assert float(sharpness.value) == pytest.approx(4.0, rel=1e-12)
 
 
 def test_failure_decay_of_the_iteration_without_mass():

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from adamflow.analysis.bounds import check_kind, growth_rate, log_update_bound
 from adamflow.checks import is_concrete
 from adamflow.flows import Snapshot
-from adamflow.optimizers import Optimizer, OptimizerState, SignStage
+from adamflow.optimizers import Optimizer, OptimizerState, SignStage, check_optimizer
 from adamflow.solve import Trajectory
 from adamflow.solve.trajectory import largest
 
@@ -119,6 +119,7 @@ def bound_report(
     >>> print(report.summary)
     adam, discrete: the updates stay within the bound in all 51 iterations (kind 'discrete', β = 0.9, γ = 0.95) and ...
     """
+    check_optimizer("bound_report", optimizer)
     kind = ("discrete" if _is_discrete(trajectory) else "flow") if kind is None else kind
     check_kind(kind, "exact" if rate is None else rate)
     if not is_concrete(trajectory, optimizer) or trajectory.iterations.ndim != 1:

@@ -18,9 +18,9 @@ from jaxtyping import Bool, Float
 from matfree.decomp import hessenberg
 
 from adamflow.analysis._numbers import with_namespace
-from adamflow.checks import check_count, check_range, is_concrete
+from adamflow.checks import check_count, check_params, check_precision, check_range, is_concrete
 from adamflow.flows import Snapshot
-from adamflow.optimizers import Optimizer
+from adamflow.optimizers import Optimizer, check_optimizer
 from adamflow.types import Loss, Numbers, Params, Scalar
 
 #: An eigenvalue has converged if its residual is at most this share of it; its error is about the square of that.
@@ -144,11 +144,11 @@ def preconditioned_sharpness(
     >>> print(sharpness)
     largest eigenvalue 4, residual ...: converged
     """
+    params = check_params(params)
+    check_precision("preconditioner", preconditioner)
     _check_preconditioner(params, preconditioner)
     iterations = check_count("iterations", iterations)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    if size == 0:
-        raise ValueError("params must have at least one entry, got none; a loss without parameters has no Hessian")
     return _sharpness(loss, params, preconditioner, min(iterations, size), jnp.asarray(seed))
 
 
@@ -198,6 +198,7 @@ def observe_sharpness(optimizer: Optimizer, loss: Loss, *, iterations: int = 32,
     >>> print(run.observed.value.round(3))
     [1.    1.052 1.108]
     """
+    check_optimizer("observe_sharpness", optimizer)
     return SharpnessObserver(optimizer, loss, jnp.asarray(seed), check_count("iterations", iterations))
 
 

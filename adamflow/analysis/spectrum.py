@@ -12,9 +12,9 @@ from jaxtyping import Array, Bool, Complex, Float
 
 from adamflow.analysis._krylov import BALANCING_ROUNDS, Rank, balance, krylov_space, real_part, sort_keys
 from adamflow.analysis.orbit import NOT_DIFFERENTIABLE, lacks_derivative
-from adamflow.checks import check_choice, check_count, check_range, is_concrete
+from adamflow.checks import check_choice, check_count, check_params, check_range, is_concrete
 from adamflow.flows import AbstractFlow
-from adamflow.optimizers import Optimizer, OptimizerState
+from adamflow.optimizers import Optimizer, OptimizerState, check_optimizer
 from adamflow.types import Loss, Scalar
 
 #: Up to this many entries of the state method="auto" is "dense": below a second on one core.
@@ -186,11 +186,15 @@ class _System(eqx.Module):
 def _system(model: Optimizer | AbstractFlow, loss: Loss, state: Any, iteration: Scalar) -> _System:
     check_range("iteration", iteration, 0, hint="take that of the state: trajectory.iterations[-1], or math.inf")
     hint = "hand in Trajectory.final of a run of this very optimizer (af.iterate) or flow (af.solve)"
+    if not isinstance(model, AbstractFlow):
+        check_optimizer("jacobian_spectrum", model)
     is_discrete = isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], OptimizerState)
     if isinstance(model, AbstractFlow):
         _check_flow_state(model, loss, state, is_discrete, hint)
     elif not is_discrete:
         raise TypeError(f"the state of a discrete step is (params, OptimizerState), got {type(state).__name__}; {hint}")
+    else:
+        check_params(state[0], "the state's params")
     moving, fixed = eqx.partition(jax.tree.map(jnp.asarray, state), eqx.is_inexact_array)
     system = _System(model, loss, moving, fixed, jnp.asarray(iteration, float))
     if (size := system.point.size) == 0:

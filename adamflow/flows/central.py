@@ -9,13 +9,13 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from matfree.decomp import hessenberg
 
-from adamflow.checks import check_count, check_range
+from adamflow.checks import check_range, describe
 from adamflow.flows import averages
 from adamflow.flows._cone import complementary
 from adamflow.flows.averages import AbstractAveragesFlow, FlowState
 from adamflow.flows.flow import Snapshot, Start
-from adamflow.optimizers import GradientStage, Optimizer, RMSpropStage
-from adamflow.optimizers.numbers import number
+from adamflow.optimizers import GradientStage, Optimizer, RMSpropStage, check_optimizer
+from adamflow.optimizers.numbers import count_called, number_called
 from adamflow.types import Filters, Leaf, Loss, Params, Scalar
 
 #: Up to this many parameters the Hessian is dense.
@@ -94,18 +94,23 @@ class CentralFlow(AbstractAveragesFlow):
     """
 
     optimizer: Optimizer
-    modes: int = eqx.field(static=True, default=2)
-    iterations: int = eqx.field(static=True, default=32)
-    horizon: jax.Array = eqx.field(converter=number, default=0.25)
+    modes: int = eqx.field(static=True, converter=count_called("modes"), default=2)
+    iterations: int = eqx.field(static=True, converter=count_called("iterations"), default=32)
+    horizon: jax.Array = eqx.field(converter=number_called("horizon"), default=0.25)
 
     def __check_init__(self):
+        check_optimizer("CentralFlow", self.optimizer)
         stages = self.optimizer.stages
         if len(stages) != 1 or not isinstance(stages[0], GradientStage | RMSpropStage):
             raise TypeError(
                 f"CentralFlow has equations for af.sgd without momentum and af.rmsprop, not for "
                 f"{self.optimizer.name!r}; take af.EdgeFlow, which exists for every record"
             )
-        check_count("iterations", self.iterations, check_count("modes", self.modes) + 1)
+        if self.iterations <= self.modes:
+            raise ValueError(
+                f"iterations must be more than modes, got iterations = {self.iterations} and modes = "
+                f"{describe(self.modes)}: as many eigenvectors are taken from as many Lanczos vectors"
+            )
         check_range("horizon", self.horizon, 0, float("inf"), low_open=True, high_open=True, hint="it is in iterations")
         averages.check_averages(self.optimizer, "CentralFlow")
 

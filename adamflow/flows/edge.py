@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamflow.checks import check_count, check_range
+from adamflow.checks import check_range
 from adamflow.flows import _trees as trees
 from adamflow.flows.flow import AbstractFlow, Coordinates, Snapshot, Start
 from adamflow.flows.map import MapFlow, MapState, weights
 from adamflow.flows.rotation import warn_of_rotation
-from adamflow.optimizers import Optimizer
-from adamflow.optimizers.numbers import number
+from adamflow.optimizers import Optimizer, check_optimizer
+from adamflow.optimizers.numbers import count_called, number_or_none
 from adamflow.types import Leaf, Loss, Params, Scalar
 
 #: K, of the difference of the first iterates in which an oscillation is looked for.
@@ -138,11 +138,12 @@ class EdgeFlow(AbstractFlow):
     """
 
     optimizer: Optimizer
-    order: int = eqx.field(static=True, default=1)
-    source: jax.Array | None = eqx.field(converter=lambda value: None if value is None else number(value), default=None)
+    order: int = eqx.field(static=True, converter=count_called("order"), default=1)
+    source: jax.Array | None = eqx.field(converter=number_or_none("source"), default=None)
 
     def __check_init__(self):
-        if check_count("order", self.order) > 2:
+        check_optimizer("EdgeFlow", self.optimizer)
+        if self.order > 2:
             raise ValueError(f"order must be 1 or 2, got {self.order!r}; the edge flow has no higher ones")
         hint = "it is a share of the parameters per iteration, or None for their rounding"
         if self.source is not None:

@@ -8,11 +8,22 @@ import diffrax
 import equinox as eqx
 import jax
 
+from adamflow.checks import describe
 from adamflow.optimizers import Optimizer, OptimizerState
 from adamflow.types import Filters, Leaf, Loss, Params, Scalar
 
 #: Where a run starts that does not start at 0: an iteration, and the optimizer's memory before the gradient there.
 Start: TypeAlias = tuple[Scalar, OptimizerState]
+
+
+def check_start(start: Any) -> None:
+    """Raise `TypeError` unless `start` is a pair of an iteration and an `OptimizerState`."""
+    if isinstance(start, tuple) and len(start) == 2 and isinstance(start[1], OptimizerState):
+        return
+    raise TypeError(
+        f"start must be (iteration, memory) with the OptimizerState before the gradient there, got {describe(start)}; "
+        "with iterates = af.iterate(..., steps=n) take start=(n, iterates.final[1])"
+    )
 
 
 class Snapshot(eqx.Module):

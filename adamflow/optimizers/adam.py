@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 
 from adamflow.checks import check_choice
-from adamflow.optimizers.numbers import check_decays, is_zero, number
+from adamflow.optimizers.numbers import check_decays, is_zero, number_called
 from adamflow.optimizers.optimizer import Optimizer
 from adamflow.optimizers.rmsprop import RMSpropStage
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, Signal
@@ -20,8 +20,8 @@ class AdamStage(AbstractStage):
     [GT] and adamflow write (β, γ) where PyTorch and optax write (b2, b1).
     """
 
-    beta: jax.Array = eqx.field(converter=number)
-    gamma: jax.Array = eqx.field(converter=number)
+    beta: jax.Array = eqx.field(converter=number_called("beta"))
+    gamma: jax.Array = eqx.field(converter=number_called("gamma"))
 
     def __check_init__(self):
         check_decays(self.beta, self.gamma)
@@ -41,9 +41,10 @@ class AdamStage(AbstractStage):
 def adam_stage(beta: Scalar, gamma: Scalar, granularity: str = "elementwise") -> AbstractStage:
     """The stage of Adam, or of RMSprop where γ is the number 0: a filter that forgets at once is no filter."""
     check_choice("granularity", granularity, GRANULARITIES)
+    forgets = is_zero("gamma", gamma)
     if granularity == "tensor":
-        return TensorRMSpropStage(beta) if is_zero(gamma) else TensorAdamStage(beta, gamma)
-    return RMSpropStage(beta) if is_zero(gamma) else AdamStage(beta, gamma)
+        return TensorRMSpropStage(beta) if forgets else TensorAdamStage(beta, gamma)
+    return RMSpropStage(beta) if forgets else AdamStage(beta, gamma)
 
 
 def adam(
@@ -141,5 +142,5 @@ def adamw(
         epsilon=epsilon,
         epsilon_inside=epsilon_inside,
         bias_correction=bias_correction,
-        name="adam" if is_zero(weight_decay) else "adamw",
+        name="adam" if is_zero("weight_decay", weight_decay) else "adamw",
     )

@@ -9,10 +9,38 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamflow.checks import check_range, is_concrete
-from adamflow.optimizers.numbers import beside, is_zero, number
+from adamflow.checks import check_precision, check_range, describe, is_concrete
+from adamflow.optimizers.numbers import beside, flag_called, is_zero, number_called
 from adamflow.optimizers.stage import AbstractStage, Signal
 from adamflow.types import Filters, Leaf, Loss, Params, Scalar
+
+
+def check_optimizer(where: str, value: Any) -> None:
+    """Raise `TypeError` unless a value is an `Optimizer`.
+
+    Args:
+        where: the function or class that needs one.
+        value: what it got.
+    """
+    if isinstance(value, Optimizer):
+        return
+    if isinstance(getattr(value, "optimizer", None), Optimizer):
+        hint = "this is a flow: give its attribute `optimizer`"
+    elif callable(value) and not isinstance(value, type):
+        hint = "call the constructor: af.adam(1e-3), not af.adam"
+    else:
+        hint = "optimizers of other packages are declared anew, see AbstractStage"
+    raise TypeError(f"{where} needs an optimizer, such as af.adam(1e-3), got {describe(value)}; {hint}")
+
+
+def _as_stages(value: Any) -> tuple[AbstractStage, ...]:
+    """The stages as a tuple, or a `ValueError`."""
+    if isinstance(value, tuple | list) and all(isinstance(stage, AbstractStage) for stage in value):
+        return tuple(value)
+    raise ValueError(
+        f"stages must be a tuple of stages, such as (AdamStage(0.999, 0.9),), got {describe(value)}; a stage is an "
+        "object whose class derives from AbstractStage"
+    )
 
 
 class OptimizerState(eqx.Module):
@@ -56,12 +84,12 @@ class Optimizer(eqx.Module):
         ValueError: if a number is out of its range, or there is no stage.
     """
 
-    learning_rate: jax.Array = eqx.field(converter=number)
-    stages: tuple[AbstractStage, ...]
-    weight_decay: jax.Array = eqx.field(converter=number, default=0.0)
-    epsilon: jax.Array = eqx.field(converter=number, default=0.0)
-    epsilon_inside: bool = eqx.field(static=True, default=False)
-    bias_correction: bool = eqx.field(static=True, default=True)
+    learning_rate: jax.Array = eqx.field(converter=number_called("learning_rate"))
+    stages: tuple[AbstractStage, ...] = eqx.field(converter=_as_stages)
+    weight_decay: jax.Array = eqx.field(converter=number_called("weight_decay"), default=0.0)
+    epsilon: jax.Array = eqx.field(converter=number_called("epsilon"), default=0.0)
+    epsilon_inside: bool = eqx.field(static=True, converter=flag_called("epsilon_inside"), default=False)
+    bias_correction: bool = eqx.field(static=True, converter=flag_called("bias_correction"), default=True)
     name: str = eqx.field(static=True, default="optimizer")
 
     def __check_init__(self):
@@ -71,9 +99,19 @@ class Optimizer(eqx.Module):
         check_range("learning_rate", self.learning_rate, 0, low_open=True, high=float("inf"), high_open=True, hint=hint)
         check_range("weight_decay", self.weight_decay, 0, float("inf"), high_open=True, hint=hint)
         check_range("epsilon", self.epsilon, 0, float("inf"), high_open=True)
+        if not isinstance(self.name, str):
+            raise ValueError(f"name must be a string, got {describe(self.name)}")
 
     def initial_state(self, params: Params) -> OptimizerState:
-        """The state before the first gradient: all filters are zero."""
+        """The state before the first gradient: all filters are zero.
+
+        Args:
+            params: any pytree of float32 or float64 arrays.
+
+        Raises:
+            ValueError: if a leaf is of another type.
+        """
+        check_precision("params", params)
 
         def zeros() -> Params:
             # New arrays each time: a state whose arrays are one and the same cannot be donated to a jitted step.
@@ -95,7 +133,11 @@ class Optimizer(eqx.Module):
 
         Returns:
             the direction uₙ and the state after iteration n.
+
+        Raises:
+            ValueError: if a leaf of the gradient is neither float32 nor float64.
         """
+        check_precision("the gradient", gradient)
         signal, filters, memories, previous = gradient, [], [], []
         for index, stage in enumerate(self.stages):
 
@@ -193,6 +235,10 @@ class Optimizer(eqx.Module):
     def to_optax(self) -> optax.GradientTransformation:
         """This optimizer as an optax transformation, equal to it step for step.
 
+        Parameters and gradients are pytrees of float32 or float64 arrays, or Python floats. Complex parameters, whose
+        second moment would be that of |g|, and half precision are refused: keep the real and imaginary parts as two
+        real arrays, and the parameters that are averaged in float32.
+
         Example:
             >>> import adamflow as af, jax.numpy as jnp, optax
             >>> transformation = af.adam(0.1).to_optax()
@@ -207,9 +253,11 @@ class Optimizer(eqx.Module):
 
         def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
             if params is None:
-                if not is_zero(self.weight_decay):
+                if not is_zero("weight_decay", self.weight_decay):
                     raise ValueError("weight decay needs the parameters; call update(gradient, state, params)")
                 params = jax.tree.map(jnp.zeros_like, updates)
+            check_precision("params", params)
+            updates, params = jax.tree.map(jnp.asarray, (updates, params))
             direction, inner = self.update(updates, state.inner, state.iteration)
             return self.change(params, direction), OptaxState(optax.safe_increment(state.iteration), inner)
 

@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 
-from adamflow.optimizers.numbers import check_decays, number
+from adamflow.optimizers.numbers import check_decays, number_called
 from adamflow.optimizers.optimizer import Optimizer
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, Signal
 from adamflow.types import Leaf, Scalar
@@ -12,7 +12,7 @@ from adamflow.types import Leaf, Scalar
 class RMSpropStage(AbstractStage):
     """One filter v of x² with decay β; direction u = x/(√v̂ + ε)."""
 
-    beta: jax.Array = eqx.field(converter=number)
+    beta: jax.Array = eqx.field(converter=number_called("beta"))
 
     def __check_init__(self):
         check_decays(self.beta)

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from adamflow.checks import check_choice, check_count, check_range, is_concrete
+from adamflow.checks import check_choice, check_count, check_params, check_range, is_concrete
 from adamflow.flows import AbstractFlow
-from adamflow.solve.inputs import check_params
 from adamflow.solve.integrate import solve
 from adamflow.solve.iterate import iterate
 from adamflow.solve.oscillation import mean_beside

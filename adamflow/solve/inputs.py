@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamflow.checks import check_count, is_concrete
+from adamflow.checks import check_count, check_params, is_concrete
 from adamflow.types import Loss, Params
 
 
@@ -32,27 +32,6 @@ def scalar_loss(loss: Loss, params: Params, *batch: Any) -> jax.Array:
             f"the loss must return a real scalar, got shape {shape} of {dtype}; reduce it, for example with jnp.mean"
         )
     return value
-
-
-def check_params(params: Params) -> Params:
-    """The parameters as jax arrays; raise `ValueError` unless all leaves are float32 or float64."""
-    paths = jax.tree_util.tree_leaves_with_path(params)
-    if not paths:
-        raise ValueError("params has no leaves; give a pytree with at least one floating-point array")
-    for path, leaf in paths:
-        where = f"params{jax.tree_util.keystr(path)}"
-        if not hasattr(leaf, "dtype") and not isinstance(leaf, float | int):
-            raise ValueError(f"{where} must be an array, got {type(leaf).__name__}; filter modules with eqx.is_array")
-        dtype = jnp.asarray(leaf).dtype
-        if dtype not in (jnp.float32, jnp.float64):
-            raise ValueError(
-                f"{where} must be float32 or float64, got {dtype}; convert it, or close over it in the loss "
-                "if it is not trained"
-            )
-    params = jax.tree.map(jnp.asarray, params)
-    if not any(leaf.size for leaf in jax.tree.leaves(params)):
-        raise ValueError("params has no entries; give at least one number to optimize")
-    return params
 
 
 def check_save_at(save_at: Any, steps: int, first: int = 0) -> np.ndarray:
