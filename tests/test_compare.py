@@ -187,3 +187,26 @@ def test_failure_means_without_neighbours(unchecked):
     batch = eqx.filter_vmap(lambda eta: af.iterate(af.adam(eta), PROBLEM.loss, PROBLEM.params, 20))(rates)
     with pytest.raises(ValueError, match="is a batch of runs, or is traced by jit or vmap"):
         af.split_oscillation(batch)
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [(jnp.float32, 1e-25), (jnp.float32, 1e25), (jnp.float64, 1e-250)])
+def test_identity_errors_scale_with_the_parameters(dtype, factor):
+    """The squares of such parameters underflow or overflow, they themselves do not."""
+    reference = {"a": jnp.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]], dtype), "b": jnp.array([0.0, 0.0, 12.0], dtype)}
+    other = jax.tree.map(jnp.zeros_like, reference)
+    one, scaled = (
+        af.compare(*(run(jax.tree.map(lambda leaf, by=by: leaf * by, rows), range(3)) for rows in (reference, other)))
+        for by in (1.0, factor)
+    )
+    np.testing.assert_allclose(one.relative, [0, 1, 1], rtol=1e-6)
+    np.testing.assert_allclose(scaled.relative, one.relative, rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(scaled.absolute, float) / factor, one.absolute, rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(scaled.path, float) / factor, one.path, rtol=1e-6)
+    np.testing.assert_allclose(scaled.relative_by_leaf["b"], one.relative_by_leaf["b"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [(jnp.float32, 1e-25), (jnp.float32, 1e25), (jnp.float64, 1e-250)])
+def test_identity_amplitudes_scale_with_the_parameters(dtype, factor):
+    params = {"a": jnp.array([[1.0, 2.0], [-1.0, -2.0], [1.0, 2.0]], dtype), "b": jnp.array([2.0, -2.0, 2.0], dtype)}
+    amplitude = af.split_oscillation(run(jax.tree.map(lambda leaf: leaf * factor, params), range(3))).amplitude
+    np.testing.assert_allclose(np.asarray(amplitude, float) / factor, [3.0], rtol=1e-6)

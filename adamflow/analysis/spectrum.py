@@ -14,6 +14,7 @@ from adamflow.analysis._krylov import BALANCING_ROUNDS, Rank, balance, krylov_sp
 from adamflow.analysis.orbit import NOT_DIFFERENTIABLE, lacks_derivative
 from adamflow.checks import check_choice, check_count, check_params, check_range, is_concrete
 from adamflow.flows import AbstractFlow
+from adamflow.flows.norms import norm, numpy_norm
 from adamflow.optimizers import Optimizer, OptimizerState, check_optimizer
 from adamflow.types import Loss, Scalar
 
@@ -248,7 +249,7 @@ def _dense(system: _System, rank: Rank, seed: Array) -> tuple[Any, ...]:
     values, vectors = jnp.linalg.eig(balanced)
     order = jnp.lexsort(sort_keys(values, rank))
     values, vectors = values[order], vectors[:, order]
-    residuals = jnp.linalg.norm(balanced @ vectors - values * vectors, axis=0)
+    residuals = norm(balanced @ vectors - values * vectors, axis=0)
     return values, residuals, system.unravel(scales * vectors[:, 0]), system.unravel(scales)
 
 
@@ -285,7 +286,7 @@ def _arnoldi(
     for place, value in enumerate(values[:count].tolist()):
         vector = space.vector(place)
         image = apply(np.real(vector)) + (1j * apply(np.imag(vector)) if value.imag else 0)
-        residuals[place] = np.linalg.norm(image - (value if value.imag else value.real) * vector)
+        residuals[place] = numpy_norm(image - (value if value.imag else value.real) * vector)
         first = vector if place == 0 else first
     state = system.unravel(scales * jnp.asarray(first, values.dtype)), system.unravel(scales)
     found = jnp.asarray(values), jnp.asarray(residuals)

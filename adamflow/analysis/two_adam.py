@@ -16,6 +16,7 @@ import xarray as xr
 from adamflow.analysis.norm_law import norm_factor
 from adamflow.analysis.scale_invariance import named_leaves
 from adamflow.checks import check_count, check_params, check_range, is_concrete
+from adamflow.flows.norms import norm, numpy_norm
 from adamflow.optimizers import Optimizer, TensorRMSpropStage, check_optimizer
 from adamflow.solve import Outcome, Stats, Trajectory
 from adamflow.types import Batch, Loss, Params, Scalar
@@ -169,7 +170,7 @@ def direction_distance(reference: Trajectory, run: Trajectory, scale_invariant: 
     def directions(params: Params) -> list[np.ndarray]:
         rows = [np.asarray(leaf, np.float64) for leaf in named_leaves(params, scale_invariant).values()]
         rows = [row.reshape(len(row), -1) for row in rows]
-        return [row / np.linalg.norm(row, axis=1, keepdims=True) for row in rows]
+        return [row / numpy_norm(row)[:, None] for row in rows]
 
     one, other = directions(reference.params), directions(run.params)
     # By the chord: the arc cosine has no digits at small angles.
@@ -196,7 +197,7 @@ def _run(optimizer, rest, loss, params, names: tuple[str, ...], rows: int, strid
     mask = jax.tree_util.tree_map_with_path(lambda path, _: jax.tree_util.keystr(path) in names, params)
 
     def normalized(tensors: Params) -> Params:
-        return jax.tree.map(lambda w: w / jnp.sqrt(jnp.mean(w**2)), tensors)
+        return jax.tree.map(lambda w: w / (norm(w.reshape(-1)) / w.size**0.5), tensors)
 
     def value(tensors: Params, others: Params, n: jax.Array) -> jax.Array:
         return loss(eqx.combine(tensors, others), *(() if batches is None else (batches(n),)))

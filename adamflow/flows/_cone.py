@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adamflow.flows.norms import norm
+
 #: Of the splitting method for two modes or more: its most iterations, and the change at which it ends.
 _ITERATIONS, _TOLERANCE = 3000, 1e-10
 #: Of the constraint, relative to its size: a larger violation says that no matrix satisfies it.
@@ -16,7 +18,7 @@ def complementary(constant: jax.Array, matrix: jax.Array) -> jax.Array:
     Symmetric matrices as vectors, with √2 before entries off the diagonal; B is symmetric and nonnegative.
     """
     unit = jnp.maximum(jnp.trace(matrix), jnp.finfo(matrix.dtype).tiny)
-    size = jnp.maximum(jnp.linalg.norm(constant), jnp.finfo(matrix.dtype).tiny)
+    size = jnp.maximum(norm(constant), jnp.finfo(matrix.dtype).tiny)
     matrix, constant = matrix / unit, constant / size
     if constant.size == 1:
         found = jnp.where(constant < 0, -constant / jnp.maximum(matrix[0, 0], jnp.finfo(matrix.dtype).tiny), 0.0)

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from matfree.decomp import hessenberg
 
 from adamflow.checks import check_range, describe
 from adamflow.flows import averages
 from adamflow.flows._cone import complementary
+from adamflow.flows._lanczos import lanczos
 from adamflow.flows.averages import AbstractAveragesFlow, FlowState
 from adamflow.flows.flow import Snapshot, Start
 from adamflow.optimizers import GradientStage, Optimizer, RMSpropStage, check_optimizer
@@ -59,7 +59,7 @@ class CentralFlow(AbstractAveragesFlow):
 
     in that span: what the constraint asks for within the horizon h, a convex problem for a matrix of `modes` rows. So
     the field is continuous, A goes to 0 at the rate 1/h, and Euler's method with the step h is the authors'
-    discretization. An evaluation takes `iterations` + 1 Hessian-vector products (up to 64 parameters a dense Hessian)
+    discretization. An evaluation takes `iterations` + 2 Hessian-vector products (up to 64 parameters a dense Hessian)
     and modes (modes + 1)/2 third derivatives.
 
     *Where it fails:* an edge that no Σ holds, such as that of a quadratic, whose iterates diverge: the run ends as
@@ -120,7 +120,7 @@ class CentralFlow(AbstractAveragesFlow):
 
     @property
     def gradient_equivalents(self) -> int:
-        return 1 + 2 * (self.iterations + 1) + 2 * self.modes * (self.modes + 1)
+        return 1 + 2 * (self.iterations + 2) + 2 * self.modes * (self.modes + 1)
 
     def initial_state(self, loss: Loss, params: Params, start: Start | None = None) -> FlowState:
         return averages.initial_state(self.optimizer, loss, params, start)[0]
@@ -268,22 +268,11 @@ def _leading(slope: Any, flat: jax.Array, preconditioner: jax.Array, count: int,
         values, vectors = values[-count:][::-1], vectors[:, -count:][:, ::-1].T
     else:
         _, product = jax.linearize(slope, flat)
-        values, vectors = _lanczos(lambda vector: weights * product(weights * vector), weights, count, depth)
+        space = lanczos(lambda vector: weights * product(weights * vector), weights, min(depth, flat.size), 0)
+        values, coordinates = space.eigh()
+        values = space.unit * values[-count:][::-1]
+        vectors = (coordinates[:, -count:].T @ space.basis)[::-1]
     return jax.lax.stop_gradient((values, weights * vectors))
-
-
-def _lanczos(operator: Any, weights: jax.Array, count: int, depth: int) -> tuple[jax.Array, jax.Array]:
-    start = jax.random.normal(jax.random.key(0), weights.shape, weights.dtype) * (weights > 0)
-    found = hessenberg(min(depth, weights.size), reortho="full", custom_vjp=False)(operator, start)
-    basis, products = jnp.asarray(found.Q_tall), jnp.asarray(found.J_small)
-    # Once the vectors span an invariant space the next ones are rounding errors, and no longer orthogonal.
-    overlaps = jnp.abs(jnp.triu(basis @ basis.T, 1))
-    sound = jnp.cumprod(jnp.all(overlaps < jnp.finfo(basis.dtype).eps ** (2 / 3), axis=0)).astype(bool)
-    upper = jnp.where(sound[:, None] & sound, jnp.triu(products), 0.0)
-    beyond = 1.0 + jnp.abs(upper).sum()
-    values, coordinates = jnp.linalg.eigh(upper + jnp.triu(upper, 1).T - jnp.diag(jnp.where(sound, 0.0, beyond)))
-    vectors = coordinates[:, -count:].T @ jnp.where(sound[:, None], basis, 0.0)
-    return values[-count:][::-1], vectors[::-1]
 
 
 def _quotient(values: jax.Array, by: jax.Array) -> jax.Array:

@@ -46,15 +46,15 @@ def flag_called(name: str) -> Callable[[Any], bool]:
     return functools.partial(check_flag, name)
 
 
-def count_called(name: str, low: int = 1) -> Callable[[Any], int]:
+def count_called(name: str, low: int = 1) -> Callable[[Any], Any]:
     """The converter of a static field of that name that is a whole number of at least `low`."""
     return lambda value: check_count(name, value, low)
 
 
-def choice_called(name: str, choices: tuple[str, ...]) -> Callable[[Any], str]:
+def choice_called(name: str, choices: tuple[str, ...]) -> Callable[[Any], Any]:
     """The converter of a static field of that name that is one of some words."""
 
-    def convert(value: Any) -> str:
+    def convert(value: Any) -> Any:
         check_choice(name, value, choices)
         return value
 
