@@ -114,15 +114,30 @@ def _extend(apply: Apply, generator: np.random.Generator, basis: np.ndarray, sma
         small[: column + 1, column] += overlaps
         image = image - overlaps @ vectors
     remainder = numpy_norm(image)
-    if remainder > 10 * np.finfo(basis.dtype).eps * size:
-        small[column + 1, column] = remainder
-        basis[column + 1] = image / remainder
-        return
+    # Of as many vectors as there are entries nothing but rounding remains.
+    is_full = column + 1 >= image.size
+    if remainder > 10 * np.finfo(basis.dtype).eps * size and not is_full:
+        direction = _outside(vectors, image / remainder)
+        if direction is not None:
+            small[column + 1, column] = remainder
+            basis[column + 1] = direction
+            return
     # The space is invariant: go on with a vector outside of it, if there is one.
-    fresh = generator.standard_normal(image.size).astype(basis.dtype)
+    basis[column + 1] = 0
+    while not is_full:
+        direction = _outside(vectors, generator.standard_normal(image.size).astype(basis.dtype))
+        if direction is not None:
+            basis[column + 1] = direction
+            return
+
+
+def _outside(vectors: np.ndarray, direction: np.ndarray) -> np.ndarray | None:
+    """The unit vector of what a direction has outside of a space, or `None` where that is little but rounding."""
+    size = numpy_norm(direction)
     for _ in range(2):
-        fresh = fresh - (vectors @ fresh) @ vectors
-    basis[column + 1] = fresh / numpy_norm(fresh) if column + 1 < image.size else 0
+        direction = direction - (vectors @ direction) @ vectors
+    remainder = numpy_norm(direction)
+    return direction / remainder if remainder > np.finfo(direction.dtype).eps ** 0.5 * size else None
 
 
 def _threshold(ranks: np.ndarray, count: int) -> float:

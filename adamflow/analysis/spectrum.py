@@ -14,7 +14,7 @@ from adamflow.analysis._krylov import BALANCING_ROUNDS, Rank, balance, krylov_sp
 from adamflow.analysis.orbit import NOT_DIFFERENTIABLE, lacks_derivative
 from adamflow.checks import check_choice, check_count, check_params, check_range, is_concrete
 from adamflow.flows import AbstractFlow
-from adamflow.flows.norms import norm, numpy_norm
+from adamflow.flows.norms import norm, numpy_norm, unit_of
 from adamflow.optimizers import Optimizer, OptimizerState, check_optimizer
 from adamflow.types import Loss, Scalar
 
@@ -246,7 +246,9 @@ def _dense(system: _System, rank: Rank, seed: Array) -> tuple[Any, ...]:
     matrix = jax.jacfwd(system)(system.point)
     scales = balance(lambda s, x: matrix @ (s * x) / s, lambda s, x: s * (matrix.T @ (x / s)), system.point, seed)
     balanced = matrix * scales / scales[:, None]
-    values, vectors = jnp.linalg.eig(balanced)
+    unit = unit_of(balanced, (0, 1))
+    values, vectors = jnp.linalg.eig(balanced / unit)
+    values = unit[0] * values
     order = jnp.lexsort(sort_keys(values, rank))
     values, vectors = values[order], vectors[:, order]
     residuals = norm(balanced @ vectors - values * vectors, axis=0)

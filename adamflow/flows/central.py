@@ -14,6 +14,7 @@ from adamflow.flows._cone import complementary
 from adamflow.flows._lanczos import lanczos
 from adamflow.flows.averages import AbstractAveragesFlow, FlowState
 from adamflow.flows.flow import Snapshot, Start
+from adamflow.flows.norms import unit_of
 from adamflow.optimizers import GradientStage, Optimizer, RMSpropStage, check_optimizer
 from adamflow.optimizers.numbers import count_called, number_called
 from adamflow.types import Filters, Leaf, Loss, Params, Scalar
@@ -264,8 +265,11 @@ def _leading(slope: Any, flat: jax.Array, preconditioner: jax.Array, count: int,
     weights = jnp.where(preconditioner > 0, 1 / jnp.sqrt(jnp.where(preconditioner > 0, preconditioner, 1.0)), 0.0)
     if flat.size <= _DENSE_LIMIT:
         hessian = jax.jacfwd(slope)(flat)
-        values, vectors = jnp.linalg.eigh(weights * ((hessian + hessian.T) / 2) * weights[:, None])
-        values, vectors = values[-count:][::-1], vectors[:, -count:][:, ::-1].T
+        scaled = weights * ((hessian + hessian.T) / 2) * weights[:, None]
+        unit = unit_of(scaled, (0, 1))
+        values, vectors = jnp.linalg.eigh(scaled / unit)
+        values = unit[0] * values[-count:][::-1]
+        vectors = vectors[:, -count:][:, ::-1].T
     else:
         _, product = jax.linearize(slope, flat)
         space = lanczos(lambda vector: weights * product(weights * vector), weights, min(depth, flat.size), 0)
