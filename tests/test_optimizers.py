@@ -478,6 +478,46 @@ def test_identity_python_floats_are_parameters_in_every_reading(unchecked):
     assert float(sharpness.value) == pytest.approx(4.0, rel=1e-12)
 
 
+class TrustRatio(af.Optimizer):
+    """Steps of half the size: a change that no record of numbers declares."""
+
+    def change(self, params, direction):
+        return jax.tree.map(lambda step: step / 2, super().change(params, direction))
+
+
+class SlowFlow(af.PaperFlow):
+    """A flow at half the speed."""
+
+    def vector_field(self, time, state, loss):
+        return jax.tree.map(lambda rate: rate / 2, super().vector_field(time, state, loss))
+
+
+@pytest.mark.parametrize(
+    "flow",
+    [af.PaperFlow(TrustRatio(0.01, (af.AdamStage(0.99, 0.9),))), SlowFlow(af.adam(0.01, 0.99))],
+    ids=["optimizer", "flow"],
+)
+def test_identity_what_a_subclass_overrides_holds_for_every_solver(flow):
+    problem = af.problems.chain(4)
+    options = {"save_at": [20], "rtol": 1e-7}
+    auto = af.solve(flow, problem.loss, problem.params, 20, **options)
+    explicit = af.solve(flow, problem.loss, problem.params, 20, solver=diffrax.Tsit5(), **options)
+    np.testing.assert_allclose(auto.params, explicit.params, rtol=1e-5)
+    with pytest.raises(ValueError, match='take solver="auto"'):
+        af.solve(flow, problem.loss, problem.params, 20, solver="collocation")
+
+
+def test_failure_of_equations_that_would_ignore_what_a_subclass_overrides():
+    record = TrustRatio(0.01, (af.RMSpropStage(0.9),))
+    for flow in (af.CentralFlow, af.MemorylessFlow):
+        with pytest.raises(TypeError, match=f"{flow.__name__} has equations .*but TrustRatio overrides change, which"):
+            flow(record)
+    problem = af.problems.chain(4)
+    run = af.iterate(record, problem.loss, problem.params, 5)
+    with pytest.raises(TypeError, match="overrides change, which they would ignore; no bound is known"):
+        af.analysis.bound_report(run, record)
+
+
 def test_failure_decay_of_the_iteration_without_mass():
     unfinished = af.Filter("second", lambda n: 1 - 1 / (n + 1), lambda signal, _: signal.value**2)
     with pytest.raises(TypeError, match="filter 'second' has a decay that depends on the iteration but no mass"):

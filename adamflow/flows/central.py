@@ -15,7 +15,7 @@ from adamflow.flows._lanczos import lanczos
 from adamflow.flows.averages import AbstractAveragesFlow, FlowState
 from adamflow.flows.flow import Snapshot, Start
 from adamflow.flows.norms import unit_of
-from adamflow.optimizers import GradientStage, Optimizer, RMSpropStage, check_optimizer
+from adamflow.optimizers import GradientStage, Optimizer, RMSpropStage, check_standard
 from adamflow.optimizers.numbers import count_called, number_called
 from adamflow.types import Filters, Leaf, Loss, Params, Scalar
 
@@ -100,9 +100,9 @@ class CentralFlow(AbstractAveragesFlow):
     horizon: jax.Array = eqx.field(converter=number_called("horizon"), default=0.25)
 
     def __check_init__(self):
-        check_optimizer("CentralFlow", self.optimizer)
+        check_standard("CentralFlow", self.optimizer, "take af.EdgeFlow, which needs the discrete step alone")
         stages = self.optimizer.stages
-        if len(stages) != 1 or not isinstance(stages[0], GradientStage | RMSpropStage):
+        if len(stages) != 1 or type(stages[0]) not in (GradientStage, RMSpropStage):
             raise TypeError(
                 f"CentralFlow has equations for af.sgd without momentum and af.rmsprop, not for "
                 f"{self.optimizer.name!r}; take af.EdgeFlow, which exists for every record"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from adamflow.checks import check_precision
 from adamflow.flows.flow import AbstractFlow, Snapshot, Start
-from adamflow.optimizers import AdamStage, Optimizer, RMSpropStage, check_optimizer
+from adamflow.optimizers import AdamStage, Optimizer, RMSpropStage, check_standard
 from adamflow.optimizers.numbers import flag_called
 from adamflow.types import Leaf, Loss, Params, Scalar
 
@@ -61,7 +61,7 @@ class MemorylessFlow(AbstractFlow):
     early: bool = eqx.field(static=True, converter=flag_called("early"), default=False)
 
     def __check_init__(self):
-        check_optimizer("MemorylessFlow", self.optimizer)
+        check_standard("MemorylessFlow", self.optimizer, "take af.MapFlow, which needs the discrete step alone")
         kinds = [type(stage) for stage in self.optimizer.stages]
         if kinds not in ([AdamStage], [RMSpropStage]):
             raise TypeError(

@@ -33,6 +33,44 @@ def check_optimizer(where: str, value: Any) -> None:
     raise TypeError(f"{where} needs an optimizer, such as af.adam(1e-3), got {describe(value)}; {hint}")
 
 
+def overrides(instance: Any, base: type) -> tuple[str, ...]:
+    """The names of methods and properties of a base class that the class of an instance defines anew.
+
+    What computes the steps of an optimizer, or the vector field of a flow, by equations of its own asks this, and
+    refuses an instance that changes what those equations assume.
+
+    Args:
+        instance: an object whose class derives from `base`.
+        base: a class such as `Optimizer`.
+    """
+    own = [name for name, value in vars(base).items() if callable(value) or isinstance(value, property)]
+    return tuple(
+        name for name in own if not _is_private(name) and getattr(type(instance), name) is not getattr(base, name)
+    )
+
+
+def _is_private(name: str) -> bool:
+    """Whether a name is one that classes define for Python or equinox."""
+    return name.startswith("__")
+
+
+def check_standard(where: str, optimizer: Any, hint: str) -> None:
+    """Raise `TypeError` unless the step of an optimizer is the one that `Optimizer` declares.
+
+    Args:
+        where: what has equations for that step alone.
+        optimizer: an `Optimizer`, or an object of a class that derives from it.
+        hint: what to do instead.
+    """
+    check_optimizer(where, optimizer)
+    changed = overrides(optimizer, Optimizer)
+    if changed:
+        raise TypeError(
+            f"{where} has equations for the step of Optimizer, but {type(optimizer).__name__} overrides "
+            f"{', '.join(changed)}, which they would ignore; {hint}"
+        )
+
+
 def _as_stages(value: Any) -> tuple[AbstractStage, ...]:
     """The stages as a tuple, or a `ValueError`."""
     if isinstance(value, tuple | list) and all(isinstance(stage, AbstractStage) for stage in value):
@@ -70,6 +108,11 @@ class Optimizer(eqx.Module):
     Stage i gets the direction uⁱ⁻¹ₙ of the stage before it, the first one the gradient. The record is a pytree whose
     leaves are its numbers: they can be traced, batched with `jax.vmap`, and differentiated. Usually made by `adam`,
     `adamw`, `rmsprop`, `signsgd` or `kadam`.
+
+    A subclass that overrides methods, such as `change` for a trust ratio, is honoured by `iterate`, `to_optax`, the
+    analysis of the step, `PaperFlow`, `ModifiedFlow`, `MapFlow` and `EdgeFlow`. What has equations of its own for the
+    step refuses it: `CentralFlow`, `MemorylessFlow` and `solver="collocation"`, in the place of which "auto" takes a
+    solver of diffrax.
 
     Attributes:
         learning_rate: η > 0.

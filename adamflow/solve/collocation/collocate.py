@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from adamflow.flows import AbstractFlow, PaperFlow, Snapshot
 from adamflow.flows.averages import FlowState
+from adamflow.optimizers import Optimizer, overrides
 from adamflow.solve.collocation.diagonal import Diagonal, Stop
 from adamflow.solve.collocation.path import restore
 from adamflow.solve.collocation.surrogate import Runner, settings_for
@@ -36,7 +37,7 @@ def check_collocation(flow: AbstractFlow, params: Params) -> None:
 
 def fits(flow: AbstractFlow, params: Params) -> bool:
     """Whether collocation can integrate a flow: its filters have constant decays, its parameters one type."""
-    if not isinstance(flow, PaperFlow):
+    if not isinstance(flow, PaperFlow) or overrides(flow, PaperFlow) or overrides(flow.optimizer, Optimizer):
         return False
     filters = [stage.filters() for stage in flow.optimizer.stages]
     constant = all(filters) and not any(callable(filter.decay) for stage in filters for filter in stage)
