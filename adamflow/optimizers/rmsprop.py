@@ -43,7 +43,8 @@ def rmsprop(
         learning_rate: η > 0.
         beta: decay β of the second moment, in (0, 1): `decay` in optax, `alpha` in PyTorch.
         epsilon: ε ≥ 0.
-        weight_decay: λ ≥ 0, decoupled.
+        weight_decay: λ ≥ 0, decoupled: θ shrinks by ηλ per step whatever v is, as in AdamW. That of PyTorch's RMSprop
+            is an l2 penalty, λθ added to the gradient and so divided by √v̂: for that add λ‖θ‖²/2 to the loss.
         epsilon_inside: whether ε stands under the root, as in optax.rmsprop by default.
         bias_correction: whether v is divided by 1 − βⁿ⁺¹; PyTorch's RMSprop does not.
 
