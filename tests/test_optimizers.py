@@ -478,6 +478,50 @@ def test_identity_python_floats_are_parameters_in_every_reading(unchecked):
     assert float(sharpness.value) == pytest.approx(4.0, rel=1e-12)
 
 
+RECORDS = {
+    "adam": lambda rate: af.adam(rate),
+    "kadam": lambda rate: af.kadam(2, rate, 0.99),
+    "sgd": lambda rate: af.sgd(rate),
+    "tensor": lambda rate: af.adam(rate, granularity="tensor"),
+    "batch": lambda rate: jax.vmap(af.adam)(rate * jnp.arange(1.0, 3.0)),
+    "stage": lambda rate: af.AdamStage(0.9, rate),
+    "paper": lambda rate: af.PaperFlow(af.adam(rate)),
+    "map": lambda rate: af.MapFlow(af.adam(rate)),
+    "edge": lambda rate: af.EdgeFlow(af.sgd(rate)),
+    "central": lambda rate: af.CentralFlow(af.sgd(rate)),
+    "memoryless": lambda rate: af.MemorylessFlow(af.adam(rate)),
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_identity_records_are_equal_and_hash_by_value(name):
+    make = RECORDS[name]
+    assert make(0.1) == make(0.1)
+    assert hash(make(0.1)) == hash(make(0.1))
+    assert make(0.1) != make(0.2)
+    assert make(0.1) not in {make(0.2): "another number", RECORDS["adam"](0.3): "another record", 0.1: "no record"}
+    assert {make(0.1): "the key"}[make(0.1)] == "the key"
+
+
+def test_identity_a_record_is_a_static_argument():
+    traces = []
+
+    def step(record, x):
+        traces.append(record)
+        return record.learning_rate * x
+
+    compiled = jax.jit(step, static_argnums=0)
+    assert [float(compiled(af.sgd(rate), 1.0)) for rate in (0.1, 0.1, 0.2)] == [0.1, 0.1, 0.2]
+    assert traces == [af.sgd(0.1), af.sgd(0.2)]
+
+
+def test_failure_a_traced_record_has_no_hash():
+    with pytest.raises(
+        TypeError, match="Optimizer has no hash while jax is tracing its numbers; pass it as an argument"
+    ):
+        jax.jit(lambda rate: hash(af.sgd(rate)))(0.1)
+
+
 class TrustRatio(af.Optimizer):
     """Steps of half the size: a change that no record of numbers declares."""
 

@@ -10,6 +10,7 @@ import jax
 
 from adamflow.checks import describe
 from adamflow.optimizers import Optimizer, OptimizerState
+from adamflow.optimizers.record import Record
 from adamflow.types import Filters, Leaf, Loss, Params, Scalar
 
 #: Where a run starts that does not start at 0: an iteration, and the optimizer's memory before the gradient there.
@@ -58,7 +59,7 @@ class Coordinates(NamedTuple):
         return jax.jvp(self.encode, (state,), (flow.vector_field(time, state, loss),))[1]
 
 
-class AbstractFlow(eqx.Module):
+class AbstractFlow(Record):
     """Continuous time for an optimizer, in units of iterations, n = t/η.
 
     To add one, subclass it in a file of its own and define `optimizer`, `initial_state`, `vector_field`, `params` and

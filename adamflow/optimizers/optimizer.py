@@ -11,6 +11,7 @@ import optax
 
 from adamflow.checks import check_precision, check_range, describe, is_concrete
 from adamflow.optimizers.numbers import beside, flag_called, is_zero, number_called
+from adamflow.optimizers.record import Record
 from adamflow.optimizers.stage import AbstractStage, Signal
 from adamflow.types import Filters, Leaf, Loss, Params, Scalar
 
@@ -102,12 +103,13 @@ class OptaxState(NamedTuple):
     inner: OptimizerState
 
 
-class Optimizer(eqx.Module):
+class Optimizer(Record):
     """An optimizer, declared once: θₙ₊₁ = θₙ − η (λ θₙ + uₙ), u the direction of the last of a chain of stages.
 
     Stage i gets the direction uⁱ⁻¹ₙ of the stage before it, the first one the gradient. The record is a pytree whose
-    leaves are its numbers: they can be traced, batched with `jax.vmap`, and differentiated. Usually made by `adam`,
-    `adamw`, `rmsprop`, `signsgd` or `kadam`.
+    leaves are its numbers: they can be traced, batched with `jax.vmap`, and differentiated. Records are equal, and
+    hash, by value, so that one with known numbers can be a static argument or a key. Usually made by `adam`, `adamw`,
+    `rmsprop`, `signsgd` or `kadam`.
 
     A subclass that overrides methods, such as `change` for a trust ratio, is honoured by `iterate`, `to_optax`, the
     analysis of the step, `PaperFlow`, `ModifiedFlow`, `MapFlow` and `EdgeFlow`. What has equations of its own for the

@@ -4,9 +4,9 @@ import abc
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
-import equinox as eqx
 import jax.numpy as jnp
 
+from adamflow.optimizers.record import Record
 from adamflow.types import Leaf, Scalar
 
 #: The stabilized ratio m/(√v + ε) that an optimizer hands to its stages: `ratio(m, v)`, and 0 where both vanish.
@@ -61,7 +61,7 @@ class Filter(NamedTuple):
         return jnp.where(self.decay > 0, precise, 1 - self.decay**power)
 
 
-class AbstractStage(eqx.Module):
+class AbstractStage(Record):
     """One stage of an optimizer: filters driven by a signal, and a direction read from them.
 
     To add one, subclass it in a file of its own and define
