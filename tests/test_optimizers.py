@@ -478,6 +478,39 @@ def test_identity_python_floats_are_parameters_in_every_reading(unchecked):
     assert float(sharpness.value) == pytest.approx(4.0, rel=1e-12)
 
 
+@pytest.mark.parametrize("granularity", ["elementwise", "tensor"])
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
+def test_identity_moments_are_read_and_set_alike_with_and_without_a_first_one(gamma, granularity):
+    record, params = af.adam(0.1, 0.9, gamma, granularity=granularity), tree()
+    gradient, second = gradients(params)[0], "second_moment" if granularity == "elementwise" else "mean_square"
+    state = record.initial_state(params)
+    ones = jax.tree.map(jnp.ones_like, params)
+    for name in ("first_moment", second):
+        state = record.with_moment(state, name, ones)
+    _, state = record.update(gradient, state, 5)
+    first = record.moment(state, "first_moment", inputs=gradient)
+    for m, g in zip(jax.tree.leaves(first), jax.tree.leaves(gradient), strict=True):
+        np.testing.assert_allclose(m, gamma + (1 - gamma) * g, rtol=1e-12)
+    for v, g in zip(jax.tree.leaves(record.moment(state, second)), jax.tree.leaves(gradient), strict=True):
+        square = g**2 if granularity == "elementwise" else jnp.mean(g**2)
+        np.testing.assert_allclose(v, jnp.broadcast_to(0.9 + 0.1 * square, v.shape), rtol=1e-12)
+
+
+def test_failure_of_moments_that_a_stage_does_not_have(unchecked):
+    record, params = af.adam(0.1, gamma=0.0), jnp.ones(2)
+    state = record.initial_state(params)
+    with pytest.raises(
+        ValueError, match="name must be that of a filter of stage 0, 'second_moment', 'first_moment', got"
+    ):
+        record.moment(state, "momentum")
+    with pytest.raises(ValueError, match="has decay 0, so that it is the stage's input and not kept; give inputs="):
+        record.moment(state, "first_moment")
+    with pytest.raises(ValueError, match="stage must be less than the number of stages, 1, got 1"):
+        record.moment(state, "second_moment", 1)
+    with pytest.raises(ValueError, match="value must have the structure and shapes of the parameters"):
+        record.with_moment(state, "second_moment", jnp.ones(3))
+
+
 RECORDS = {
     "adam": lambda rate: af.adam(rate),
     "kadam": lambda rate: af.kadam(2, rate, 0.99),

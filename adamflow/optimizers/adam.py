@@ -67,7 +67,8 @@ def adam(
     Args:
         learning_rate: η > 0.
         beta: decay β of the second moment, in (0, 1): `b2` in PyTorch and optax.
-        gamma: decay γ of the first moment, in [0, 1): `b1` in PyTorch and optax.
+        gamma: decay γ of the first moment, in [0, 1): `b1` in PyTorch and optax. At the number 0 no first moment is
+            kept: `Optimizer.moment` and `with_moment` read and set moments alike with it and without.
         epsilon: ε ≥ 0, added to the root. The default 0 is that of [GT]; where v = 0 the direction is then 0.
         granularity: "elementwise", or "tensor" for one v per leaf of the parameters, the average of the mean of g².
         epsilon_inside: whether ε is added to v̂ under the root instead: `eps_root` in optax.

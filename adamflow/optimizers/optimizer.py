@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamflow.checks import check_precision, check_range, describe, is_concrete
+from adamflow.checks import check_count, check_precision, check_range, describe, is_concrete
 from adamflow.optimizers.numbers import beside, flag_called, is_zero, number_called
 from adamflow.optimizers.record import Record
 from adamflow.optimizers.stage import AbstractStage, Signal
@@ -229,6 +229,82 @@ class Optimizer(Record):
             _over_leaves(lambda averages, stage=stage: self._corrected(stage, averages, iteration), (), (values,))
             for stage, values in zip(self.stages, filters, strict=True)
         )
+
+    def moment(self, state: OptimizerState, name: str, stage: int = 0, *, inputs: Params | None = None) -> Params:
+        """A filter by its name, the same way whatever the decays are.
+
+        At γ = 0 a stage keeps no first moment: it is the stage's input, the gradient for the first stage.
+
+        Args:
+            state: the state after an iteration, or before the first one.
+            name: of the filter: "first_moment", "second_moment" or "mean_square" in this package's stages.
+            stage: the index of the stage.
+            inputs: what the stage got in that iteration; only needed for a filter that it does not keep.
+
+        Returns:
+            the filter before bias correction, a pytree like the parameters.
+
+        Raises:
+            ValueError: if the stage has no such filter, or keeps none and `inputs` is missing.
+
+        Example:
+            >>> import adamflow as af, jax.numpy as jnp
+            >>> gradient = jnp.array([3.0])
+            >>> for gamma in (0.5, 0.0):
+            ...     optimizer = af.adam(0.1, gamma=gamma)
+            ...     _, state = optimizer.update(gradient, optimizer.initial_state(gradient), 0)
+            ...     print(optimizer.moment(state, "first_moment", inputs=gradient))
+            [1.5]
+            [3.]
+        """
+        if self._keeps(name, stage):
+            return state.filters[stage][name]
+        if inputs is None:
+            raise ValueError(
+                f"{name!r} of stage {stage} has decay 0, so that it is the stage's input and not kept; give inputs=, "
+                "for stage 0 the gradient"
+            )
+        return inputs
+
+    def with_moment(self, state: OptimizerState, name: str, value: Params, stage: int = 0) -> OptimizerState:
+        """The state with a filter set to a value, the same way whatever the decays are.
+
+        A filter of decay 0, which a stage does not keep, forgets what it is set to: the state is then unchanged.
+
+        Args:
+            state: an `OptimizerState` of this optimizer.
+            name: of the filter, as in `moment`.
+            value: before bias correction, a pytree like the parameters.
+            stage: the index of the stage.
+
+        Raises:
+            ValueError: if the stage has no such filter, or the value another structure or other shapes.
+        """
+        if not self._keeps(name, stage):
+            return state
+        check_precision("value", value)
+        old = state.filters[stage][name]
+        if jax.tree.structure(value) != jax.tree.structure(old) or [*map(jnp.shape, jax.tree.leaves(value))] != [
+            *map(jnp.shape, jax.tree.leaves(old))
+        ]:
+            raise ValueError(f"value must have the structure and shapes of the parameters, got {describe(value)}")
+        new = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), value, old)
+        filters = list(state.filters)
+        filters[stage] = {**filters[stage], name: new}
+        return OptimizerState(tuple(filters), state.memory, state.previous)
+
+    def _keeps(self, name: str, stage: int) -> bool:
+        """Whether a stage keeps a filter; a `ValueError` if it has none of that name."""
+        if not 0 <= check_count("stage", stage, low=0) < len(self.stages):
+            raise ValueError(f"stage must be less than the number of stages, {len(self.stages)}, got {stage}")
+        kept = [filter.name for filter in self.stages[stage].filters()]
+        forgotten = self.stages[stage].forgets
+        if name not in kept and name not in forgotten:
+            raise ValueError(
+                f"name must be that of a filter of stage {stage}, {', '.join(map(repr, (*kept, *forgotten)))}, got "
+                f"{describe(name)}"
+            )
+        return name in kept
 
     def preconditioner(self, filters: Filters, iteration: Scalar) -> Params:
         """P = √v̂ + ε (or √(v̂ + ε)), by which the direction divides: a pytree like the parameters.

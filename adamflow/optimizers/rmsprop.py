@@ -1,5 +1,7 @@
 """RMSprop with bias correction: Adam whose first moment is the gradient itself."""
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 
@@ -11,6 +13,8 @@ from adamflow.types import Leaf, Scalar
 
 class RMSpropStage(AbstractStage):
     """One filter v of x² with decay β; direction u = x/(√v̂ + ε)."""
+
+    forgets: ClassVar[tuple[str, ...]] = ("first_moment",)
 
     beta: jax.Array = eqx.field(converter=number_called("beta"))
 

@@ -1,5 +1,7 @@
 """Gradient descent, with momentum or without: no second moment."""
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 
@@ -12,6 +14,8 @@ from adamflow.types import Leaf, Scalar
 
 class GradientStage(AbstractStage):
     """No filter; direction u = x."""
+
+    forgets: ClassVar[tuple[str, ...]] = ("first_moment",)
 
     def filters(self) -> tuple[Filter, ...]:
         return ()

@@ -72,6 +72,7 @@ class AbstractStage(Record):
     Only if it needs them, define too
 
     - `uses_difference = True`: the signal then carries xₙ − xₙ₋₁ (Adan);
+    - `forgets`: names of moving averages that it does not keep since their decay is 0, so that they are its input;
     - `initial_memory` and `update_memory`: memory that is no average (AMSGrad's maximum).
 
     Decays, clips and bounds that change in time are functions of the iteration. The methods act on one leaf of the
@@ -80,6 +81,7 @@ class AbstractStage(Record):
     """
 
     uses_difference: ClassVar[bool] = False
+    forgets: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def filters(self) -> tuple[Filter, ...]:
@@ -124,6 +126,10 @@ class Refiltered(AbstractStage):
     @property
     def uses_difference(self) -> bool:  # pyright: ignore
         return self.stage.uses_difference
+
+    @property
+    def forgets(self) -> tuple[str, ...]:  # pyright: ignore
+        return self.stage.forgets
 
     def filters(self) -> tuple[Filter, ...]:
         return tuple(map(self.change, self.stage.filters()))

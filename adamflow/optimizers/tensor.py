@@ -1,5 +1,7 @@
 """Stages of Adam and RMSprop that divide each tensor by one number: the root of its average mean square."""
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -42,6 +44,8 @@ class TensorRMSpropStage(AbstractStage):
 
     With `start` v begins there and not at 0, so that there is no bias to correct: v̂ₙ = vₙ + βⁿ⁺¹ start.
     """
+
+    forgets: ClassVar[tuple[str, ...]] = ("first_moment",)
 
     beta: jax.Array = eqx.field(converter=number_called("beta"))
     start: jax.Array | None = eqx.field(converter=number_or_none("start"), default=None)
