@@ -19,7 +19,7 @@ class Record(eqx.Module):
     def __eq__(self, other: object) -> Any:
         if self is other:
             return True
-        if type(self) is not type(other) or not is_concrete(self, other):
+        if not isinstance(other, Record) or type(self) is not type(other) or not is_concrete(self, other):
             return False
         return _value_of(self) == _value_of(other)
 
