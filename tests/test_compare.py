@@ -247,3 +247,26 @@ def test_failure_flow_of_the_mean_beside_iterates_that_oscillate(save_at):
     slow = af.iterate(calm, loss, start, 20)
     options = dict(solver=diffrax.Euler(), step_size=0.5)
     assert af.compare(slow, af.solve(af.EdgeFlow(calm, order=1), loss, start, 20, **options)).maximum < 0.1
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [(jnp.float32, 1e-25), (jnp.float32, 1e25), (jnp.float64, 1e-250)])
+def test_identity_errors_scale_with_the_parameters(dtype, factor):
+    """The squares of such parameters underflow or overflow, they themselves do not."""
+    reference = {"a": jnp.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]], dtype), "b": jnp.array([0.0, 0.0, 12.0], dtype)}
+    other = jax.tree.map(jnp.zeros_like, reference)
+    one, scaled = (
+        af.compare(*(run(jax.tree.map(lambda leaf, by=by: leaf * by, rows), range(3)) for rows in (reference, other)))
+        for by in (1.0, factor)
+    )
+    np.testing.assert_allclose(one.relative, [0, 1, 1], rtol=1e-6)
+    np.testing.assert_allclose(scaled.relative, one.relative, rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(scaled.absolute, float) / factor, one.absolute, rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(scaled.path, float) / factor, one.path, rtol=1e-6)
+    np.testing.assert_allclose(scaled.relative_by_leaf["b"], one.relative_by_leaf["b"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [(jnp.float32, 1e-25), (jnp.float32, 1e25), (jnp.float64, 1e-250)])
+def test_identity_amplitudes_scale_with_the_parameters(dtype, factor):
+    params = {"a": jnp.array([[1.0, 2.0], [-1.0, -2.0], [1.0, 2.0]], dtype), "b": jnp.array([2.0, -2.0, 2.0], dtype)}
+    amplitude = af.split_oscillation(run(jax.tree.map(lambda leaf: leaf * factor, params), range(3))).amplitude
+    np.testing.assert_allclose(np.asarray(amplitude, float) / factor, [3.0], rtol=1e-6)

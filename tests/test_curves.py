@@ -86,3 +86,23 @@ def test_identity_curves_stay_inside_the_square_near_its_corners(curve, beta, ga
 def test_failure_says_what_to_do(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+#: Decays of every size, down to the smallest number above 0.
+DECAYS = st.floats(0, 1, exclude_min=True, exclude_max=True)
+
+
+@pytest.mark.parametrize("curve", [normal_curve, level_curve])
+@given(beta=DECAYS, gamma=DECAYS)
+def test_identity_curves_exist_through_every_point_of_the_square(curve, beta, gamma):
+    betas, gammas = curve(beta, gamma, 5)
+    assert betas.shape == gammas.shape == (5,)
+    assert np.all((betas > 0) & (betas < 1) & (gammas > 0) & (gammas < 1))
+
+
+def test_formula_curves_near_the_smallest_numbers():
+    betas, gammas = level_curve(1e-320, 1e-320, 3)  # C = 1/β − 1, so γ = 2/(1/b + 1/β)
+    np.testing.assert_allclose(betas, [1 / 6, 1 / 2, 5 / 6], rtol=1e-10)
+    np.testing.assert_array_equal(gammas, 2 * 1e-320)
+    whole, small = (np.stack(normal_curve(0.4 * unit, 0.3 * unit, 7)) for unit in (1.0, 1e-200))
+    np.testing.assert_allclose(small, 1e-200 * whole, rtol=1e-9)

@@ -8,11 +8,23 @@ import diffrax
 import equinox as eqx
 import jax
 
+from adamflow.checks import describe
 from adamflow.optimizers import Optimizer, OptimizerState
+from adamflow.optimizers.record import Record
 from adamflow.types import Filters, Leaf, Loss, Params, Scalar
 
 #: Where a run starts that does not start at 0: an iteration, and the optimizer's memory before the gradient there.
 Start: TypeAlias = tuple[Scalar, OptimizerState]
+
+
+def check_start(start: Any) -> None:
+    """Raise `TypeError` unless `start` is a pair of an iteration and an `OptimizerState`."""
+    if isinstance(start, tuple) and len(start) == 2 and isinstance(start[1], OptimizerState):
+        return
+    raise TypeError(
+        f"start must be (iteration, memory) with the OptimizerState before the gradient there, got {describe(start)}; "
+        "with iterates = af.iterate(..., steps=n) take start=(n, iterates.final[1])"
+    )
 
 
 class Snapshot(eqx.Module):
@@ -49,7 +61,7 @@ class Coordinates(NamedTuple):
         return jax.jvp(self.encode, (state,), (flow.vector_field(time, state, loss),))[1]
 
 
-class AbstractFlow(eqx.Module):
+class AbstractFlow(Record):
     """Continuous time for an optimizer, in units of iterations, n = t/η.
 
     To add one, subclass it in a file of its own and define `optimizer`, `initial_state`, `vector_field`, `params` and

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from adamflow.checks import check_choice, check_count, check_params, check_range, is_concrete
 from adamflow.flows import AbstractFlow, EdgeState
 from adamflow.flows import _trees as trees
+from adamflow.flows.norms import row_norms
 from adamflow.solve.integrate import solve
 from adamflow.solve.iterate import iterate
 from adamflow.solve.oscillation import mean_beside, middles, split_oscillation
@@ -134,8 +135,10 @@ def compare(
     error = jax.tree.map(jnp.subtract, run.params, reference.params)
 
     def size(*leaves: jax.Array) -> jax.Array:
+        if norm == "euclidean":
+            return row_norms(leaves)
         rows = jnp.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
-        return jnp.linalg.norm(rows, axis=1) if norm == "euclidean" else jnp.max(jnp.abs(rows), axis=1, initial=0.0)
+        return jnp.max(jnp.abs(rows), axis=1, initial=0.0)
 
     def relative(absolute: jax.Array, way: jax.Array) -> jax.Array:
         return _quotient(absolute, jax.lax.cummax(way))

@@ -5,11 +5,11 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from adamflow.checks import is_concrete
+from adamflow.flows.norms import row_norms
 from adamflow.solve.trajectory import Trajectory, check_rows
 from adamflow.types import Params
 
@@ -36,8 +36,7 @@ class SplitRun(eqx.Module):
         """
         if self.oscillation is None:
             raise ValueError("the run holds no parameters, so their amplitude is unknown; run it without observe=")
-        squares = [jnp.sum(leaf.reshape(len(leaf), -1) ** 2, axis=1) for leaf in jax.tree.leaves(self.oscillation)]
-        return jnp.sqrt(jnp.sum(jnp.stack(squares), axis=0))
+        return row_norms(self.oscillation)
 
 
 def split_oscillation(run: Trajectory) -> SplitRun:
