@@ -1,10 +1,10 @@
 """A power of one variable: the simplest loss whose curvature changes on the way."""
 
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from adamflow.checks import check_count, check_range
+from adamflow.checks import check_count
+from adamflow.problems.numbers import real_number
 from adamflow.problems.problem import Problem
 from adamflow.types import Scalar
 
@@ -39,8 +39,4 @@ def monomial(power: int, start: Scalar = 1.0) -> Problem:
         4.0
     """
     power = check_count("power", power)
-    check_range("start", start, -jnp.inf, jnp.inf, low_open=True, high_open=True)
-    params = jnp.asarray(start, dtype=float)
-    if params.shape:
-        raise ValueError(f"start must be one number, got shape {params.shape}")
-    return Problem("monomial", params, Monomial(power))
+    return Problem("monomial", real_number("start", start), Monomial(power))
