@@ -515,7 +515,7 @@ def test_failure_text_that_is_no_path_or_no_text(tmp_path):
             read_text(path)
     path = tmp_path / "wide.txt"
     path.write_bytes("hello".encode("utf-16-le"))
-    with pytest.raises(ValueError, match=r"wide.txt' contains NUL characters, so it is UTF-16"):
+    with pytest.raises(ValueError, match=r"wide.txt' contains NUL characters, as UTF-16"):
         read_text(path)
 
 
