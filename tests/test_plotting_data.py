@@ -122,7 +122,10 @@ def test_failure_empty_and_all_nan_data_and_other_shapes_are_named(name):
     with pytest.raises(ValueError, match="must hold at least"):
         drawn(name, spoiled)
     for place, array in enumerate(arrays):
-        spoiled = [array[None], array + 0j, None]
+        spoiled = [array + 0j, None]
+        if (name, place) != ("region.slopes", 1):
+            # There more axes in front are more seeds.
+            spoiled.append(array[None])
         if place == 0 and len(arrays) > 1:
             spoiled.append(array[:-1])
         if (name, place) != ("phase.edges", 1):

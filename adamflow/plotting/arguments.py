@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Real
+from jaxtyping import Real, Shaped
 
 
 def check_data(
     arrays: Mapping[str, tuple[Any, str]], *, least: int = 1, finite: bool = True
-) -> list[Real[np.ndarray, "..."]]:
+) -> list[Shaped[np.ndarray, "..."]]:
     """The arrays of a picture, or a `ValueError` that names the one which is empty, of another shape or not finite.
 
     Args:
@@ -87,7 +87,7 @@ def check_axes(ax: Any) -> None:
         raise ValueError(f"ax must be axes of matplotlib, as plt.subplots() makes them, got {type(ax).__name__}")
 
 
-def _numbers(name: str, value: Any) -> Real[np.ndarray, "..."]:
+def _numbers(name: str, value: Any) -> Shaped[np.ndarray, "..."]:
     try:
         array = np.asarray(value)
     except (TypeError, ValueError):

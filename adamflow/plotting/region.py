@@ -107,17 +107,17 @@ def slopes(
         discrete: the rate of the discrete bound, max(0, ln γ − ½ ln β).
         bound: the slope of the discrete bound itself at the same iterations, bias correction included.
     """
-    position, paper, discrete, bound = check_data(
+    if np.ndim(measured) > 1:
+        measured = np.reshape(measured, (-1, np.shape(measured)[-1]))
+    position, paper, discrete, bound, measured = check_data(
         {
             "position": (position, "points"),
             "paper": (paper, "points"),
             "discrete": (discrete, "points"),
             "bound": (bound, "points"),
+            "measured": (np.atleast_2d(measured), "seeds points"),
         }
     )
-    measured = np.asarray(measured)
-    if measured.ndim == 0 or measured.shape[-1] != len(position):
-        raise ValueError(f"measured must hold {len(position)} points last, to fit position, got shape {measured.shape}")
     low, high = position.min(), position.max()
     if not (np.isfinite([low, high]).all() and low < high):
         raise ValueError(f"position must hold two different finite numbers, got {low!r} to {high!r}")
