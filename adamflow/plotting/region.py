@@ -107,7 +107,7 @@ def slopes(
         discrete: the rate of the discrete bound, max(0, ln γ − ½ ln β).
         bound: the slope of the discrete bound itself at the same iterations, bias correction included.
     """
-    if np.ndim(measured) > 1:
+    if np.ndim(measured) > 1 and np.size(measured):
         measured = np.reshape(measured, (-1, np.shape(measured)[-1]))
     position, paper, discrete, bound, measured = check_data(
         {
