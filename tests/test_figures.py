@@ -84,7 +84,7 @@ def test_failure_of_a_claim_is_loud_and_keeps_the_data(harness, tmp_path, capsys
 
 
 def test_failure_of_the_drawing_or_a_full_disk_leaves_the_old_files_together(harness, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(harness, "ROOT", tmp_path)
+    monkeypatch.setattr(harness, "UNFINISHED", tmp_path / "unfinished")
     out = tmp_path / "out"
     assert make(harness, out) == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
@@ -92,7 +92,7 @@ def test_failure_of_the_drawing_or_a_full_disk_leaves_the_old_files_together(har
     with pytest.raises(ValueError, match="can't draw"):
         make(harness, out, data=data, draw=lambda _: (_ for _ in ()).throw(ValueError("can't draw")))
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    np.testing.assert_array_equal(np.load(tmp_path / "build" / "unfinished" / "fig99_test.npz")["x"], data["x"])
+    np.testing.assert_array_equal(np.load(tmp_path / "unfinished" / "fig99_test.npz")["x"], data["x"])
     # The limit on the size of a file stands for a full disk: it fails the same call, after some files were written.
     program = (
         "import resource, signal, sys; sys.path.insert(0, sys.argv[1]); import figure; from pathlib import Path\n"
@@ -105,7 +105,7 @@ def test_failure_of_the_drawing_or_a_full_disk_leaves_the_old_files_together(har
 
 
 def test_failure_that_is_written_in_words(harness, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(harness, "ROOT", tmp_path)
+    monkeypatch.setattr(harness, "UNFINISHED", tmp_path / "unfinished")
 
     def full(*_):
         raise OSError(28, "No space left on device")
