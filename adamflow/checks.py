@@ -69,6 +69,6 @@ def check_count(name: str, value: Any, low: int = 1) -> int:
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raise `ValueError` unless `value` is one of `choices`."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name} must be one of {listed}, got {value!r}")

@@ -1,6 +1,6 @@
 """Checks of what pictures are made of: shapes that agree, enough points to draw, and at least one finite number."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,14 @@ def check_mapping(name: str, values: Any) -> Mapping[str, Any]:
     if not isinstance(values, Mapping) or not values:
         raise ValueError(f"{name} must be a mapping with at least one entry, got {repr(values)[:60]}")
     return values
+
+
+def check_labels(name: str, labels: Any, count: int, what: str) -> None:
+    """Raise `ValueError` unless there is a text for each of the things drawn."""
+    if isinstance(labels, str) or not isinstance(labels, Sequence) or not all(isinstance(text, str) for text in labels):
+        raise ValueError(f"{name} must be a sequence of strings, got {repr(labels)[:60]}")
+    if len(labels) != count:
+        raise ValueError(f"{name} must name each of the {count} {what}, got {len(labels)}")
 
 
 def check_rising(name: str, values: Real[np.ndarray, " entries"]) -> None:

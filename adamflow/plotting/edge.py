@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
-from adamflow.plotting.arguments import check_data, check_inside, log_scale
+from adamflow.plotting.arguments import check_data, check_inside, check_labels, log_scale
 
 Table: TypeAlias = Float[np.ndarray, "runs times"]
 Runs: TypeAlias = Float[np.ndarray, "runs"]
@@ -107,10 +107,9 @@ def hovering(ax: Axes, ratios: Float[np.ndarray, "runs seeds times"], labels: Se
         labels: the names of the runs.
     """
     (ratios,) = check_data({"ratios": (ratios, "runs seeds times")})
-    if len(labels) != len(ratios):
-        raise ValueError(f"labels must name each of the {len(ratios)} runs, got {len(labels)}")
-    if np.isnan(ratios).any():
-        raise ValueError("ratios must hold no NaN, which have no quantiles; leave failed runs out")
+    check_labels("labels", labels, len(ratios), "runs")
+    if not np.isfinite(ratios).all():
+        raise ValueError("ratios must be finite, since others have no quantiles; leave failed runs out")
     for place, values in enumerate(ratios):
         colour = _COLOURS[place % len(_COLOURS)]
         low, quarter, middle, three, high = np.quantile(values, (0.05, 0.25, 0.5, 0.75, 0.95))

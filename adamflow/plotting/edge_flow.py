@@ -11,7 +11,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from adamflow.plotting.arguments import check_data, log_scale
+from adamflow.plotting.arguments import check_data, check_labels, log_scale
 
 Times = Float[np.ndarray, "times"]
 #: One for each kind of flow, in the order in which they are given.
@@ -34,11 +34,8 @@ def distances(
         labels: names of the cases.
     """
     iterations, errors = check_data({"iterations": (iterations, "times"), "errors": (errors, "cases flows times")})
-    if len(flows) != errors.shape[1] or len(labels) != errors.shape[0]:
-        raise ValueError(
-            f"flows and labels must name {errors.shape[1]} flows and {errors.shape[0]} cases, as errors has, got "
-            f"{len(flows)} and {len(labels)}"
-        )
+    check_labels("flows", flows, errors.shape[1], "flows")
+    check_labels("labels", labels, errors.shape[0], "cases")
     if len(flows) > len(_STYLES):
         raise ValueError(f"flows must be at most {len(_STYLES)}, the number of line styles, got {len(flows)}")
     present = ~np.all(np.isnan(errors), axis=(0, 2))

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Real
 from matplotlib.axes import Axes
 
-from adamflow.plotting.arguments import check_data
+from adamflow.plotting.arguments import check_data, check_labels
 
 Row: TypeAlias = Real[np.ndarray, "points"]
 
@@ -77,8 +77,7 @@ def correlations(
         label: of the set.
     """
     values, low, high = check_data({"values": (values, "rows"), "low": (low, "rows"), "high": (high, "rows")})
-    if len(names) != len(values):
-        raise ValueError(f"names must name each of the {len(values)} rows, got {len(names)}")
+    check_labels("names", names, len(values), "rows")
     heights = -np.arange(len(names)) - offset
     ax.hlines(heights, low, high, color=_COLOURS[place], linewidth=1.5)
     ax.plot(values, heights, _MARKERS[place], color=_COLOURS[place], markersize=5, label=label)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Real
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 
-from adamflow.plotting.arguments import check_data, check_rows, log_scale
+from adamflow.plotting.arguments import check_data, check_labels, check_rows, log_scale
 
 Row: TypeAlias = Real[np.ndarray, "points"]
 
@@ -75,8 +75,7 @@ def updates_and_bounds(
             "bounds": (bounds, "runs points"),
         }
     )
-    if len(labels) != len(updates):
-        raise ValueError(f"labels must name each of the {len(updates)} runs, got {len(labels)}")
+    check_labels("labels", labels, len(updates), "runs")
     for run, bound, label, colour in zip(updates, bounds, labels, itertools.cycle(_COLOURS), strict=False):
         ax.plot(iterations, run, color=colour, linewidth=1, label=label)
         ax.plot(iterations, bound, "--", color=colour, linewidth=1)

@@ -57,13 +57,15 @@ def map_of_updates(
     for name, edges in (("beta_edges", beta_edges), ("gamma_edges", gamma_edges)):
         check_inside(name, edges, 0.0, 1.0, low_open=False)
         check_rising(name, edges)
-    if not 1 < top < np.inf:
-        raise ValueError(f"top must be a number above 1, where the colours start, got {top!r}")
+    levels, end = check_data({"thresholds": (thresholds, "lines"), "top": (top, "")})
+    check_inside("thresholds", levels, 0.0, np.inf, low_open=True)
+    check_rising("thresholds", levels)
+    check_inside("top", end, 1.0, np.inf, low_open=True)
     x, y = (-np.log10(1 - edges) for edges in (beta_edges, gamma_edges))
     mesh = ax.pcolormesh(x, y, largest.T, norm=LogNorm(1, top), rasterized=True)
     middles = ((edges[1:] + edges[:-1]) / 2 for edges in (x, y))
     with np.errstate(divide="ignore", invalid="ignore"):
-        heights, levels = np.log(largest.T), np.log(np.asarray(thresholds, dtype=float))
+        heights, levels = np.log(largest.T), np.log(levels)
     line = lines_at(ax, next(middles), next(middles), heights, levels, colors="white", linewidths=1.3)
     if line is not None:
         ax.clabel(line, fmt=lambda level: f"{np.exp(level):g}", fontsize=8)

@@ -105,7 +105,7 @@ def regions(
         dashed: the exponent of another region, of which the border alone is drawn.
     """
     betas, gammas, exponent, dashed = _check_plane(betas, gammas, exponent=exponent, dashed=dashed)
-    check_rising("levels", np.asarray(levels, dtype=float))
+    check_rising("levels", *check_data({"levels": (levels, "lines")}))
     decay_plane(ax, betas, gammas)
     ax.contourf(betas, gammas, exponent.T, [-np.inf, 0, np.inf], colors=[_ORANGE, _BLUE], alpha=0.25)
     lines = lines_at(ax, betas, gammas, exponent.T, levels, colors="0.35", linewidths=0.8, linestyles="solid")
@@ -147,8 +147,8 @@ def growth(
         the filled contours, for a colour bar.
     """
     betas, gammas, rates = _check_plane(betas, gammas, rates=rates)
-    if not 0 < largest < np.inf:
-        raise ValueError(f"largest must be a positive number, the end of the colours, got {largest!r}")
+    (end,) = check_data({"largest": (largest, "")})
+    check_inside("largest", end, 0.0, np.inf, low_open=True)
     decay_plane(ax, betas, gammas)
     norm = SymLogNorm(largest / 1000, vmin=-largest, vmax=largest, base=10)
     tail = np.geomspace(largest / 1000, largest, 13)

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from adamflow.plotting.arguments import check_data, check_inside, check_rising
+from adamflow.plotting.arguments import check_data, check_inside, check_labels, check_rising
 
 Points: TypeAlias = Float[np.ndarray, "points"]
 
@@ -161,14 +161,15 @@ def histories(
             "log_bounds": (log_bounds, "runs times"),
         }
     )
-    if len(labels) != len(log_updates):
-        raise ValueError(f"labels must name each of the {len(log_updates)} runs, got {len(labels)}")
+    check_labels("labels", labels, len(log_updates), "runs")
     ax.set_yscale("log")
     colours = (_BLUE, _GREEN, _ORANGE, _VERMILLION, _BLACK)
-    for index, (update, bound, label) in enumerate(zip(log_updates, log_bounds, labels, strict=True)):
+    with np.errstate(over="ignore"):
+        updates, bounds = np.exp(log_updates), np.exp(log_bounds)
+    for index, (update, bound, label) in enumerate(zip(updates, bounds, labels, strict=True)):
         colour = colours[index % len(colours)]
-        ax.plot(iterations, np.exp(update), color=colour, label=label)
-        ax.plot(iterations, np.exp(bound), "--", color=colour, linewidth=1)
+        ax.plot(iterations, update, color=colour, label=label)
+        ax.plot(iterations, bound, "--", color=colour, linewidth=1)
     ax.set_xlabel("iteration n")
     ax.set_ylabel("‖uₙ‖∞ (dashed: bound Bₙ)")
     ax.legend(loc="upper left")

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
-from adamflow.plotting.arguments import check_data, check_inside, check_mapping, check_rows
+from adamflow.plotting.arguments import check_data, check_inside, check_labels, check_mapping, check_rows
 
 Gammas: TypeAlias = Float[np.ndarray, " gammas"]
 Table: TypeAlias = Float[np.ndarray, "rows columns"]
@@ -157,8 +157,7 @@ def distances(
     """
     for name, table in check_mapping("values", values).items():
         check_data({"iterations": (iterations, "saved"), f"values[{name!r}]": (table, "seeds runs saved")})
-        if np.shape(table)[1] != len(runs):
-            raise ValueError(f"runs must name the {np.shape(table)[1]} runs of values[{name!r}], got {len(runs)}")
+        check_labels("runs", runs, np.shape(table)[1], f"runs of values[{name!r}]")
     for limit, name, given in ((len(_LINES), "values", values), (4, "runs", runs)):
         if len(given) > limit:
             raise ValueError(f"{name} must be at most {limit}, the number of styles, got {len(given)}")

@@ -13,6 +13,7 @@ from adamflow.problems.classification import ACTIVATIONS, Examples, classificati
 from adamflow.problems.digits import check_widths, load_digits
 from adamflow.problems.examples import check_parts
 from adamflow.problems.invariant import NORMALIZATIONS, shift_and_scale, weights_before_normalization, with_gain
+from adamflow.problems.numbers import array_size
 from adamflow.problems.problem import Problem
 
 #: One {"weight": (kernel, kernel, inputs, outputs), "bias": (outputs,)} per convolution, with "gain": (outputs,) where
@@ -120,7 +121,7 @@ def cnn(
     if normalization is not None:
         check_choice("normalization", normalization, NORMALIZATIONS)
     channels = check_widths("channels", channels, "convolution", "af.problems.mlp")
-    if check_count("kernel", kernel) % 2 == 0:
+    if array_size("kernel", kernel) % 2 == 0:
         raise ValueError(f"kernel must be odd, so that the image keeps its size, got {kernel}; try {kernel + 1}")
     train, test = _digit_images(test_fraction, data_seed) if data is None else check_parts(data)
     if train_size is not None:

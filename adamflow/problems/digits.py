@@ -18,7 +18,7 @@ from adamflow.problems.invariant import (
     weights_before_normalization,
     with_gain,
 )
-from adamflow.problems.numbers import real_number
+from adamflow.problems.numbers import array_size, real_number
 from adamflow.problems.problem import Problem
 
 #: One {"weight": (inputs, outputs), "bias": (outputs,)} per layer, and "gain": (outputs,) where it is normalized.
@@ -137,7 +137,7 @@ def check_widths(name: str, widths: Any, kind: str, without: str) -> tuple[int, 
     """
     if not isinstance(widths, Iterable) or isinstance(widths, str | bytes | dict) or getattr(widths, "ndim", 1) == 0:
         raise ValueError(f"{name} must be a sequence of whole numbers, one for each {kind}, got {widths!r}")
-    checked = tuple(check_count(name, width) for width in widths)
+    checked = tuple(array_size(name, width) for width in widths)
     if not checked:
         raise ValueError(f"{name} must name at least one {kind}, got (); for none use {without}")
     return checked

@@ -40,7 +40,7 @@ def check_images(name: str, part: Any) -> tuple[Array, Array]:
     """Images and labels of one part of the data as arrays of jax, or a `ValueError`; see `check_parts`."""
     if not isinstance(part, tuple | list) or len(part) != 2:
         raise ValueError(f"{name} must be a pair (images, labels), got {_kind(part)}")
-    images, labels = (_array(f"{name}[{i}]", array) for i, array in enumerate(part))
+    images, labels = (number_array(f"{name}[{i}]", array) for i, array in enumerate(part))
     if images.ndim != 4 or 0 in images.shape:
         advice = "; add the axis of colours with images[..., None]" if images.ndim == 3 else ""
         raise ValueError(
@@ -59,8 +59,9 @@ def check_images(name: str, part: Any) -> tuple[Array, Array]:
             f"{images.shape[3]} colours; if the colours come first, use images.transpose(0, 2, 3, 1)",
             stacklevel=5,
         )
-    kept = images.dtype in (np.float32, np.float64)
-    return jnp.asarray(images, dtype=images.dtype if kept else float), jnp.asarray(labels, dtype=jnp.int32)
+    return jnp.asarray(images, dtype=images.dtype if images.dtype == np.float32 else float), jnp.asarray(
+        labels, dtype=jnp.int32
+    )
 
 
 def check_features(name: str, features: Any) -> None:
@@ -123,8 +124,8 @@ def _check_pixels(name: str, images: Any) -> None:
         )
 
 
-def _array(name: str, value: Any) -> Any:
-    """The value as an array of NumPy or jax, in the byte order of the machine."""
+def number_array(name: str, value: Any) -> Any:
+    """The value as an array of NumPy or jax in the machine's byte order, or a `ValueError` if it holds no numbers."""
     if isinstance(value, jax.Array):
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             raise ValueError(f"{name} must be an array of numbers, got random keys")

@@ -3,8 +3,7 @@
 import equinox as eqx
 from jaxtyping import Array, Float
 
-from adamflow.checks import check_count
-from adamflow.problems.numbers import real_number
+from adamflow.problems.numbers import array_size, real_number
 from adamflow.problems.problem import Problem
 from adamflow.types import Scalar
 
@@ -22,7 +21,7 @@ def monomial(power: int, start: Scalar = 1.0) -> Problem:
     """The loss xᵏ / k in one dimension, with x(0) = `start`; its gradient is xᵏ⁻¹.
 
     Args:
-        power: k, at least 1. An odd power is used as it is, so the loss has no minimum: it falls without bound
+        power: k, at least 1 and below 2³¹. An odd power is used as it is, so the loss has no minimum: it falls without bound
             as x goes to minus infinity.
         start: x(0), any real number.
 
@@ -30,7 +29,7 @@ def monomial(power: int, start: Scalar = 1.0) -> Problem:
         A problem whose parameters are one array of shape ().
 
     Raises:
-        ValueError: power below 1 or not whole; start not one finite number.
+        ValueError: power out of range or not whole; start not one finite number.
 
     Example:
         >>> import adamflow as af
@@ -38,5 +37,5 @@ def monomial(power: int, start: Scalar = 1.0) -> Problem:
         >>> float(problem.loss(problem.params))
         4.0
     """
-    power = check_count("power", power)
+    power = array_size("power", power)
     return Problem("monomial", real_number("start", start), Monomial(power))

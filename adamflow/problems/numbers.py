@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from adamflow.checks import check_range, is_concrete
+from adamflow.checks import check_count, check_range, is_concrete
+
+
+def array_size(name: str, value: Any, low: int = 1) -> int:
+    """The value as an `int`, or a `ValueError` unless it is an integer in [low, 2³¹), as sizes of arrays are."""
+    number = check_count(name, value, low=low)
+    if number >= 2**31:
+        raise ValueError(f"{name} must be below 2**31, got about 2**{number.bit_length() - 1}")
+    return number
 
 
 def real_array(name: str, value: Any) -> Float[Array, "..."]:

@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key
 
 from adamflow.checks import check_count
+from adamflow.problems.numbers import array_size
 from adamflow.types import Batch, Loss, Params
 
 #: `sampler(key, size)` draws a batch of `size` examples.
@@ -117,7 +118,7 @@ class Problem(eqx.Module):
                 f"problem {self.name!r} has no minibatches, its loss has no data to draw from; "
                 "run it without batches=, or take one with data (logistic, mlp, cnn, char_transformer)"
             )
-        size = check_count("size", size)
+        size = array_size("size", size)
         return Batches(self.sampler, random_key("seed", seed), size)
 
     def flatten(self) -> "Problem":

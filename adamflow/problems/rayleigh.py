@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from adamflow.checks import check_count
-from adamflow.problems.numbers import real_number
+from adamflow.problems.numbers import array_size, real_number
 from adamflow.problems.problem import Problem
 
 
@@ -64,7 +64,7 @@ def rayleigh(dimension: int = 200, *, spread: float = 1.0, seed: int = 0) -> Pro
         >>> bool(abs(problem.loss(7 * problem.params) - problem.loss(problem.params)) < 1e-6)
         True
     """
-    dimension = check_count("dimension", dimension, low=2)
+    dimension = array_size("dimension", dimension, low=2)
     largest = real_number("spread", spread, 0.0)
     start = np.random.default_rng(check_count("seed", seed, low=0)).normal(size=dimension)
     params = jnp.asarray(start / np.linalg.norm(start), dtype=float)

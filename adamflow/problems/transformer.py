@@ -13,6 +13,7 @@ from adamflow.checks import check_count
 from adamflow.problems.cross_entropy import mean_cross_entropy
 from adamflow.problems.examples import check_label_range
 from adamflow.problems.invariant import check_enough_to_normalize, normalize
+from adamflow.problems.numbers import array_size
 from adamflow.problems.problem import Problem, random_key
 from adamflow.problems.text import encode, read_text, split
 
@@ -209,9 +210,9 @@ def char_transformer(
         >>> problem.batches(size=8, seed=0)(0).shape
         (8, 17)
     """
-    layers, heads, width = check_count("layers", layers), check_count("heads", heads), check_count("width", width)
-    context, batch_size = check_count("context", context), check_count("batch_size", batch_size)
-    validation_size, seed = check_count("validation_size", validation_size), check_count("seed", seed, low=0)
+    layers, heads, width = array_size("layers", layers), array_size("heads", heads), array_size("width", width)
+    context, batch_size = array_size("context", context), array_size("batch_size", batch_size)
+    validation_size, seed = array_size("validation_size", validation_size), check_count("seed", seed, low=0)
     if width % heads:
         raise ValueError(
             f"heads must divide width, got heads={heads} and width={width}; try width={heads * (width // heads + 1)}"
