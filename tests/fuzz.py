@@ -198,7 +198,36 @@ def reference(gamma: float, beta: float, arguments: dict[str, Any], params: np.n
     return np.array(path)
 
 
+def flow_runs(draw: Draw) -> str:
+    """A flow stays close to the iterates at a small learning rate, or names what is wrong."""
+    numbers = {"learning_rate": draw.positive(-4, -2), "epsilon": 1e-3, "weight_decay": draw.one_of(0.0, 0.1)}
+    beta, gamma, params = draw.random.uniform(0.9, 0.999), draw.random.uniform(0.1, 0.9), draw.numbers(2)
+    arguments: dict[str, Any] = {
+        "flow": af.PaperFlow(af.adamw(beta=beta, gamma=gamma, **numbers)),
+        "loss": quadratic_loss,
+        "params": jnp.asarray(params),
+        "steps": 8,
+        "rtol": draw.one_of(1e-3, 1e-4),
+        "save_at": [0, 4, 8],
+    }
+    arguments = draw.spoil(arguments, share=0.7, among=("flow", "params", "steps", "rtol", "save_at"))
+    positional = [arguments.pop(name) for name in ("flow", "loss", "params", "steps")]
+    run = af.solve(*positional, **arguments)
+    for leaf in jax.tree.leaves(run.params):
+        true(np.isfinite(leaf).all(), f"{run.outcome.name}, but θ is {leaf}")
+    if run.outcome.name == "completed" and draw.good:
+        path = reference(gamma, beta, {**numbers, "steps": 8}, np.asarray(params))
+        # At most every update, of size about η, is missed in full.
+        near(run.params, path[[0, 4, 8]], "params", rtol=0.0, atol=8 * numbers["learning_rate"])
+    return run.outcome.name
+
+
 def runs(draw: Draw) -> str:
+    """Four of five inputs run the optimizer, the others a flow."""
+    return flow_runs(draw) if draw.random.random() < 0.2 else discrete_runs(draw)
+
+
+def discrete_runs(draw: Draw) -> str:
     """A run agrees with a recursion in NumPy, or names what is wrong; lengths are few, so that programs are shared."""
     beta, gamma = draw.random.uniform(0.5, 0.999), draw.random.uniform(0.1, 0.95)
     numbers = {"learning_rate": draw.positive(-4, -1), "epsilon": 1e-3, "weight_decay": draw.one_of(0.0, 0.1)}

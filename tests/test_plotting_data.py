@@ -183,8 +183,13 @@ def test_failure_runs_without_saved_states_and_things_that_are_no_result():
         (lambda: af.plotting.trajectories(problem, problem), "a run must be what af.iterate or af.solve returned"),
         (lambda: af.plotting.errors(problem), "errors draws what af.compare returned, got Problem"),
         (lambda: af.plotting.convergence(problem), "convergence draws what af.convergence returned, got Problem"),
-        (lambda: af.plotting.sharpness([0, 1], [1.0, 2.0], "38"), "edge of stability must be positive, got '38'"),
+        (lambda: af.plotting.sharpness([0, 1], [1.0, 2.0], "38"), "edge of stability must hold real numbers, got str"),
         (lambda: af.plotting.sharpness([0, 1], [np.nan, np.nan], 38.0), "values must hold a finite number"),
+        (
+            lambda: af.plotting.sharpness([0, 1], [1.0, 2.0], 10**400),
+            "edge of stability must hold real numbers, got int",
+        ),
+        (lambda: af.plotting.sharpness([[0], [1, 2]], [1.0, 2.0], 38.0), "iterations must hold real numbers, got list"),
         (lambda: af.plotting.sharpness([], [], 38.0), "iterations must hold at least 1 saved"),
         (lambda: af.plotting.sharpness([0, 1], [1.0, 2.0], 38.0, ax=3), "ax must be axes of matplotlib, .*got int"),
     ):

@@ -85,7 +85,7 @@ def check_inside(name: str, values: Real[np.ndarray, "..."], low: float, high: f
 
 def log_scale(ax: Any, *drawn: Any) -> None:
     """Make the vertical axis logarithmic, unless no number is positive, so that nothing would show."""
-    if any((np.asarray(values) > 0).any() for values in drawn):
+    if any(((np.asarray(values) > 0) & np.isfinite(values)).any() for values in drawn):
         ax.set_yscale("log", nonpositive="mask")
 
 
@@ -99,7 +99,7 @@ def _numbers(name: str, value: Any) -> Shaped[np.ndarray, "..."]:
     try:
         array = np.asarray(value)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} must be an array of real numbers, got {type(value).__name__}") from None
+        raise ValueError(f"{name} must hold real numbers, got {type(value).__name__}") from None
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"{name} must be an array of real numbers, got {type(value).__name__} of {array.dtype}")
+        raise ValueError(f"{name} must hold real numbers, got {type(value).__name__} of {array.dtype}")
     return array

@@ -202,17 +202,18 @@ def sharpness(
         >>> [text.get_text() for text in ax.get_legend().get_texts()]
         ['along the run', 'edge of stability, 38']
     """
-    if np.shape(iterations) != np.shape(values):
-        raise ValueError(
-            f"values must hold one number for each iteration, got {np.shape(values)} for {np.shape(iterations)}"
-        )
-    iterations, values = check_data({"iterations": (iterations, "saved"), "values": (values, "saved")})
+    (iterations,), (values,) = (
+        check_data({name: (given, "saved")}) for name, given in (("iterations", iterations), ("values", values))
+    )
+    if iterations.shape != values.shape:
+        raise ValueError(f"values must hold one number for each iteration, got {values.shape} for {iterations.shape}")
     edges = dict(edge) if isinstance(edge, Mapping) else {"edge of stability": edge}
     for name, height in edges.items():
-        if isinstance(height, str | bytes | None) or np.ndim(height) != 0 or not height > 0:
+        (number,) = check_data({name: (height, "")}, finite=False)
+        if not 0 < number < np.inf:
             raise ValueError(f"{name} must be positive, got {height!r}; it is a learning rate times a sharpness")
     ax = _axes(ax)
-    ax.set_yscale("log", nonpositive="mask")
+    log_scale(ax, values)
     ax.plot(iterations, values, label=label)
     for index, (name, height) in enumerate(edges.items()):
         style = _DASHES[index % len(_DASHES)]

@@ -21,8 +21,8 @@ def monomial(power: int, start: Scalar = 1.0) -> Problem:
     """The loss xᵏ / k in one dimension, with x(0) = `start`; its gradient is xᵏ⁻¹.
 
     Args:
-        power: k, at least 1 and below 2³¹. An odd power is used as it is, so the loss has no minimum: it falls without bound
-            as x goes to minus infinity.
+        power: k, at least 1 and below 2³¹. An odd power is used as it is, so the loss has no minimum: it falls without
+            bound as x goes to minus infinity.
         start: x(0), any real number.
 
     Returns:
