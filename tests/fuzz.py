@@ -211,8 +211,8 @@ def flow_runs(draw: Draw) -> str:
         "save_at": [0, 4, 8],
     }
     arguments = draw.spoil(arguments, share=0.7, among=("flow", "params", "steps", "rtol", "save_at"))
-    positional = [arguments.pop(name) for name in ("flow", "loss", "params", "steps")]
-    run = af.solve(*positional, **arguments)
+    positional = [arguments[name] for name in ("flow", "loss", "params", "steps")]
+    run = af.solve(*positional, rtol=arguments["rtol"], save_at=arguments["save_at"])
     for leaf in jax.tree.leaves(run.params):
         true(np.isfinite(leaf).all(), f"{run.outcome.name}, but θ is {leaf}")
     if run.outcome.name == "completed" and draw.good:
@@ -318,7 +318,9 @@ def norms(draw: Draw) -> str:
         share=0.5,
     )
     found = np.asarray(af.analysis.equilibrium_norm(**arguments))
-    true(np.isfinite(found).all() and (found > 0).all(), f"equilibrium_norm {found}")
+    true(not np.isnan(found).any() and (found >= 0).all(), f"equilibrium_norm {found}")
+    # Of numbers near the ends of float32 it may overflow or be 0.
+    true(not draw.good or (np.isfinite(found) & (found > 0)).all(), f"equilibrium_norm {found}")
     return "norms"
 
 
