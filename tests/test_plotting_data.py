@@ -165,6 +165,16 @@ def test_identity_calls_without_axes_leave_one_figure_open_and_all_axes_usable()
         ax.figure.draw_without_rendering()
 
 
+@pytest.mark.parametrize(
+    "name", ["edge.sharpness_of_runs", "edge.losses", "region.histories", "kadam.updates_and_bounds"]
+)
+def test_identity_numbers_without_a_logarithm_are_drawn_on_a_linear_axis(name):
+    # Of the histories the logarithms are drawn: -1000 is 0.
+    value = -1000.0 if name == "region.histories" else 0.0
+    arrays = [array if array.ndim == 1 else np.full_like(array, value) for array in PICTURES[name][1]]
+    drawn(name, arrays)
+
+
 def test_identity_errors_that_are_all_zero_are_drawn():
     n, zero = jnp.arange(3.0), jnp.zeros(3)
     ax = af.plotting.errors(af.Comparison(n, zero, zero, zero, None, None, ("a", "b"), "euclidean"))

@@ -47,7 +47,7 @@ def sharpness_of_runs(ax: Axes, iterations: Times, sharpness: Table, edges: Runs
     )
     check_inside("edges", edges, 0.0, np.inf, low_open=True)
     _curves(ax, iterations, sharpness)
-    log_scale(ax, sharpness, edges)
+    log_scale(ax, sharpness)
     lines = np.unique(edges)
     for edge in lines:
         ax.axhline(edge, **_EDGE)

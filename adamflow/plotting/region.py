@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from adamflow.plotting.arguments import check_data, check_inside, check_labels, check_rising
+from adamflow.plotting.arguments import check_data, check_inside, check_labels, check_rising, log_scale
 
 Points: TypeAlias = Float[np.ndarray, "points"]
 
@@ -162,10 +162,10 @@ def histories(
         }
     )
     check_labels("labels", labels, len(log_updates), "runs")
-    ax.set_yscale("log")
     colours = (_BLUE, _GREEN, _ORANGE, _VERMILLION, _BLACK)
     with np.errstate(over="ignore"):
         updates, bounds = np.exp(log_updates), np.exp(log_bounds)
+    log_scale(ax, updates, bounds)
     for index, (update, bound, label) in enumerate(zip(updates, bounds, labels, strict=True)):
         colour = colours[index % len(colours)]
         ax.plot(iterations, update, color=colour, label=label)
