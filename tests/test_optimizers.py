@@ -580,7 +580,9 @@ def test_identity_what_a_subclass_overrides_holds_for_every_solver(flow):
     auto = af.solve(flow, problem.loss, problem.params, 20, **options)
     explicit = af.solve(flow, problem.loss, problem.params, 20, solver=diffrax.Tsit5(), **options)
     np.testing.assert_allclose(auto.params, explicit.params, rtol=1e-5)
-    with pytest.raises(ValueError, match=r"(TrustRatio overrides change|SlowFlow overrides vector_field), which it would ignore; take"):
+    with pytest.raises(
+        ValueError, match=r"(TrustRatio overrides change|SlowFlow overrides vector_field), which it would ignore; take"
+    ):
         af.solve(flow, problem.loss, problem.params, 20, solver="collocation")
 
 

@@ -12,8 +12,7 @@ from jaxtyping import Array, Float
 
 from adamflow.checks import check_choice, check_count, check_params, check_range, is_concrete
 from adamflow.flows import AbstractFlow, EdgeState
-from adamflow.flows import _trees as trees
-from adamflow.flows.norms import row_norms
+from adamflow.flows.norms import row_norms, tree_norm
 from adamflow.solve.integrate import solve
 from adamflow.solve.iterate import iterate
 from adamflow.solve.oscillation import mean_beside, middles, split_oscillation
@@ -216,7 +215,7 @@ def _warn_of_oscillation(reference: Trajectory, run: Trajectory, absolute: jax.A
         return
     amplitude, error = 0.0, float(absolute[-1])
     if isinstance(run.final, EdgeState):
-        amplitude = float(trees.size(run.final.oscillation.params))
+        amplitude = float(tree_norm(run.final.oscillation.params))
     places = middles(reference)
     if len(places):
         amplitude, error = float(split_oscillation(reference).amplitude[-1]), float(absolute[places[-1]])
