@@ -93,12 +93,7 @@ def solve(
         (3, 10)
     """
     loss, observe, params, steps, rows, first = _checked(flow, loss, params, steps, save_at, start, observe, has_aux)
-    check_tolerance(rtol, params)
-    atol = rtol / 100 if atol is None else atol
-    check_range("atol", atol, 0, 1, high_open=True)
-    if step_size is not None:
-        check_range("step_size", step_size, 0, steps - first, low_open=True)
-    max_steps = check_count("max_steps", max_steps)
+    atol, max_steps = _checked_steps(params, rtol, atol, step_size, steps - first, max_steps)
     if solver == "collocation":
         check_collocation(flow, params)
         if progress:
@@ -158,6 +153,16 @@ def _checked(flow, loss, params, steps, save_at, start, observe, has_aux: bool) 
         observe = None if observe is None else _LookWithAux(observe, loss)
         loss = _WithoutAux(loss)
     return loss, observe, params, steps, rows, first
+
+
+def _checked_steps(params: Params, rtol, atol, step_size, length, max_steps) -> tuple[Any, int]:
+    """The absolute tolerance and the most steps; all that steps depend on is checked."""
+    check_tolerance(rtol, params)
+    atol = rtol / 100 if atol is None else atol
+    check_range("atol", atol, 0, 1, high_open=True)
+    if step_size is not None:
+        check_range("step_size", step_size, 0, length, low_open=True)
+    return atol, check_count("max_steps", max_steps)
 
 
 @contextlib.contextmanager
