@@ -64,6 +64,14 @@ def check_real(name: str, value: Any) -> Any:
     raise refused
 
 
+def check_single(name: str, value: Any) -> Any:
+    """Return `value` as `check_real` does, or raise `ValueError` unless it is one real number, no array of them."""
+    number = check_real(name, value)
+    if jnp.shape(number) != ():
+        raise ValueError(f"{name} must be a single number, got {describe(value)}; make one call for each")
+    return number
+
+
 def check_range(
     name: str,
     value: Any,

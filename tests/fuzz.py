@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 import adamflow as af
 
@@ -182,8 +183,9 @@ def constructors(draw: Draw) -> str:
 
 
 def quadratic_loss(params: Any) -> Any:
-    """½ Σ c θ², one program for all runs."""
-    return 0.5 * jnp.sum(jnp.array([1.0, 3.0]) * params**2)
+    """½ Σ c θ² with c = 1, 3, 1, … for parameters of every structure; one program for all runs."""
+    flat = ravel_pytree(params)[0]
+    return 0.5 * jnp.sum((1 + 2 * (jnp.arange(flat.size) % 2)) * flat**2)
 
 
 def reference(gamma: float, beta: float, arguments: dict[str, Any], params: np.ndarray) -> np.ndarray:
@@ -209,10 +211,14 @@ def flow_runs(draw: Draw) -> str:
         "steps": 8,
         "rtol": draw.one_of(1e-3, 1e-4),
         "save_at": [0, 4, 8],
+        "atol": None,
+        "step_size": None,
+        "start": None,
+        "observe": None,
+        "max_steps": 1000,
     }
-    arguments = draw.spoil(arguments, share=0.7, among=("flow", "params", "steps", "rtol", "save_at"))
-    positional = [arguments[name] for name in ("flow", "loss", "params", "steps")]
-    run = af.solve(*positional, rtol=arguments["rtol"], save_at=arguments["save_at"])
+    arguments = draw.spoil(arguments, share=0.7, among=tuple(name for name in arguments if name != "loss"))
+    run = af.solve(**arguments)
     for leaf in jax.tree.leaves(run.params):
         true(np.isfinite(leaf).all(), f"{run.outcome.name}, but θ is {leaf}")
     if run.outcome.name == "completed" and draw.good:
@@ -244,7 +250,8 @@ def discrete_runs(draw: Draw) -> str:
         *(arguments[name] for name in ("optimizer", "loss", "params", "steps")), save_at=arguments["save_at"]
     )
     steps = arguments["steps"]
-    if arguments["params"] is None or np.shape(arguments["params"]) != (2,) or arguments["loss"] is not quadratic_loss:
+    is_vector = [jnp.shape(leaf) for leaf in jax.tree.leaves(arguments["params"])] == [(2,)]
+    if not is_vector or arguments["loss"] is not quadratic_loss:
         finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.params))
         true(finite, f"a run that is not finite, of {arguments['params']!r}")
         return run.outcome.name

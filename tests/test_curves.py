@@ -80,6 +80,10 @@ def test_identity_curves_stay_inside_the_square_near_its_corners(curve, beta, ga
     [
         (lambda: normal_curve(0.9, 1.0, 5), r"gamma must lie in \(0, 1\), got 1.0; .*inside the unit square"),
         (lambda: level_curve(0.0, 0.9, 5), r"beta must lie in \(0, 1\), got 0.0"),
+        (
+            lambda: level_curve(np.array([0.8, 0.9]), 0.9, 5),
+            r"beta must be a single number, got an array of shape \(2,\)",
+        ),
         (lambda: normal_curve(0.9, 0.9, 0), "points must be a whole number of at least 1, got 0"),
     ],
 )

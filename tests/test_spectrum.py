@@ -353,6 +353,8 @@ def test_failure_of_bad_input(chain):
         spectrum(iteration=-1)
     with pytest.raises(ValueError, match=r"tolerance must lie in \(0, 1\), got 0.0"):
         spectrum(tolerance=0.0)
+    with pytest.raises(ValueError, match=r"tolerance must be a single number, got \[0.1, 0.2\], a list"):
+        spectrum(tolerance=[0.1, 0.2])
     with pytest.raises(ValueError, match="method must be one of 'auto', 'dense', 'arnoldi', got 'lanczos'"):
         spectrum(method="lanczos")
     with pytest.raises(ValueError, match="depth must be a whole number of at least 10, got 3"):

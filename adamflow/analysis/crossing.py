@@ -10,7 +10,7 @@ from jaxtyping import Bool, Complex, Float
 from adamflow.analysis.critical import critical_curvature
 from adamflow.analysis.linear import dominant_eigenvalue
 from adamflow.analysis.spectrum import jacobian_spectrum
-from adamflow.checks import check_range, is_concrete
+from adamflow.checks import check_range, check_single, is_concrete
 from adamflow.flows import EdgeState, MapState
 from adamflow.optimizers import Optimizer
 from adamflow.types import Loss, Scalar
@@ -137,7 +137,7 @@ def unstable_multipliers(
     >>> print(unstable_multipliers(optimizer, problem.loss, run.final, iteration=5, count=2))
     leaves stability by -1.1: period 2
     """
-    check_range("margin", margin, 0, 1)
+    check_range("margin", check_single("margin", margin), 0, 1)
     if isinstance(state, EdgeState):
         state = state.mean
     if isinstance(state, MapState):

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from scipy.integrate import quad, solve_ivp
 
 from adamflow.analysis.bounds import stability_exponent
-from adamflow.checks import check_count, check_range
+from adamflow.checks import check_count, check_range, check_single
 from adamflow.types import Scalar
 
 Decays: TypeAlias = Float[np.ndarray, "points"]
@@ -122,7 +122,13 @@ def level_curve(beta: Scalar, gamma: Scalar, points: int) -> tuple[Decays, Decay
 def _start_point(beta: Scalar, gamma: Scalar) -> tuple[float, float]:
     for name, value in (("beta", beta), ("gamma", gamma)):
         check_range(
-            name, value, 0.0, 1.0, low_open=True, high_open=True, hint="the curve starts inside the unit square"
+            name,
+            check_single(name, value),
+            0.0,
+            1.0,
+            low_open=True,
+            high_open=True,
+            hint="the curve starts inside the unit square",
         )
     return float(beta), float(gamma)
 

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Complex, Float
 from numpy import ndarray
 
-from adamflow.checks import check_count, check_params, check_range, is_concrete
+from adamflow.checks import check_count, check_params, check_range, check_single, is_concrete
 from adamflow.optimizers import Optimizer, OptimizerState, SignStage, check_optimizer
 from adamflow.types import Filters, Leaf, Loss, Params
 
@@ -133,7 +133,7 @@ def periodic_orbit(
     start = _start(chain, guess, settle)
     precision = jnp.finfo(_flat(start).dtype)
     limit = float(precision.eps) * (1e6 if precision.bits > 32 else 1e3) if tolerance is None else tolerance
-    check_range("tolerance", limit, 0, 1, low_open=True, high_open=True)
+    check_range("tolerance", check_single("tolerance", limit), 0, 1, low_open=True, high_open=True)
     accuracy = jnp.asarray(limit / 10, precision.dtype)
     scales, lowest = _scales(chain.optimizer, start), _lowest(chain.optimizer, start)
     found = _newton(chain, start, jnp.asarray(period), scales, lowest, accuracy, max_steps)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Complex, Float
 
 from adamflow.analysis._krylov import BALANCING_ROUNDS, Rank, balance, krylov_space, real_part, sort_keys
 from adamflow.analysis.orbit import NOT_DIFFERENTIABLE, lacks_derivative
-from adamflow.checks import check_choice, check_count, check_params, check_range, is_concrete
+from adamflow.checks import check_choice, check_count, check_params, check_range, check_single, is_concrete
 from adamflow.flows import AbstractFlow
 from adamflow.flows.norms import norm, numpy_norm, unit_of
 from adamflow.optimizers import Optimizer, OptimizerState, check_optimizer
@@ -137,7 +137,7 @@ def jacobian_spectrum(
     if count > size:
         raise ValueError(f"count must be at most the number of entries of the state, {size}, got {count}")
     limit = float(jnp.finfo(system.point.dtype).eps) ** 0.5 if tolerance is None else tolerance
-    check_range("tolerance", limit, 0, 1, low_open=True, high_open=True)
+    check_range("tolerance", check_single("tolerance", limit), 0, 1, low_open=True, high_open=True)
     rank = abs if isinstance(model, Optimizer) else real_part
     if method == "dense" or (method == "auto" and size <= DENSE_LIMIT):
         parts = _dense(system, rank, jnp.asarray(seed))
@@ -185,7 +185,8 @@ class _System(eqx.Module):
 
 
 def _system(model: Optimizer | AbstractFlow, loss: Loss, state: Any, iteration: Scalar) -> _System:
-    check_range("iteration", iteration, 0, hint="take that of the state: trajectory.iterations[-1], or math.inf")
+    hint = "take that of the state: trajectory.iterations[-1], or math.inf"
+    check_range("iteration", check_single("iteration", iteration), 0, hint=hint)
     hint = "hand in Trajectory.final of a run of this very optimizer (af.iterate) or flow (af.solve)"
     if not isinstance(model, AbstractFlow):
         check_optimizer("jacobian_spectrum", model)

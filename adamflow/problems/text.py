@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Integer, Key
 
-from adamflow.checks import check_range
+from adamflow.checks import check_range, check_single
 
 
 class Windows(eqx.Module):
@@ -98,7 +98,8 @@ def split(
     Raises:
         ValueError: one of the parts is shorter than a window.
     """
-    check_range("validation_fraction", validation_fraction, 0.0, 1.0, low_open=True, high_open=True)
+    fraction = check_single("validation_fraction", validation_fraction)
+    check_range("validation_fraction", fraction, 0.0, 1.0, low_open=True, high_open=True)
     border = len(tokens) - round(validation_fraction * len(tokens))
     parts = {"train": tokens[:border], "validation": tokens[border:]}
     for name, part in parts.items():

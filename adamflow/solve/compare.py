@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from adamflow.checks import check_choice, check_count, check_params, check_range, is_concrete
+from adamflow.checks import check_choice, check_count, check_params, check_range, check_single, is_concrete
 from adamflow.flows import AbstractFlow, EdgeState
 from adamflow.flows.norms import row_norms, tree_norm
 from adamflow.solve.integrate import solve
@@ -299,6 +299,7 @@ def convergence(
     params = check_params(params)
     if rtol is None:
         rtol = max(1e-9, 10 * max(float(jnp.finfo(jnp.result_type(leaf)).eps) for leaf in jax.tree.leaves(params)))
+    check_range("time", check_single("time", time), 0, low_open=True)
     counts = [_whole_iterations(time, rate) for rate in learning_rates]
     points = min(check_count("points", points), *counts)
     errors, name = [], ""

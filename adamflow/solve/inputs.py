@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamflow.checks import check_count, check_params, describe, is_concrete
+from adamflow.checks import check_count, check_params, check_single, describe, is_concrete
 from adamflow.flows import AbstractFlow
 from adamflow.losses import check_loss
 from adamflow.optimizers import Optimizer, OptimizerState
@@ -132,10 +132,11 @@ def check_resolution(iterations: np.ndarray, dtype: Any) -> None:
         )
 
 
-def check_tolerance(rtol: Any, params: Params) -> None:
-    """Raise `ValueError` if the arithmetic of the parameters cannot reach the tolerance."""
+def check_tolerance(rtol: Any, params: Params) -> Any:
+    """Return the tolerance, or raise `ValueError` unless the arithmetic of the parameters can reach it."""
+    rtol = check_single("rtol", rtol)
     if not is_concrete(rtol):
-        return
+        return rtol
     epsilon = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(params))
     if not 8 * epsilon <= float(rtol) < 1:
         hint = "enable float64 with jax.config.update('jax_enable_x64', True)" if epsilon > 1e-10 else "loosen it"
@@ -143,3 +144,4 @@ def check_tolerance(rtol: Any, params: Params) -> None:
             f"rtol must lie in [{8 * epsilon:.1e}, 1), which the arithmetic of the parameters can resolve, "
             f"got {float(rtol):g}; {hint}"
         )
+    return rtol

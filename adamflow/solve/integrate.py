@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from adamflow.checks import check_count, check_range, is_concrete
+from adamflow.checks import check_count, check_range, check_single, is_concrete
 from adamflow.flows import AbstractFlow, Coordinates, PaperFlow, Snapshot, Start
 from adamflow.losses import count_program, loss_and_aux, program, scalar_loss
 from adamflow.solve.collocation import (
@@ -93,7 +93,7 @@ def solve(
         (3, 10)
     """
     loss, observe, params, steps, rows, first = _checked(flow, loss, params, steps, save_at, start, observe, has_aux)
-    atol, max_steps = _checked_steps(params, rtol, atol, step_size, steps - first, max_steps)
+    rtol, atol, max_steps = _checked_steps(params, rtol, atol, step_size, steps - first, max_steps)
     if solver == "collocation":
         check_collocation(flow, params)
         if progress:
@@ -155,14 +155,14 @@ def _checked(flow, loss, params, steps, save_at, start, observe, has_aux: bool) 
     return loss, observe, params, steps, rows, first
 
 
-def _checked_steps(params: Params, rtol, atol, step_size, length, max_steps) -> tuple[Any, int]:
-    """The absolute tolerance and the most steps; all that steps depend on is checked."""
-    check_tolerance(rtol, params)
-    atol = rtol / 100 if atol is None else atol
+def _checked_steps(params: Params, rtol, atol, step_size, length, max_steps) -> tuple[Any, Any, int]:
+    """Both tolerances and the most steps; all that steps depend on is checked."""
+    rtol = check_tolerance(rtol, params)
+    atol = rtol / 100 if atol is None else check_single("atol", atol)
     check_range("atol", atol, 0, 1, high_open=True)
     if step_size is not None:
-        check_range("step_size", step_size, 0, length, low_open=True)
-    return atol, check_count("max_steps", max_steps)
+        check_range("step_size", check_single("step_size", step_size), 0, length, low_open=True)
+    return rtol, atol, check_count("max_steps", max_steps)
 
 
 @contextlib.contextmanager
