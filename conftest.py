@@ -25,6 +25,7 @@ hypothesis.settings.load_profile("adamflow")
 collect_ignore = [] if importlib.util.find_spec("torch") else ["adamflow/torch.py"]
 
 import adamflow as af  # noqa: E402
+import adamflow.losses  # noqa: E402
 
 #: What references are integrated with: a stiff solver of diffrax, with the chord iteration that "auto" gives it.
 KVAERNO = diffrax.Kvaerno5(root_finder=af.CHORD)
@@ -34,6 +35,12 @@ SEED = int(os.environ.get("ADAMFLOW_SEED", "0"))
 def pytest_report_header() -> str:
     """The settings that numbers depend on, so that a log is enough to run the same again."""
     return f"adamflow: ADAMFLOW_SEED={SEED}, jax {jax.__version__} on {os.environ['JAX_PLATFORMS']}, float64"
+
+
+@pytest.fixture(autouse=True)
+def own_losses() -> None:
+    """Count the losses of each test from 0, as in a program of its own: there is a warning at the twentieth."""
+    adamflow.losses.forget_counts()
 
 
 @pytest.fixture

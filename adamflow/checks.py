@@ -8,12 +8,68 @@ from typing import Any
 
 import jax
 import jax.core
+import jax.numpy as jnp
 import numpy as np
+
+#: Messages show so many characters of a value.
+_SHOWN = 80
 
 
 def is_concrete(*values: Any) -> bool:
     """Whether none of the values (or leaves of pytrees) is being traced by jax."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
+def describe(value: Any) -> str:
+    """A value as messages show it: short, with its type, and an array by its shape and type of numbers."""
+    if isinstance(value, jax.Array) or getattr(value, "shape", ()):
+        return f"an array of shape {value.shape} and type {value.dtype}"
+    text = " ".join(repr(value).split())
+    text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    if value is None or isinstance(value, bool | int | float | np.generic):
+        return text
+    return f"{text}, a {type(value).__name__}"
+
+
+def check_real(name: str, value: Any) -> Any:
+    """Return `value` as real numbers: a float, a NumPy array of up to 64 bits in this machine's byte order, or as is.
+
+    Args:
+        name: what the value is called in the API.
+        value: a number, an array, or a sequence of numbers. Arrays and tracers of jax are returned as they are.
+
+    Raises:
+        ValueError: if it is something else: a truth value, text, a complex number, a key of `jax.random`, an object.
+    """
+    refused = ValueError(f"{name} must be a real number, got {describe(value)}; give a float, or an array of floats")
+    if isinstance(value, jax.Array):
+        if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
+            raise refused
+        return value
+    if isinstance(value, bool | np.ma.MaskedArray):
+        raise refused
+    if isinstance(value, int | float) and not isinstance(value, np.generic):
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{name} must be a number that a float can hold, got {describe(value)}") from None
+    try:
+        array = np.asarray(value)
+    except Exception:
+        raise refused from None
+    if array.dtype.kind in "iu" or jnp.issubdtype(array.dtype, jnp.floating):
+        return array.astype(np.float64) if array.dtype.itemsize > 8 else array.astype(array.dtype.newbyteorder("="))
+    if array.dtype.kind == "f":
+        return array.astype(np.float64)
+    raise refused
+
+
+def check_single(name: str, value: Any) -> Any:
+    """Return `value` as `check_real` does, or raise `ValueError` unless it is one real number, no array of them."""
+    number = check_real(name, value)
+    if jnp.shape(number) != ():
+        raise ValueError(f"{name} must be a single number, got {describe(value)}; make one call for each")
+    return number
 
 
 def check_range(
@@ -30,17 +86,16 @@ def check_range(
 
     Args:
         name: what the value is called in the API.
-        value: a number or array; tracers pass.
+        value: a number or array; tracers of real numbers pass.
         low, high: the ends of the interval; `None` for no end.
         low_open, high_open: whether that end itself is excluded.
         hint: what to do instead, appended to the message.
     """
+    if isinstance(value, jax.core.Tracer):
+        check_real(name, value)
     if not is_concrete(value):
         return
-    try:
-        numbers = np.asarray(value, dtype=float)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a real number, got {value!r}") from None
+    numbers = np.asarray(check_real(name, value), dtype=float)
     inside = np.ones(numbers.shape, bool)
     if low is not None:
         inside &= (numbers > low) if low_open else (numbers >= low)
@@ -56,19 +111,74 @@ def check_range(
     raise ValueError(f"{message}; {hint}" if hint else message)
 
 
-def check_count(name: str, value: Any, low: int = 1) -> int:
-    """Return `value` as an `int`, or raise `ValueError` unless it is a whole number of at least `low`."""
+def check_count(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
+    """Return `value` as an `int`, or raise `ValueError` unless it is a whole number from `low` to `high`."""
     try:
         number = operator.index(value)
-    except TypeError:
+    except Exception:
         number = None
     if isinstance(value, bool) or number is None or number < low:
-        raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
+        raise ValueError(f"{name} must be a whole number of at least {low}, got {describe(value)}")
+    if high is not None and number > high:
+        raise ValueError(f"{name} must be at most {high}, got {describe(value)}")
     return number
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raise `ValueError` unless `value` is one of `choices`."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{name} must be one of {listed}, got {value!r}")
+        raise ValueError(f"{name} must be one of {listed}, got {describe(value)}")
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Return `value` as a `bool`, or raise `ValueError` unless it is `True` or `False`."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False, got {describe(value)}")
+    return bool(value)
+
+
+def check_precision(name: str, tree: Any) -> None:
+    """Raise `ValueError` unless all leaves are float32 or float64: what the arithmetic of optimizers can do.
+
+    Integers have no gradient, the square of a complex number is not that of its size, and in half precision squares
+    of gradients underflow and an average with a decay such as .999 does not move.
+
+    Args:
+        name: what the tree is called in the API.
+        tree: a pytree of arrays, tracers, or anything with a `dtype`; Python floats pass, too.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        where = f"{name}{jax.tree_util.keystr(path)}"
+        if isinstance(leaf, bool) or not (hasattr(leaf, "dtype") or isinstance(leaf, float | int)):
+            raise ValueError(f"{where} must be an array, got {type(leaf).__name__}; filter modules with eqx.is_array")
+        dtype = getattr(leaf, "dtype", None) or jnp.result_type(type(leaf))
+        if dtype not in (jnp.float32, jnp.float64):
+            raise ValueError(f"{where} must be float32 or float64, got {dtype}; {_remedy(dtype)}")
+
+
+def _remedy(dtype: Any) -> str:
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return "keep its real and imaginary parts as two real arrays"
+    if isinstance(dtype, np.dtype) and dtype.kind == "f" and (dtype.itemsize > 8 or not dtype.isnative):
+        return "convert it with np.asarray(x, np.float64)"
+    return "convert it, or close over it in the loss if it is not trained"
+
+
+def check_params(params: Any, name: str = "params") -> Any:
+    """The parameters as jax arrays.
+
+    Args:
+        params: any pytree of float32 or float64 arrays.
+        name: what they are called in the API.
+
+    Raises:
+        ValueError: if there is no leaf or no entry, or a leaf is of another type.
+    """
+    if not jax.tree.leaves(params):
+        raise ValueError(f"{name} has no leaves; give a pytree with at least one floating-point array")
+    check_precision(name, params)
+    params = jax.tree.map(jnp.asarray, params)
+    if not any(leaf.size for leaf in jax.tree.leaves(params)):
+        raise ValueError(f"{name} has no entries; give at least one number to optimize")
+    return params

@@ -6,16 +6,18 @@ A script defines three settings and three functions, and hands them to `main`:
         sys.exit(figure.main(__doc__, "fig01_agreement", CONFIGS, compute, check, draw))
 
 Each run writes NAME.png, NAME.pdf, NAME.npz (the data) and NAME.json (the manifest), and exits with status 1 if a claim
-does not hold on the data that it just computed.
+does not hold on the data that it just computed. The four files appear together or not at all (`publish`).
 """
 
 import argparse
 import dataclasses
 import importlib.metadata
+import io
 import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -44,6 +46,8 @@ FOLDERS = {
     "default": ROOT / "figures",
     "full": ROOT / "build" / "figures-full",
 }
+#: Where the data go of figures that could not be finished.
+UNFINISHED = ROOT / "build" / "unfinished"
 PACKAGES = ("jax", "jaxlib", "diffrax", "equinox", "optax", "numpy", "matplotlib")
 
 #: Okabe and Ito's colours, told apart by colour-blind readers. Yellow is too light for lines on white.
@@ -128,34 +132,45 @@ def main(
         argv: the flags, by default those of the process.
 
     Returns:
-        the exit status: 0, or 1 if a claim does not hold. Everything is written in either case.
+        the exit status: 0, or 1 if a claim does not hold; everything is written in either case. 1 also where the files
+        cannot be written; then those of the run before stay as they are.
 
     Raises:
         ValueError: if a mode lacks its settings, the data are no plain arrays, or there is no claim.
+        SystemExit: with status 2, if a flag is wrong or the folder cannot be written, before anything is computed.
     """
     if set(configs) != set(MODES):
         raise ValueError(f"configs must have the keys {MODES}, got {tuple(configs)}")
     parser = argparse.ArgumentParser(description=script_doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser)
-    mode, folder = read_flags(parser.parse_args(argv))
-    folder.mkdir(parents=True, exist_ok=True)
+    mode, folder = read_flags(parser.parse_args(argv), parser)
+    recover(folder, name)
     manifest = _manifest(name, mode, configs[mode])
     print(f"{name}, {mode} settings: {_words(manifest['settings'])}", flush=True)
 
     started = time.perf_counter()
     data = _plain(compute(configs[mode]))
     manifest["seconds"]["compute"] = round(time.perf_counter() - started, 2)
-    write(folder / f"{name}.npz", lambda file: np.savez_compressed(file, allow_pickle=False, **data))
-    claims = check(data)
-    if not claims:
-        raise ValueError(f"{name} checks no claim; a figure states at least one")
-    manifest["claims"] = [_record(claim) for claim in claims]
-    _write_json(folder / f"{name}.json", manifest)
-
-    started = time.perf_counter()
-    _draw(draw, data, folder / name)
+    files = {"npz": _in_memory(lambda file: np.savez_compressed(file, allow_pickle=False, **data))}
+    try:
+        claims = check(data)
+        if not claims:
+            raise ValueError(f"{name} checks no claim; a figure states at least one")
+        started = time.perf_counter()
+        files |= _draw(draw, data)
+    except BaseException:
+        _keep_data(name, files["npz"])
+        raise
     manifest["seconds"]["draw"] = round(time.perf_counter() - started, 2)
-    _write_json(folder / f"{name}.json", manifest)
+    manifest["claims"] = [_record(claim) for claim in claims]
+    files["json"] = _as_json(manifest)
+    try:
+        publish(folder, name, files)
+    except OSError as error:
+        reason = f"{name} cannot be written to {folder}: {error.strerror or error}; the files there are as they were"
+        print(f"\n!!! {reason}", file=sys.stderr)
+        _keep_data(name, files["npz"])
+        return 1
     return _conclude(manifest, claims, folder / name)
 
 
@@ -165,13 +180,23 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     size.add_argument("--quick", action="store_true", help="small settings: a check that the figure can be made")
     size.add_argument("--full", action="store_true", help="the largest settings: much longer")
     folders = ", ".join(f"{folder.relative_to(ROOT)}/ ({mode})" for mode, folder in FOLDERS.items())
-    parser.add_argument("--out", type=Path, metavar="DIR", help=f"where files go; in the repository, {folders}")
+    parser.add_argument("--out", metavar="DIR", help=f"where files go; in the repository, {folders}")
 
 
-def read_flags(flags: argparse.Namespace) -> tuple[str, Path]:
-    """The mode and the folder for the files."""
+def read_flags(flags: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[str, Path]:
+    """The mode and the folder for the files, which is made; an error of the parser if nothing can be written there."""
     mode = "quick" if flags.quick else "full" if flags.full else "default"
-    return mode, (flags.out or FOLDERS[mode]).resolve()
+    if flags.out == "":
+        parser.error("--out must be a folder, got an empty name; for the current folder use --out .")
+    try:
+        folder = Path(flags.out or FOLDERS[mode]).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"a figure")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        parser.error(f"--out {str(flags.out or FOLDERS[mode])!r} is no folder to write to: {reason}; name another")
+    return mode, folder
 
 
 def progress(items: Iterable[Any] | None = None, describe: str = "", *, total: int | None = None, unit: str = "run"):
@@ -203,18 +228,94 @@ def write(path: Path, save: Callable[[BinaryIO], Any]) -> None:
         raise
 
 
-def _draw(draw: Callable[[Data], Figure], data: Data, stem: Path) -> None:
+def publish(folder: Path, name: str, files: Mapping[str, bytes]) -> None:
+    """Replace the files of a figure, all of them or none.
+
+    They are written to a hidden folder first, which is then renamed: from there on they count as published, and a run
+    that is killed while it moves them into place is completed by the next `recover`. A full disk, or a kill before,
+    leaves the old files as they were.
+
+    Args:
+        folder: where the files belong.
+        name: of the figure.
+        files: the content by ending.
+
+    Raises:
+        OSError: a file cannot be written; nothing has changed then.
+    """
+    recover(folder, name)
+    staged = Path(tempfile.mkdtemp(prefix=f".{name}.{os.getpid()}.", suffix=".tmp", dir=folder))
+    try:
+        for ending, content in files.items():
+            with (staged / f"{name}.{ending}").open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        staged.rename(folder / f".{name}.complete")
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    recover(folder, name)
+
+
+def recover(folder: Path, name: str) -> None:
+    """Finish what a killed run of a figure has left: move complete sets of files into place, remove incomplete ones."""
+    complete = folder / f".{name}.complete"
+    if complete.is_dir():
+        for path in sorted(complete.iterdir()):
+            path.replace(folder / path.name)
+        complete.rmdir()
+    for left in folder.glob(f".{name}.*.tmp"):
+        owner = left.name.removeprefix(f".{name}.").split(".")[0]
+        if left.is_dir() and owner.isdigit() and not _runs(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of that number runs, here: on a folder shared by machines, files of others may be removed."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _keep_data(name: str, content: bytes) -> None:
+    """Write the data of a figure that was not finished into build/, since they may have taken hours."""
+    path = UNFINISHED / f"{name}.npz"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, lambda file: file.write(content))
+    except OSError as error:
+        print(f"!!! the data of {name} cannot be kept in {path}: {error.strerror or error}", file=sys.stderr)
+    else:
+        print(f"!!! the data of {name} are kept in {path}", file=sys.stderr)
+
+
+def _in_memory(save: Callable[[BinaryIO], Any]) -> bytes:
+    """What `save` writes to a file."""
+    file = io.BytesIO()
+    save(file)
+    return file.getvalue()
+
+
+def _draw(draw: Callable[[Data], Figure], data: Data) -> dict[str, bytes]:
+    """The pictures by ending."""
     matplotlib.use("Agg")
     # Without a date, equal data and versions give equal files.
     metadata = {"png": {}, "pdf": {"CreationDate": None}}
     with plt.rc_context(STYLE):
         drawn = draw(data)
-        for ending, entries in metadata.items():
-            write(
-                stem.with_name(f"{stem.name}.{ending}"),
-                lambda file, ending=ending, entries=entries: drawn.savefig(file, format=ending, metadata=entries),
+        pictures = {
+            ending: _in_memory(
+                lambda file, ending=ending, entries=entries: drawn.savefig(file, format=ending, metadata=entries)
             )
+            for ending, entries in metadata.items()
+        }
         plt.close(drawn)
+    return pictures
 
 
 def _conclude(manifest: dict[str, Any], claims: Sequence[Claim], stem: Path) -> int:
@@ -290,6 +391,5 @@ def _words(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"
-    write(path, lambda file: file.write(text.encode()))
+def _as_json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n").encode()

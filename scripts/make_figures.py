@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parser.parse_args(argv)
     if flags.jobs is not None and flags.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {flags.jobs}")
-    mode, folder = figure.read_flags(flags)
+    mode, folder = figure.read_flags(flags, parser)
     chosen = sorted({find(name, parser) for name in flags.names} or SCRIPTS, key=last_seconds, reverse=True)
     jobs = min(flags.jobs or min(2, len(cores.available())), len(chosen))
     size = [] if mode == "default" else [f"--{mode}"]
@@ -64,7 +64,11 @@ def find(name: str, parser: argparse.ArgumentParser) -> str:
 def last_seconds(name: str) -> float:
     """How long a figure took when it was last made for the repository; 0 if it never was."""
     manifest = figure.FOLDERS["default"] / f"{name}.json"
-    return sum(json.loads(manifest.read_text())["seconds"].values()) if manifest.exists() else 0.0
+    try:
+        return float(sum(json.loads(manifest.read_text())["seconds"].values()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        # Missing, or damaged: the order of the figures is no reason to make none.
+        return 0.0
 
 
 def claims(manifest: Path, since: float) -> str:

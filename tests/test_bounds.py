@@ -256,3 +256,28 @@ def test_failure_traced_gamma_0_gives_the_limit():
     for kind in ("paper", "flow"):
         assert jax.jit(lambda gamma, kind=kind: log_update_bound(0.9, gamma, 5, kind))(0.0) == jnp.inf
     assert jnp.isfinite(jax.grad(lambda beta: log_update_bound(beta, 0.0, 5, "discrete"))(0.9))
+
+
+@pytest.mark.parametrize(
+    ("kind", "rate"), [("paper", "exact"), ("flow", "paper"), ("flow", "exact"), ("discrete", "exact")]
+)
+@given(
+    beta=st.floats(0, 1, exclude_min=True, exclude_max=True),
+    gamma=st.floats(0, 1, exclude_min=True, exclude_max=True),
+    n=st.floats(0, 1e9),
+)
+def test_identity_bounds_are_numbers_for_decays_of_every_size(kind, rate, beta, gamma, n):
+    assert not np.isnan(stability_exponent(beta, gamma))
+    assert not np.isnan(log_update_bound(beta, gamma, n, kind, rate))
+
+
+def test_formula_exponent_and_bound_near_the_smallest_numbers():
+    smallest = 5e-324
+    assert stability_exponent(smallest, 2 * smallest) == -1
+    assert stability_exponent(smallest, smallest) == np.inf
+    assert stability_exponent(1e-320, 1e-300) == -np.inf
+    # For β = γ the square is about β/γ² · 1/C = 1, with C = 1/β.
+    for decay in (smallest, 1e-320, 1e-300, 1e-100):
+        assert float(log_update_bound(decay, decay, 1000)) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(ValueError, match=r"beta must be at least 1.18e-38 in float32, or 0 for gamma; smaller numbers"):
+        stability_exponent(jnp.float32(1e-40), 0.9)

@@ -173,7 +173,40 @@ def test_failure_records_without_a_central_flow(unchecked):
             af.CentralFlow(record)
     with pytest.raises(ValueError, match="modes must be a whole number of at least 1, got 0"):
         af.CentralFlow(af.sgd(0.1), modes=0)
-    with pytest.raises(ValueError, match="iterations must be a whole number of at least 4, got 3"):
+    with pytest.raises(ValueError, match="iterations must be more than modes, got iterations = 3 and modes = 3"):
         af.CentralFlow(af.sgd(0.1), modes=3, iterations=3)
     with pytest.raises(ValueError, match=re.escape("horizon must lie in (0, inf), got 0.0")):
         af.CentralFlow(af.sgd(0.1), horizon=0.0)
+
+
+def quadratic(params):
+    return (params[0] ** 2 + 3 * params[1] ** 2) / 2
+
+
+def quartic(params):
+    return jnp.sum(params**4) / 4
+
+
+@pytest.mark.parametrize(
+    "record", [af.sgd(0.1), af.rmsprop(0.1, 0.9), af.rmsprop(0.1, 0.9, 1.0)], ids=["sgd", "rmsprop", "epsilon"]
+)
+@pytest.mark.parametrize("modes", [1, 2])
+def test_identity_without_third_derivatives_it_is_the_stable_flow_below_the_edge(record, modes):
+    flow, stable = af.CentralFlow(record, modes=modes), af.PaperFlow(record)
+    for loss, params in ((quadratic, jnp.ones(2)), (quadratic, jnp.zeros(2)), (quartic, jnp.zeros(2))):
+        state = flow.initial_state(loss, params)
+        field, expected = (one.vector_field(0.0, state, loss) for one in (flow, stable))
+        for part, wanted in zip(jax.tree.leaves(field), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(part, wanted, rtol=1e-12)
+        assert float(flow.snapshot(0.0, state, loss).amplitude) == 0.0
+
+
+def test_formula_central_flow_of_a_quadratic_below_the_edge():
+    run = af.solve(af.CentralFlow(af.sgd(0.1)), quadratic, jnp.ones(2), 20, save_at=[20], **EULER)
+    assert run.outcome.successful
+    np.testing.assert_allclose(run.params[-1], [0.975**80, 0.925**80], rtol=1e-10)
+
+
+def test_failure_a_quadratic_beyond_the_edge_has_no_central_flow():
+    flow = af.CentralFlow(af.sgd(0.9))
+    assert jnp.isnan(flow.vector_field(0.0, flow.initial_state(quadratic, jnp.ones(2)), quadratic).params).all()

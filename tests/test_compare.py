@@ -187,3 +187,86 @@ def test_failure_means_without_neighbours(unchecked):
     batch = eqx.filter_vmap(lambda eta: af.iterate(af.adam(eta), PROBLEM.loss, PROBLEM.params, 20))(rates)
     with pytest.raises(ValueError, match="is a batch of runs, or is traced by jit or vmap"):
         af.split_oscillation(batch)
+
+
+@pytest.fixture
+def empty():
+    """A run that ends before its first saved iteration, as it says in a warning."""
+    with pytest.warns(UserWarning, match=r"'sgd, discrete' holds no rows, since it ended .* of save_at, 50; diverged"):
+        return af.iterate(af.sgd(1.0), lambda p: jnp.sum(p**4), jnp.array([30.0, 1.0]), 100, save_at=[50, 100])
+
+
+def test_failure_runs_without_rows(empty):
+    assert (empty.outcome.name, len(empty), empty.params.shape) == ("diverged", 0, (0, 2))
+    words = (
+        r"the run 'sgd, discrete' holds no rows: it ended before the first .* diverged: after iteration 1 .* `final`"
+    )
+    readers = (
+        lambda: af.compare(empty, empty),
+        lambda: af.compare(empty, empty, average="period 2"),
+        lambda: af.split_oscillation(empty),
+        lambda: af.plotting.trajectories(empty, empty),
+        lambda: af.analysis.bound_report(empty, af.adam(0.1)),
+        lambda: af.analysis.direction_distance(empty, empty, [""]),
+    )
+    for read in readers:
+        with pytest.raises(ValueError, match=words):
+            read()
+
+
+def test_failure_a_run_that_ended_early_beside_one_that_did_not():
+    discrete = af.iterate(ADAM, PROBLEM.loss, PROBLEM.params, 20)
+    options = dict(solver=diffrax.Tsit5(), max_steps=3, step_size=2.0)
+    failed = af.solve(af.PaperFlow(ADAM), PROBLEM.loss, PROBLEM.params, 20, **options)
+    words = r"step limit: .* compare what both have: run the other to iteration 6 with the same save_at= up to there"
+    assert len(failed) == 7
+    with pytest.raises(ValueError, match=words):
+        af.compare(discrete, failed)
+    shorter = af.iterate(ADAM, PROBLEM.loss, PROBLEM.params, 6)
+    assert af.compare(shorter, failed).maximum < 1
+
+
+@pytest.mark.parametrize("save_at", [None, [0, 20, 40, 60]], ids=["every", "sparse"])
+def test_failure_flow_of_the_mean_beside_iterates_that_oscillate(save_at):
+    record = af.sgd(0.1)
+
+    def loss(p):
+        return 10.5 * p[0] ** 2 - p[0] ** 4 + p[1] ** 2 / 2
+
+    start = jnp.array([0.3, 1.0])
+    discrete = af.iterate(record, loss, start, 60, save_at=save_at)
+    flow = af.EdgeFlow(record, order=1)
+    run = af.solve(flow, loss, start, 60, save_at=save_at, solver=diffrax.Euler(), step_size=0.5)
+    assert run.follows_mean
+    with pytest.warns(UserWarning, match=r"follows the mean of an oscillation, .* by average=\"period 2\""):
+        af.compare(discrete, run)
+    if save_at is None:
+        assert af.compare(discrete, run, average="period 2").absolute[-1] < 0.1
+    # Far below the edge there is none to speak of.
+    calm = af.sgd(0.01)
+    slow = af.iterate(calm, loss, start, 20)
+    options = dict(solver=diffrax.Euler(), step_size=0.5)
+    assert af.compare(slow, af.solve(af.EdgeFlow(calm, order=1), loss, start, 20, **options)).maximum < 0.1
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [(jnp.float32, 1e-25), (jnp.float32, 1e25), (jnp.float64, 1e-250)])
+def test_identity_errors_scale_with_the_parameters(dtype, factor):
+    """The squares of such parameters underflow or overflow, they themselves do not."""
+    reference = {"a": jnp.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]], dtype), "b": jnp.array([0.0, 0.0, 12.0], dtype)}
+    other = jax.tree.map(jnp.zeros_like, reference)
+    one, scaled = (
+        af.compare(*(run(jax.tree.map(lambda leaf, by=by: leaf * by, rows), range(3)) for rows in (reference, other)))
+        for by in (1.0, factor)
+    )
+    np.testing.assert_allclose(one.relative, [0, 1, 1], rtol=1e-6)
+    np.testing.assert_allclose(scaled.relative, one.relative, rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(scaled.absolute, float) / factor, one.absolute, rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(scaled.path, float) / factor, one.path, rtol=1e-6)
+    np.testing.assert_allclose(scaled.relative_by_leaf["b"], one.relative_by_leaf["b"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [(jnp.float32, 1e-25), (jnp.float32, 1e25), (jnp.float64, 1e-250)])
+def test_identity_amplitudes_scale_with_the_parameters(dtype, factor):
+    params = {"a": jnp.array([[1.0, 2.0], [-1.0, -2.0], [1.0, 2.0]], dtype), "b": jnp.array([2.0, -2.0, 2.0], dtype)}
+    amplitude = af.split_oscillation(run(jax.tree.map(lambda leaf: leaf * factor, params), range(3))).amplitude
+    np.testing.assert_allclose(np.asarray(amplitude, float) / factor, [3.0], rtol=1e-6)

@@ -124,3 +124,24 @@ def test_failure_batches_of_records():
     rates = jnp.array([0.1, 0.2])
     with pytest.raises(ValueError, match="edge_crossing takes one record with known numbers, not a batch"):
         af.analysis.edge_crossing(eqx.filter_vmap(af.adam)(rates))
+
+
+def test_formula_a_direction_that_the_loss_does_not_depend_on_is_neutral():
+    """Its multiplier is 1: no growth, and no period 2."""
+
+    def flat(params):
+        return 2 * params[0] ** 2
+
+    def steep(params):
+        return 12 * params[0] ** 2
+
+    optimizer, params = af.sgd(0.1), jnp.ones(2)
+    state = params, optimizer.initial_state(params)
+    found = af.analysis.unstable_multipliers(optimizer, flat, state, iteration=1, count=2)
+    assert str(found) == (
+        "at the border of stability: 1: neutral, 1 to rounding; directions in which nothing pulls back"
+    )
+    found = af.analysis.unstable_multipliers(optimizer, steep, state, iteration=1, count=2)
+    assert str(found) == "leaves stability by -1.4: period 2, 1: neutral, 1 to rounding"
+    saddle = af.analysis.unstable_multipliers(optimizer, lambda x: x[0] ** 2 - x[1] ** 2, state, iteration=1, count=2)
+    assert str(saddle) == "leaves stability by 1.2: growth without oscillation"

@@ -80,9 +80,33 @@ def test_identity_curves_stay_inside_the_square_near_its_corners(curve, beta, ga
     [
         (lambda: normal_curve(0.9, 1.0, 5), r"gamma must lie in \(0, 1\), got 1.0; .*inside the unit square"),
         (lambda: level_curve(0.0, 0.9, 5), r"beta must lie in \(0, 1\), got 0.0"),
+        (
+            lambda: level_curve(np.array([0.8, 0.9]), 0.9, 5),
+            r"beta must be a single number, got an array of shape \(2,\)",
+        ),
         (lambda: normal_curve(0.9, 0.9, 0), "points must be a whole number of at least 1, got 0"),
     ],
 )
 def test_failure_says_what_to_do(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+#: Decays of every size, down to the smallest number above 0.
+DECAYS = st.floats(0, 1, exclude_min=True, exclude_max=True)
+
+
+@pytest.mark.parametrize("curve", [normal_curve, level_curve])
+@given(beta=DECAYS, gamma=DECAYS)
+def test_identity_curves_exist_through_every_point_of_the_square(curve, beta, gamma):
+    betas, gammas = curve(beta, gamma, 5)
+    assert betas.shape == gammas.shape == (5,)
+    assert np.all((betas > 0) & (betas < 1) & (gammas > 0) & (gammas < 1))
+
+
+def test_formula_curves_near_the_smallest_numbers():
+    betas, gammas = level_curve(1e-320, 1e-320, 3)  # C = 1/β − 1, so γ = 2/(1/b + 1/β)
+    np.testing.assert_allclose(betas, [1 / 6, 1 / 2, 5 / 6], rtol=1e-10)
+    np.testing.assert_array_equal(gammas, 2 * 1e-320)
+    whole, small = (np.stack(normal_curve(0.4 * unit, 0.3 * unit, 7)) for unit in (1.0, 1e-200))
+    np.testing.assert_allclose(small, 1e-200 * whole, rtol=1e-9)

@@ -29,20 +29,22 @@ class Config:
     points: int = 5
 
 
-def make(harness, folder, holds=True, data=None):
+def make(harness, folder, holds=True, data=None, draw=None):
     def compute(config):
         return {"x": np.arange(config.points)} if data is None else data
 
     def check(data):
         return [harness.Claim("x has points", holds, {"points": float(len(data["x"]))})]
 
-    def draw(data):
+    def curve(data):
         drawn, ax = plt.subplots()
         ax.plot(data["x"])
         return drawn
 
     configs = dict.fromkeys(("quick", "default", "full"), Config())
-    return harness.main("A figure.", "fig99_test", configs, compute, check, draw, ["--quick", "--out", str(folder)])
+    return harness.main(
+        "A figure.", "fig99_test", configs, compute, check, draw or curve, ["--quick", "--out", str(folder)]
+    )
 
 
 def test_identity_a_run_writes_picture_data_and_manifest_and_nothing_else(harness, tmp_path):
@@ -65,11 +67,109 @@ def test_identity_equal_data_give_equal_files(harness, tmp_path):
         assert one.read_bytes() == two.read_bytes()
 
 
+def test_identity_damaged_manifests_stop_no_figure(harness, tmp_path, monkeypatch):
+    make_figures = importlib.import_module("make_figures")
+    monkeypatch.setitem(harness.FOLDERS, "default", tmp_path)
+    for content in ("", "[]", "{}", '{"seconds": 3}'):
+        (tmp_path / "fig02_region.json").write_text(content)
+        assert make_figures.last_seconds("fig02_region") == 0.0
+    del sys.modules["make_figures"]
+
+
 def test_failure_of_a_claim_is_loud_and_keeps_the_data(harness, tmp_path, capsys):
     assert make(harness, tmp_path, holds=False) == 1
     assert "!!! fig99_test: a claim does not hold on the data just computed" in capsys.readouterr().err
     assert not json.loads((tmp_path / "fig99_test.json").read_text())["claims"][0]["holds"]
     assert (tmp_path / "fig99_test.npz").exists()
+
+
+def test_failure_of_the_drawing_or_a_full_disk_leaves_the_old_files_together(harness, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(harness, "UNFINISHED", tmp_path / "unfinished")
+    out = tmp_path / "out"
+    assert make(harness, out) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    data = {"x": np.zeros((2, 3))}
+    with pytest.raises(ValueError, match="can't draw"):
+        make(harness, out, data=data, draw=lambda _: (_ for _ in ()).throw(ValueError("can't draw")))
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    np.testing.assert_array_equal(np.load(tmp_path / "unfinished" / "fig99_test.npz")["x"], data["x"])
+    # The limit on the size of a file stands for a full disk: it fails the same call, after some files were written.
+    program = (
+        "import resource, signal, sys; sys.path.insert(0, sys.argv[1]); import figure; from pathlib import Path\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (99, 99))\n"
+        "figure.publish(Path(sys.argv[2]), 'fig99_test', {'npz': bytes(10), 'png': bytes(1000)})"
+    )
+    run = subprocess.run([sys.executable, "-c", program, SCRIPTS, out], capture_output=True, text=True, check=False)
+    assert "File too large" in run.stderr
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_failure_that_is_written_in_words(harness, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(harness, "UNFINISHED", tmp_path / "unfinished")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(harness, "publish", full)
+    assert make(harness, tmp_path / "out") == 1
+    assert "cannot be written to" in (told := capsys.readouterr().err)
+    assert "No space left on device; the files there are as they were" in told
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("moved", [0, 2])
+def test_identity_a_run_killed_while_it_publishes_is_completed_or_undone_by_the_next(harness, tmp_path, moved):
+    make(harness, tmp_path)
+    new = {ending: ending.encode() for ending in ("json", "npz", "pdf", "png")}
+    program = (
+        "import os, signal, sys; sys.path.insert(0, sys.argv[1]); import figure; from pathlib import Path\n"
+        "replace, count, moved = Path.replace, iter(range(9)), int(sys.argv[3])\n"
+        "def killed(self, target):\n"
+        "    return replace(self, target) if next(count) < moved else os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Path.replace = killed\n"
+        "figure.publish(Path(sys.argv[2]), 'fig99_test', {e: e.encode() for e in ('json', 'npz', 'pdf', 'png')})"
+    )
+    run = subprocess.run([sys.executable, "-c", program, SCRIPTS, tmp_path, str(moved)], check=False)
+    assert run.returncode == -9
+    harness.recover(tmp_path, "fig99_test")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        f"fig99_test.{ending}": content for ending, content in new.items()
+    }
+
+
+def test_identity_a_run_killed_before_leaves_the_old_files_and_its_own_go_with_the_next(harness, tmp_path):
+    make(harness, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    program = (
+        "import os, signal, sys; sys.path.insert(0, sys.argv[1]); import figure; from pathlib import Path\n"
+        "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "figure.publish(Path(sys.argv[2]), 'fig99_test', {'npz': b'new', 'png': b'new'})"
+    )
+    subprocess.run([sys.executable, "-c", program, SCRIPTS, tmp_path], check=False)
+    assert len(list(tmp_path.glob(".fig99_test.*.tmp"))) == 1
+    harness.recover(tmp_path, "fig99_test")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("", "--out must be a folder, got an empty name"),
+        ("file", "is no folder to write to: File exists; name another"),
+    ],
+)
+def test_failure_of_the_folder_is_told_before_anything_is_computed(harness, tmp_path, monkeypatch, capsys, out, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as stopped:
+        make(harness, out, data=())
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
+    make_figures = importlib.import_module("make_figures")
+    with pytest.raises(SystemExit):
+        make_figures.main(["fig01", "--out", out])
+    assert words in capsys.readouterr().err
+    del sys.modules["make_figures"]
 
 
 def test_failure_data_that_are_objects(harness, tmp_path):

@@ -80,6 +80,31 @@ def test_identity_networks_take_what_was_read(data, request):
         assert jax.eval_shape(function, problem.params, *more).shape == ()
 
 
+@pytest.mark.parametrize("sign", "-.")
+@pytest.mark.parametrize("blank", ["nothing", "folder", "empty"])
+def test_identity_mirrors_names_are_read_and_blank_ones_hide_no_file(fashion, sign, blank):
+    folder, parts = fashion
+    for path in [path for path in folder.iterdir() if path.is_file()]:
+        name = path.name.replace("-idx", f"{sign}idx")
+        path.rename(folder / name.removesuffix(".gz")).rename(folder / name)
+        for other in {name.removesuffix(".gz"), path.name} - {name}:
+            if blank == "folder":
+                (folder / other).mkdir()
+            elif blank == "empty":
+                (folder / other).touch()
+    for (images, labels), written in zip(af.problems.read_fashion_mnist(folder), parts, strict=True):
+        np.testing.assert_allclose(images[..., 0], written[0] / 255, rtol=1e-15)
+        np.testing.assert_array_equal(labels, written[1])
+
+
+def test_identity_compressed_cifar10_is_read_as_it_was_written(cifar):
+    folder, content = cifar
+    for path in folder.glob("*.bin"):
+        (folder / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    np.testing.assert_array_equal(af.problems.read_cifar10(folder)[1][1], content["test_batch.bin"][0])
+
+
 # --- failure ---------------------------------------------------------------------------------------------------------
 
 
@@ -92,10 +117,13 @@ def test_failure_cifar10_missing_damaged_or_another_file(cifar):
     with pytest.raises(ValueError, match=rf"data_batch_3\.bin' has {4 * RECORD - 1} bytes, .* records of {RECORD}"):
         af.problems.read_cifar10(folder)
     file.write_bytes(bytes([10]) * RECORD)
-    with pytest.raises(ValueError, match=r"a label in .* is 10, but there are 10 classes"):
+    with pytest.raises(ValueError, match=r"a label in .*data_batch_3\.bin' is 10, but there are 10 classes"):
         af.problems.read_cifar10(folder)
     file.unlink()
-    with pytest.raises(FileNotFoundError, match=r"holds no data_batch_3\.bin, but: data_batch_1\.bin, data_batch_2"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"holds no data_batch_3\.bin or data_batch_3\.bin\.gz, but: data_batch_1",
+    ):
         af.problems.read_cifar10(folder)
 
 
@@ -108,7 +136,6 @@ def test_failure_cifar10_missing_damaged_or_another_file(cifar):
             idx(np.zeros((3, 28, 28))),
             "starts with the bytes 00 00 08 03, .* with 00 00 08 01",
         ),
-        ("t10k-labels-idx1-ubyte", b"", r"starts with the bytes \(none\)"),
         ("t10k-labels-idx1-ubyte", idx(np.full(3, 11)), "is 11, but there are 10 classes"),
         (
             "t10k-images-idx3-ubyte",
@@ -118,7 +145,7 @@ def test_failure_cifar10_missing_damaged_or_another_file(cifar):
         ("t10k-images-idx3-ubyte", idx(np.zeros((3, 28, 28)))[:6], "cut short or damaged"),
         ("train-images-idx3-ubyte.gz", gzip.compress(bytes(99))[:-9], "train-images.* is damaged: .*; copy it again"),
     ],
-    ids=["labels of others", "images as labels", "empty", "eleven classes", "cut images", "cut header", "cut gzip"],
+    ids=["labels of others", "images as labels", "eleven classes", "cut images", "cut header", "cut gzip"],
 )
 def test_failure_fashion_mnist_damaged_or_another_file(fashion, name, content, words):
     folder, _ = fashion
@@ -130,6 +157,29 @@ def test_failure_fashion_mnist_damaged_or_another_file(fashion, name, content, w
 def test_failure_fashion_mnist_missing_file(fashion):
     folder, _ = fashion
     (folder / "train-labels-idx1-ubyte.gz").unlink()
-    words = r"holds no train-labels-idx1-ubyte or train-labels-idx1-ubyte\.gz, but: t10k-images-idx3-ubyte, "
+    words = r"holds no train-labels-idx1-ubyte or train-labels-idx1-ubyte\.gz or .*, but: t10k-images-idx3-ubyte, "
     with pytest.raises(FileNotFoundError, match=words):
         af.problems.read_fashion_mnist(folder)
+    (folder / "train-labels-idx1-ubyte").touch()
+    (folder / "train-labels.idx1-ubyte").mkdir()
+    words = r"but train-labels-idx1-ubyte is empty and train-labels\.idx1-ubyte is a folder"
+    with pytest.raises(FileNotFoundError, match=words):
+        af.problems.read_fashion_mnist(folder)
+
+
+def test_failure_the_folder_above_names_the_one_that_holds_the_files(fashion):
+    folder, _ = fashion
+    inner = folder / "FashionMNIST" / "raw"
+    inner.mkdir(parents=True)
+    for path in folder.glob("t*"):
+        path.rename(inner / path.name)
+    with pytest.raises(FileNotFoundError, match=r"but: FashionMNIST; '.*FashionMNIST/raw' does: give that folder"):
+        af.problems.read_fashion_mnist(folder)
+
+
+@pytest.mark.parametrize("read", [af.problems.read_cifar10, af.problems.read_fashion_mnist])
+@pytest.mark.parametrize("folder", ["", None, 3, b"data", "a\0b"])
+@pytest.mark.usefixtures("unchecked")
+def test_failure_folders_that_are_no_path(read, folder):
+    with pytest.raises(ValueError, match="folder must be a path, a non-empty string or"):
+        read(folder)

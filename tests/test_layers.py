@@ -14,7 +14,7 @@ LAYERS = ("plotting", "sweeps", "analysis", "solve", "flows", "optimizers")
 BESIDE = ("problems",)
 #: The optimizers in another library's terms.
 PORTS = ("torch",)
-SHARED = ("types", "checks")
+SHARED = ("types", "checks", "losses")
 ONLY_IN = {
     "diffrax": ("solve", "flows"),
     "diffrax.diffeqsolve": ("solve",),
@@ -111,12 +111,20 @@ def test_layers_functions_are_small_and_files_are_named():
         ("flows/paper.py", "from adamflow import adam", "imports adamflow.adam"),
         ("flows/paper.py", "import adamflow as af", "imports adamflow, but"),
         ("flows/paper.py", "import diffrax\ndiffrax.diffeqsolve", "only ('solve',) may use diffrax.diffeqsolve"),
-        ("problems/chain.py", "from .. import optimizers", "problems may import only ('problems', 'types', 'checks')"),
+        (
+            "problems/chain.py",
+            "from .. import optimizers",
+            "problems may import only ('problems', 'types', 'checks', 'losses')",
+        ),
         ("types.py", "from .solve import Trajectory", "types may import only"),
         ("analysis/region.py", "import matplotlib.pyplot as plt", "only ('plotting',) may use matplotlib"),
         ("analysis/region.py", "from diffrax import ODETerm", "only ('solve', 'flows') may use diffrax"),
         ("solve/iterate.py", "import torch.nn", "only ('torch',) may use torch"),
-        ("torch.py", "from adamflow.solve import iterate", "torch may import only ('optimizers', 'types', 'checks')"),
+        (
+            "torch.py",
+            "from adamflow.solve import iterate",
+            "torch may import only ('optimizers', 'types', 'checks', 'losses')",
+        ),
         ("extras.py", "", "belongs to no layer"),
     ],
 )

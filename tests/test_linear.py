@@ -297,7 +297,7 @@ def test_identity_curvature_of_any_size_and_derivative_of_the_edge():
 
 @pytest.mark.usefixtures("unchecked")
 def test_failure_bad_arguments_say_what_to_do():
-    with pytest.raises(TypeError, match=r"optimizer must be a record such as .* got str"):
+    with pytest.raises(TypeError, match=r"linear stability needs an optimizer, such as .* got 'adam', a str"):
         af.analysis.linear_stability("adam", 1.0)
     with pytest.raises(ValueError, match="got 'curvature' among them"):
         af.analysis.phase_diagram(af.adam, {"learning_rate": 1.0, "curvature": 1.0}, 1.0)

@@ -1,6 +1,7 @@
 """Records of optimizers: their discrete step against optax, limits, the contract of a stage, and bad input."""
 
 import re
+from decimal import Decimal
 
 import diffrax
 import jax
@@ -326,6 +327,274 @@ def test_identity_transformation_of_no_parameters():
 def test_failure_says_what_is_wrong(make, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         make()
+
+
+#: By the name of an argument, a call that hands a value to it.
+ARGUMENTS = {
+    "learning_rate": lambda value: af.adam(value),
+    "beta": lambda value: af.adam(0.1, beta=value),
+    "beta of rmsprop": lambda value: af.rmsprop(0.1, beta=value),
+    "beta of kadam": lambda value: af.kadam(2, 0.1, beta=value),
+    "gamma": lambda value: af.adam(0.1, gamma=value),
+    "gamma of tensors": lambda value: af.adam(0.1, gamma=value, granularity="tensor"),
+    "gamma of kadam": lambda value: af.kadam(2, 0.1, gamma=value),
+    "gamma of sgd": lambda value: af.sgd(0.1, gamma=value),
+    "epsilon": lambda value: af.adam(0.1, epsilon=value),
+    "weight_decay": lambda value: af.adamw(0.1, weight_decay=value),
+    "weight_decay of signsgd": lambda value: af.signsgd(0.1, weight_decay=value),
+    "start": lambda value: af.TensorRMSpropStage(0.9, start=value),
+    "horizon": lambda value: af.CentralFlow(af.sgd(0.1), horizon=value),
+    "source": lambda value: af.EdgeFlow(af.sgd(0.1), source=value),
+    "k": lambda value: af.kadam(value, 0.1),
+    "granularity": lambda value: af.adam(0.1, granularity=value),
+    "strategy": lambda value: af.kadam(2, 0.1, strategy=value),
+    "bias_correction": lambda value: af.adam(0.1, bias_correction=value),
+    "epsilon_inside": lambda value: af.adam(0.1, epsilon_inside=value),
+    "stages": lambda value: af.Optimizer(0.1, value),
+    "order": lambda value: af.PaperFlow(af.adam(0.1), order=value),
+    "rate": lambda value: af.PaperFlow(af.adam(0.1), rate=value),
+    "modes": lambda value: af.CentralFlow(af.sgd(0.1), modes=value),
+    "early": lambda value: af.MemorylessFlow(af.adam(0.1), early=value),
+    "PaperFlow": lambda value: af.PaperFlow(value),
+    "ModifiedFlow": lambda value: af.ModifiedFlow(value),
+    "MapFlow": lambda value: af.MapFlow(value),
+    "EdgeFlow": lambda value: af.EdgeFlow(value),
+    "CentralFlow": lambda value: af.CentralFlow(value),
+    "MemorylessFlow": lambda value: af.MemorylessFlow(value),
+}
+#: What is a number, a word, a truth value or an optimizer nowhere.
+GARBAGE = [
+    "0",
+    "0.5",
+    b"1",
+    Decimal("0.5"),
+    10**400,
+    1j,
+    np.array(1j),
+    jnp.array(0.5 + 1j),
+    np.array([]),
+    np.array(["a"]),
+    np.array([0.5], object),
+    np.ma.array([0.5]),
+    np.datetime64("2020"),
+    jax.random.key(0),
+    object(),
+    {},
+    len,
+    af.PaperFlow(af.adam(0.1)),
+]
+
+
+@pytest.mark.parametrize("argument", ARGUMENTS)
+def test_failure_of_a_constructor_names_its_argument(argument, unchecked):
+    for value in GARBAGE:
+        with pytest.raises((ValueError, TypeError), match=argument.split(" ")[0]):
+            ARGUMENTS[argument](value)
+
+
+@pytest.mark.parametrize("argument", ["learning_rate", "beta", "gamma", "gamma of sgd", "epsilon", "weight_decay"])
+def test_failure_of_truth_values_and_none_as_numbers(argument, unchecked):
+    for value in (True, np.True_, None):
+        with pytest.raises(ValueError, match=f"{argument.split(' ')[0]} must be a real number, got {value!r}"):
+            ARGUMENTS[argument](value)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: af.adam("0.1"), "learning_rate must be a real number, got '0.1', a str; give a float"),
+        (lambda: af.adam(jnp.array(1 + 1j)), "got an array of shape () and type complex"),
+        (lambda: af.adam(10**400), "learning_rate must be a number that a float can hold, got 1000"),
+        (lambda: af.adam(0.1, bias_correction="no"), "bias_correction must be True or False, got 'no'"),
+        (lambda: af.PaperFlow(af.adam(0.1), order=True), "order must be a whole number of at least 1, got True"),
+        (lambda: af.PaperFlow(af.adam(0.1), order=3), "order must be 1 or 2 (the flows of [GT]), got 3"),
+        (lambda: af.PaperFlow(af.PaperFlow(af.adam(0.1))), "this is a flow: give its attribute `optimizer`"),
+        (lambda: af.PaperFlow(af.adam), "call the constructor: af.adam(1e-3), not af.adam"),
+        (lambda: af.MapFlow(optax.adam(0.1)), "MapFlow needs an optimizer, such as af.adam(1e-3), got Gradient"),
+        (lambda: af.Optimizer(0.1, af.AdamStage(0.9, 0.9)), "stages must be a tuple of stages"),
+        (lambda: af.Optimizer(0.1, (af.AdamStage,)), "a stage is an object whose class derives from AbstractStage"),
+        (lambda: af.analysis.norm_factor(0.9, order=True), "order must be a whole number of at least 0, got True"),
+        (lambda: af.analysis.critical_curvature(af.PaperFlow(af.adam(0.1))), "linear stability needs an optimizer"),
+        (
+            lambda: af.PaperFlow(af.adam(0.1)).initial_state(jnp.sum, jnp.ones(2), 20),
+            "start must be (iteration, ",
+        ),
+    ],
+)
+def test_failure_of_a_constructor_says_what_to_do(make, words, unchecked):
+    with pytest.raises((ValueError, TypeError), match=re.escape(words)):
+        make()
+
+
+@pytest.mark.parametrize("value", [0.5, np.float16(0.5), np.longdouble(0.5), np.array(0.5, ">f8"), jnp.float16(0.5)])
+def test_identity_numbers_of_every_precision_are_numbers(value, unchecked):
+    record = af.adam(value, value, value, value)
+    for number in (record.learning_rate, record.stages[0].beta, record.stages[0].gamma, record.epsilon):
+        assert number.dtype in (jnp.float32, jnp.float64)
+        assert float(number) == 0.5
+    assert float(af.adam(2**63).learning_rate) == 2.0**63
+
+
+@pytest.mark.parametrize("dtype", [jnp.complex64, jnp.complex128, jnp.float16, jnp.bfloat16, jnp.int32, bool])
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: af.adam(0.1).initial_state({"w": x}),
+        lambda x: af.adam(0.1).to_optax().init({"w": x}),
+        lambda x: af.kadam(2, 0.1).to_optax().update({"w": x}, af.kadam(2, 0.1).to_optax().init({"w": jnp.ones(2)})),
+        lambda x: af.rmsprop(0.1).update({"w": x}, af.rmsprop(0.1).initial_state({"w": jnp.ones(2)}), 0),
+        lambda x: af.iterate(af.adam(0.1), lambda p: jnp.sum(jnp.abs(p["w"])), {"w": x}, 3),
+        lambda x: af.solve(af.PaperFlow(af.adam(0.1)), lambda p: jnp.sum(jnp.abs(p["w"])), {"w": x}, 3),
+        lambda x: af.MemorylessFlow(af.adam(0.1)).initial_state(jnp.sum, {"w": x}),
+        lambda x: af.analysis.preconditioned_sharpness(lambda p: p["w"] @ p["w"], {"w": x}, {"w": jnp.ones(2)}),
+        lambda x: af.analysis.preconditioned_sharpness(lambda p: p["w"] @ p["w"], {"w": jnp.ones(2)}, {"w": x}),
+        lambda x: af.analysis.periodic_orbit(af.adam(0.1), lambda p: p["w"] @ p["w"], {"w": x}, 2),
+        lambda x: af.analysis.jacobian_spectrum(
+            af.adam(0.1),
+            lambda p: p["w"] @ p["w"],
+            ({"w": x}, af.adam(0.1).initial_state({"w": jnp.ones(2)})),
+            iteration=1,
+        ),
+    ],
+)
+def test_failure_of_leaves_that_the_arithmetic_cannot_do(read, dtype, unchecked):
+    with pytest.raises(ValueError, match=r"\['w'\] must be float32 or float64, got ") as error:
+        read(jnp.ones(2, dtype))
+    remedy = "two real arrays" if jnp.issubdtype(dtype, jnp.complexfloating) else "convert it, or close over it"
+    assert remedy in str(error.value)
+
+
+def test_failure_of_arrays_in_another_byte_order_or_beyond_double(unchecked):
+    for dtype in (">f8", np.longdouble):
+        with pytest.raises(ValueError, match=re.escape("convert it with np.asarray(x, np.float64)")):
+            af.iterate(af.adam(0.1), jnp.sum, np.ones(2, dtype), 3)
+
+
+def test_identity_python_floats_are_parameters_in_every_reading(unchecked):
+    record = af.adam(0.1)
+    updates, _ = record.to_optax().update(3.0, record.to_optax().init(1.0), 1.0)
+    assert float(updates) == pytest.approx(-0.1, rel=1e-12)
+    sharpness = af.analysis.preconditioned_sharpness(lambda x: 2 * x**2, 1.0, 1.0)
+    assert float(sharpness.value) == pytest.approx(4.0, rel=1e-12)
+
+
+@pytest.mark.parametrize("granularity", ["elementwise", "tensor"])
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
+def test_identity_moments_are_read_and_set_alike_with_and_without_a_first_one(gamma, granularity):
+    record, params = af.adam(0.1, 0.9, gamma, granularity=granularity), tree()
+    gradient, second = gradients(params)[0], "second_moment" if granularity == "elementwise" else "mean_square"
+    state = record.initial_state(params)
+    ones = jax.tree.map(jnp.ones_like, params)
+    for name in ("first_moment", second):
+        state = record.with_moment(state, name, ones)
+    _, state = record.update(gradient, state, 5)
+    first = record.moment(state, "first_moment", inputs=gradient)
+    for m, g in zip(jax.tree.leaves(first), jax.tree.leaves(gradient), strict=True):
+        np.testing.assert_allclose(m, gamma + (1 - gamma) * g, rtol=1e-12)
+    for v, g in zip(jax.tree.leaves(record.moment(state, second)), jax.tree.leaves(gradient), strict=True):
+        square = g**2 if granularity == "elementwise" else jnp.mean(g**2)
+        np.testing.assert_allclose(v, jnp.broadcast_to(0.9 + 0.1 * square, v.shape), rtol=1e-12)
+
+
+def test_failure_of_moments_that_a_stage_does_not_have(unchecked):
+    record, params = af.adam(0.1, gamma=0.0), jnp.ones(2)
+    state = record.initial_state(params)
+    with pytest.raises(
+        ValueError, match="name must be that of a filter of stage 0, 'second_moment', 'first_moment', got"
+    ):
+        record.moment(state, "momentum")
+    with pytest.raises(ValueError, match="has decay 0, so that it is the stage's input and not kept; give inputs="):
+        record.moment(state, "first_moment")
+    with pytest.raises(ValueError, match="stage must be less than the number of stages, 1, got 1"):
+        record.moment(state, "second_moment", 1)
+    with pytest.raises(ValueError, match="value must have the structure and shapes of the parameters"):
+        record.with_moment(state, "second_moment", jnp.ones(3))
+
+
+RECORDS = {
+    "adam": lambda rate: af.adam(rate),
+    "kadam": lambda rate: af.kadam(2, rate, 0.99),
+    "sgd": lambda rate: af.sgd(rate),
+    "tensor": lambda rate: af.adam(rate, granularity="tensor"),
+    "batch": lambda rate: jax.vmap(af.adam)(rate * jnp.arange(1.0, 3.0)),
+    "stage": lambda rate: af.AdamStage(0.9, rate),
+    "paper": lambda rate: af.PaperFlow(af.adam(rate)),
+    "map": lambda rate: af.MapFlow(af.adam(rate)),
+    "edge": lambda rate: af.EdgeFlow(af.sgd(rate)),
+    "central": lambda rate: af.CentralFlow(af.sgd(rate)),
+    "memoryless": lambda rate: af.MemorylessFlow(af.adam(rate)),
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_identity_records_are_equal_and_hash_by_value(name):
+    make = RECORDS[name]
+    assert make(0.1) == make(0.1)
+    assert hash(make(0.1)) == hash(make(0.1))
+    assert make(0.1) != make(0.2)
+    assert make(0.1) not in {make(0.2): "another number", RECORDS["adam"](0.3): "another record", 0.1: "no record"}
+    assert {make(0.1): "the key"}[make(0.1)] == "the key"
+
+
+def test_identity_a_record_is_a_static_argument():
+    traces = []
+
+    def step(record, x):
+        traces.append(record)
+        return record.learning_rate * x
+
+    compiled = jax.jit(step, static_argnums=0)
+    assert [float(compiled(af.sgd(rate), 1.0)) for rate in (0.1, 0.1, 0.2)] == [0.1, 0.1, 0.2]
+    assert traces == [af.sgd(0.1), af.sgd(0.2)]
+
+
+def test_failure_a_traced_record_has_no_hash():
+    with pytest.raises(
+        TypeError, match="Optimizer has no hash while jax is tracing its numbers; pass it as an argument"
+    ):
+        jax.jit(lambda rate: hash(af.sgd(rate)))(0.1)
+
+
+class TrustRatio(af.Optimizer):
+    """Steps of half the size: a change that no record of numbers declares."""
+
+    def change(self, params, direction):
+        return jax.tree.map(lambda step: step / 2, super().change(params, direction))
+
+
+class SlowFlow(af.PaperFlow):
+    """A flow at half the speed."""
+
+    def vector_field(self, time, state, loss):
+        return jax.tree.map(lambda rate: rate / 2, super().vector_field(time, state, loss))
+
+
+@pytest.mark.parametrize(
+    "flow",
+    [af.PaperFlow(TrustRatio(0.01, (af.AdamStage(0.99, 0.9),))), SlowFlow(af.adam(0.01, 0.99))],
+    ids=["optimizer", "flow"],
+)
+def test_identity_what_a_subclass_overrides_holds_for_every_solver(flow):
+    problem = af.problems.chain(4)
+    options = {"save_at": [20], "rtol": 1e-7}
+    auto = af.solve(flow, problem.loss, problem.params, 20, **options)
+    explicit = af.solve(flow, problem.loss, problem.params, 20, solver=diffrax.Tsit5(), **options)
+    np.testing.assert_allclose(auto.params, explicit.params, rtol=1e-5)
+    with pytest.raises(
+        ValueError, match=r"(TrustRatio overrides change|SlowFlow overrides vector_field), which it would ignore; take"
+    ):
+        af.solve(flow, problem.loss, problem.params, 20, solver="collocation")
+
+
+def test_failure_of_equations_that_would_ignore_what_a_subclass_overrides():
+    record = TrustRatio(0.01, (af.RMSpropStage(0.9),))
+    for flow in (af.CentralFlow, af.MemorylessFlow):
+        with pytest.raises(TypeError, match=f"{flow.__name__} has equations .*but TrustRatio overrides change, which"):
+            flow(record)
+    problem = af.problems.chain(4)
+    run = af.iterate(record, problem.loss, problem.params, 5)
+    with pytest.raises(TypeError, match="overrides change, which they would ignore; no bound is known"):
+        af.analysis.bound_report(run, record)
 
 
 def test_failure_decay_of_the_iteration_without_mass():

@@ -502,6 +502,23 @@ def test_failure_text_is_a_folder(tmp_path):
         problems.char_transformer(text=tmp_path)
 
 
+def test_identity_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    path = tmp_path / "marked.txt"
+    path.write_bytes("\ufeffhello".encode())
+    assert encode(read_text(path))[0] == "ehlo"
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_failure_text_that_is_no_path_or_no_text(tmp_path):
+    for path in ("", b"a", 3):
+        with pytest.raises(ValueError, match="text must be a path, a non-empty string or"):
+            read_text(path)
+    path = tmp_path / "wide.txt"
+    path.write_bytes("hello".encode("utf-16-le"))
+    with pytest.raises(ValueError, match=r"wide.txt' contains NUL characters, as UTF-16"):
+        read_text(path)
+
+
 def test_failure_text_not_utf8(tmp_path):
     path = tmp_path / "latin.txt"
     path.write_bytes("déjà".encode("latin-1"))

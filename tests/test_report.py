@@ -167,7 +167,8 @@ def test_identity_flow_by_what_it_observed(flow_run):
     np.testing.assert_array_equal(report.largest_update, flow_run.observed)
     bounds = update_bound(0.999, 0.9, np.asarray(flow_run.iterations), "flow", "exact")
     np.testing.assert_allclose(report.bound, bounds, rtol=1e-14)
-    assert "exact rate: the updates stay within the bound in all 4 iterations (kind 'flow'" in report.summary
+    assert "exact rate: bounded, since the bound tends to a constant; the updates stay" in report.summary
+    assert "within the bound in all 4 iterations (kind 'flow'" in report.summary
     assert (report.attrs["kind"], report.attrs["rate"], int(report.exceeded)) == ("flow", "exact", 0)
     paper = dataclasses.replace(flow_run, name=af.PaperFlow(af.adam(1e-2), rate="paper").name)
     renamed = dataclasses.replace(flow_run, name="adam, " + paper.name)
@@ -291,3 +292,21 @@ def test_failure_says_what_to_do(flow_run):
         bound_report(run, adam, rate="ours")
     with pytest.raises(ValueError, match="one run with known numbers, got a batch or a run that jax is tracing"):
         jax.jit(lambda gradients: bound_report(run_gradients(adam, gradients), adam).margin.values)(jnp.ones(41))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "words"),
+    [
+        (
+            af.adam(1e-2, beta=0.8, gamma=0.95),
+            "adam, discrete: not bounded, since the bound grows by a factor e every ",
+        ),
+        (af.adam(1e-2, beta=0.99, gamma=0.9), "adam, discrete: bounded, since the bound tends to a constant; the upd"),
+        (af.rmsprop(1e-2), "rmsprop, discrete: bounded, since the bound tends to a constant; the updates"),
+        (af.signsgd(1e-2), "signsgd, discrete: bounded, as sign descent is by 1; the updates"),
+    ],
+)
+def test_formula_the_summary_says_first_whether_updates_are_bounded(optimizer, words):
+    problem = af.problems.chain(4)
+    run = af.iterate(optimizer, problem.loss, problem.params, 5, observe=largest_update)
+    assert bound_report(run, optimizer).summary.startswith(words)

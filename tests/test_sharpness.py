@@ -263,7 +263,7 @@ def test_failure_of_numbers():
     observe = observe_sharpness(optimizer, problem.loss)
     with pytest.raises(ValueError, match="'signsgd' has no single preconditioner"):
         af.iterate(optimizer, problem.loss, problem.params, 2, observe=observe)
-    with pytest.raises(ValueError, match="params must have at least one entry, got none"):
+    with pytest.raises(ValueError, match="params has no entries"):
         preconditioned_sharpness(diagonal_loss(1.0), jnp.ones(0), jnp.ones(0))
     with pytest.raises(ValueError, match=r"gamma must lie in \[0, 1\), got 1.0; gamma decays the first moment"):
         adaptive_edge(1.0)
@@ -284,3 +284,36 @@ def test_formula_adaptive_edge_of_the_usual_decays():
     single = jax.jit(jax.vmap(adaptive_edge))(jnp.array([0.5, 0.9], jnp.float32))
     assert single.dtype == jnp.float32
     np.testing.assert_allclose(single, [6, 38], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "exponents"), [(jnp.float32, (-30, -20, 20, 30)), (jnp.float64, (-300, -160, 160, 300))]
+)
+def test_identity_a_factor_before_the_loss_is_one_before_the_sharpness(dtype, exponents):
+    """The squares of such Hessians underflow or overflow, they themselves do not."""
+    matrix = np.random.default_rng(0).standard_normal((20, 20))
+    matrix, params = matrix + matrix.T, jnp.ones(20, dtype)
+    values = np.linalg.eigvalsh(matrix)
+    for factor in 10.0 ** np.array(exponents):
+        loss = eqx.Partial(whole_quadratic, matrix=jnp.asarray(factor * matrix, dtype))
+        sharpness = preconditioned_sharpness(loss, params, jnp.ones_like(params))
+        np.testing.assert_allclose(np.float64(sharpness.value) / factor, values[-1], rtol=1e-5)
+        np.testing.assert_allclose(np.float64(sharpness.lowest) / factor, values[0], rtol=1e-5)
+        assert sharpness.converged
+        assert 0 <= sharpness.residual < 1e-5 * sharpness.value
+
+
+def whole_quadratic(params, matrix):
+    return params @ (matrix @ params) / 2
+
+
+def test_formula_sharpness_of_a_classifier_far_along():
+    def loss(weights):
+        margins = jnp.array([[1.0, 2.0], [1.0, 2.0]], jnp.float32) @ weights
+        return jnp.mean(jnp.logaddexp(jnp.zeros_like(margins), -margins))
+
+    for margin in (25.0, 50.0, 80.0):
+        weights = jnp.array([1.0, 2.0], jnp.float32) * margin / 5
+        sharpness = preconditioned_sharpness(loss, weights, jnp.ones_like(weights))
+        np.testing.assert_allclose(np.float64(sharpness.value), 5 * np.exp(-margin), rtol=1e-5)
+        assert sharpness.converged

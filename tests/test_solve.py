@@ -368,7 +368,8 @@ def outcome_without_a_row(start):
 
 
 def test_failure_where_no_row_was_saved_the_loss_was_finite_at_the_start():
-    assert outcome_without_a_row(START).message.startswith("not finite: after iteration 0 the loss")
+    with pytest.warns(UserWarning, match="holds no rows, since it ended before the first iteration of save_at, 20"):
+        assert outcome_without_a_row(START).message.startswith("not finite: after iteration 0 the loss")
 
 
 @pytest.mark.slow
@@ -454,6 +455,10 @@ def test_failure_flow_of_a_stage_that_is_no_average():
         ({"save_at": [0, 10.5]}, "save_at must lie in [0, steps=10], got 10.5"),
         ({"rtol": 1e-15}, "rtol must lie in [1.8e-15, 1)"),
         ({"rtol": 1e-8, "params": jnp.ones(3, jnp.float32)}, "enable float64"),
+        ({"rtol": [1e-4, 1e-5]}, "rtol must be a single number, got [0.0001, 1e-05], a list; make one call for each"),
+        ({"rtol": "1e-4"}, "rtol must be a real number, got '1e-4', a str"),
+        ({"atol": np.array([])}, "atol must be a single number, got an array of shape (0,)"),
+        ({"step_size": {}}, "step_size must be a real number, got {}, a dict"),
         ({"atol": -1.0}, "atol must lie in [0, 1), got -1.0"),
         ({"max_steps": 0}, "max_steps must be a whole number of at least 1, got 0"),
         ({"step_size": 0.0}, "step_size must lie in (0, 10], got 0.0"),
@@ -481,3 +486,84 @@ def test_failure_orders_and_rates_that_do_not_exist(unchecked):
         af.PaperFlow(af.adam(0.1), order=3)  # pyright: ignore
     with pytest.raises(ValueError, match="rate must be one of 'paper', 'exact', got 'fast'"):
         af.PaperFlow(af.adam(0.1), rate="fast")  # pyright: ignore
+
+
+def test_failure_saved_iterations_that_single_precision_does_not_tell_apart():
+    with jax.enable_x64(False):
+        params = jnp.ones(2, jnp.float32)
+        flow = af.PaperFlow(af.sgd(1e-7), order=1)
+        close = np.array([2**24, 2**24 + 1])
+        with pytest.raises(ValueError, match=r"tells apart, .* got 16777216.0 and 16777217.0; save fewer, or take"):
+            af.solve(flow, lambda p: jnp.sum(p**2) / 2, params, 20_000_000, save_at=close)
+        # Alone it stays whole, and the time at which the parameters are taken is one iteration off at the most.
+        run = af.solve(flow, lambda p: jnp.sum(p**2) / 2, params, 20_000_000, save_at=close[1:])
+        assert int(run.iterations[0]) == 2**24 + 1
+        np.testing.assert_allclose(run.params[0], np.exp(-1e-7 * close[1]), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "transform"),
+    [
+        *(("iterate", transform) for transform in ("vmap", "grad", "jvp")),
+        ("solve", "vmap"),
+        pytest.param("solve", "grad", marks=pytest.mark.slow),
+        pytest.param("collocation", "vmap", marks=pytest.mark.slow),
+        pytest.param("collocation", "grad", marks=pytest.mark.slow),
+    ],
+)
+def test_identity_a_healthy_run_makes_no_nan(kind, transform):
+    record = af.adam(0.05, epsilon=0.0 if kind == "iterate" else 1e-3)
+
+    def loss(p):
+        return jnp.sum(p[:2] ** 2) / 2 + 0 * p[2]
+
+    def end(p):
+        if kind == "iterate":
+            return af.iterate(record, loss, p, 20).params[-1]
+        solver = diffrax.Tsit5() if kind == "solve" else "auto"
+        return af.solve(af.PaperFlow(record), loss, p, 20, save_at=[0, 20], solver=solver).params[-1]
+
+    params = jnp.array([1.0, -2.0, 3.0])
+    with jax.debug_nans(True):
+        if transform == "vmap":
+            np.testing.assert_allclose(jax.vmap(end)(params[None])[0], end(params), rtol=1e-6)
+        elif transform == "grad":
+            assert np.all(np.isfinite(jax.grad(lambda p: loss(end(p)))(params)))
+        else:
+            assert np.all(np.isfinite(jax.jvp(end, (params,), (jnp.ones(3),))[1]))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"flow": af.adam(0.1)},
+            "flow must be a flow of this optimizer, such as af.PaperFlow(optimizer), or call af.it",
+        ),
+        ({"flow": "paper"}, "flow must be a flow such as af.PaperFlow(optimizer), got 'paper', a str"),
+        ({"start": 20}, "start must be (n₀, memory): with iterates = af.iterate(..., steps=n₀) give params, memory"),
+        ({"start": (2.5, None)}, "the iteration of start must be a whole number of at least 0, got 2.5"),
+        ({"start": (2, "x")}, "the memory of start must be an OptimizerState, (n₀, memory): with"),
+        ({"start": (2, af.sgd(0.1).initial_state(jnp.ones(2)))}, "the memory of start must be that of 'adam' with"),
+        ({"start": (2, af.adam(0.1).initial_state(jnp.ones(3)))}, "the memory of start must be that of 'adam' with"),
+        ({"loss": lambda p: (jnp.sum(p), p)}, "the loss must return a real scalar, got a tuple; for (value, aux) give"),
+        ({"loss": None}, "loss must be a function of the parameters that returns a real scalar, got NoneType"),
+        ({"observe": "loss"}, "observe must be a function of a Snapshot, got str"),
+        ({"save_at": ["1"]}, "save_at must be a sequence of iterations, as numbers, got ['1']"),
+    ],
+)
+def test_failure_wrong_kinds_of_objects(change, words, unchecked):
+    given = {"flow": af.PaperFlow(af.adam(0.1)), "loss": lambda p: jnp.sum(p**2), "params": jnp.ones(2), "steps": 10}
+    with pytest.raises((TypeError, ValueError), match=re.escape(words)):
+        af.solve(**given | change)
+
+
+@pytest.mark.parametrize("transform", [lambda f: jax.jvp(f, (START,), (START,)), lambda f: jax.jacfwd(f)(START)])
+@pytest.mark.parametrize("solver", [diffrax.Tsit5(), "auto"], ids=["diffrax", "collocation"])
+def test_failure_forward_mode(transform, solver):
+    def end(p):
+        flow = af.PaperFlow(af.adam(0.05, epsilon=1e-3))
+        return af.solve(flow, lambda q: jnp.sum(q**2), p, 5, save_at=[5], solver=solver).params[-1]
+
+    with pytest.raises(TypeError, match=r"solve has reverse-mode derivatives alone .* take jax.jacrev, differentiate"):
+        transform(end)

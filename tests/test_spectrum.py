@@ -120,6 +120,42 @@ def test_identity_arnoldi_is_dense(chain, kind):
     assert jax.tree.structure(arnoldi.vector) == jax.tree.structure(dense.scales) == jax.tree.structure(state)
 
 
+@pytest.mark.parametrize(("dtype", "rate"), [(jnp.float32, 1e-25), (jnp.float64, 1e-200)])
+def test_formula_rates_whose_squares_underflow(dtype, rate):
+    flow, params = af.PaperFlow(af.sgd(jnp.asarray(rate, dtype))), jnp.ones(12, dtype)
+    curvature = jnp.arange(1.0, 13.0, dtype=dtype)
+
+    def loss(params):
+        return jnp.sum(curvature * params**2) / 2
+
+    state = flow.initial_state(loss, params)
+    for method in ("dense", "arnoldi"):
+        spectrum = jacobian_spectrum(flow, loss, state, iteration=0, count=2, method=method)
+        np.testing.assert_allclose(np.asarray(spectrum.values) / rate, [-1, -2], rtol=1e-3)
+        assert spectrum.converged.all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize(
+    "record", [af.adam(0.01), af.sgd(0.01), af.adam(0.01, epsilon=0.1)], ids=["adam", "sgd", "eps"]
+)
+def test_identity_arnoldi_with_as_many_vectors_as_entries_is_dense(record, dtype):
+    """The space is full, or invariant before that: no vector is left, and 0/0 is none."""
+    params = jnp.ones(2, dtype)
+
+    def loss(params):
+        return jnp.sum(jnp.array([1.0, 3.0], dtype) * params**2) / 2
+
+    run = af.iterate(record, loss, params, 20)
+    for count in (1, 2):
+        dense, arnoldi = (
+            jacobian_spectrum(record, loss, run.final, iteration=20, count=count, method=method)
+            for method in ("dense", "arnoldi")
+        )
+        np.testing.assert_allclose(arnoldi.values, dense.values, rtol=1e-4)
+        assert arnoldi.converged.all()
+
+
 @pytest.mark.slow
 def test_identity_dense_under_jit_and_vmap(chain):
     loss, _, state = chain
@@ -317,6 +353,8 @@ def test_failure_of_bad_input(chain):
         spectrum(iteration=-1)
     with pytest.raises(ValueError, match=r"tolerance must lie in \(0, 1\), got 0.0"):
         spectrum(tolerance=0.0)
+    with pytest.raises(ValueError, match=r"tolerance must be a single number, got \[0.1, 0.2\], a list"):
+        spectrum(tolerance=[0.1, 0.2])
     with pytest.raises(ValueError, match="method must be one of 'auto', 'dense', 'arnoldi', got 'lanczos'"):
         spectrum(method="lanczos")
     with pytest.raises(ValueError, match="depth must be a whole number of at least 10, got 3"):

@@ -68,7 +68,20 @@ def test_identity_kadam_of_both_libraries_agree(k, strategy, epsilon):
             np.testing.assert_allclose(leaf, their, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1}, {"maximize": True}, {"betas": (0.0, 0.5)}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weight_decay": 0.1},
+        {"maximize": True},
+        {"betas": (0.0, 0.5)},
+        {"amsgrad": True, "betas": (0.9, 0.9)},
+        {"foreach": True},
+        {"foreach": False, "fused": False, "capturable": False, "differentiable": False},
+        {"betas": (torch.tensor(0.8, dtype=torch.float64), torch.tensor(0.9, dtype=torch.float64))},
+        {"lr": torch.tensor(0.01, dtype=torch.float64)},
+    ],
+)
 def test_identity_one_stage_is_adamw_of_torch(options):
     ours, theirs = parameters(), parameters()
     options = {"weight_decay": 0.0, "lr": 1e-2} | options
@@ -76,6 +89,60 @@ def test_identity_one_stage_is_adamw_of_torch(options):
     for one, other in zip(follow(KAdam(ours, **options, k=1), ours), peer, strict=True):
         for leaf, their in zip(one, other, strict=True):
             np.testing.assert_allclose(leaf, their, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("first", ["AdamW", "KAdam"])
+def test_identity_a_run_moves_between_adamw_and_one_stage(first, amsgrad):
+    options = {"lr": 1e-2, "betas": (0.8, 0.9), "weight_decay": 0.1, "amsgrad": amsgrad}
+
+    def make(name, params, **chosen):
+        return torch.optim.AdamW(params, **chosen) if name == "AdamW" else KAdam(params, k=1, **chosen)
+
+    straight, moved = parameters(), parameters()
+    expected = follow(torch.optim.AdamW(straight, **options), straight, 20)[-1]
+    old, new = make(first, moved, **options), make({"AdamW": "KAdam", "KAdam": "AdamW"}[first], moved, lr=1.0)
+    for n, leaves in enumerate(gradients(20)):
+        for param, leaf in zip(moved, leaves, strict=True):
+            param.grad = torch.as_tensor(leaf)
+        if n == 10:
+            new.load_state_dict(old.state_dict())
+        (old if n < 10 else new).step()
+    for param, leaf in zip(moved, expected, strict=True):
+        np.testing.assert_allclose(param.detach().numpy(), leaf, rtol=1e-12, atol=1e-14)
+    assert new.param_groups[0]["lr"] == 1e-2
+
+
+def test_identity_adamw_of_a_fused_run_and_adam_without_decay_are_taken():
+    params = parameters()
+    fused = torch.optim.AdamW(params, fused=True, weight_decay=0.0)
+    follow(fused, params, 2)
+    one = KAdam(params, k=1)
+    one.load_state_dict(fused.state_dict())
+    assert one.param_groups[0]["fused"] is None
+    adam = torch.optim.Adam(params)
+    follow(adam, params, 2)
+    one.load_state_dict(adam.state_dict())
+    follow(one, params, 1)
+    assert one.state[params[0]]["step"] == 3
+
+
+def test_formula_amsgrad_divides_by_the_largest_second_moment_in_each_stage():
+    # A decaying v: without the maximum the first update would be smaller than what follows, with it larger.
+    param = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    optimizer = KAdam([param], 1.0, (0.0, 0.5), 0.0, k=2, strategy="naive", amsgrad=True)
+    first = second = 0.0
+    largest, moved = [0.0, 0.0], 0.0
+    for n, gradient in enumerate([4.0, 1.0, 0.5]):
+        param.grad = torch.tensor([gradient], dtype=torch.float64)
+        optimizer.step()
+        first = 0.5 * first + 0.5 * gradient**2
+        largest[0] = max(largest[0], first)
+        signal = gradient / np.sqrt(largest[0] / (1 - 0.5 ** (n + 1)))
+        second = 0.5 * second + 0.5 * signal**2
+        largest[1] = max(largest[1], second)
+        moved -= signal / np.sqrt(largest[1] / (1 - 0.5 ** (n + 1)))
+    np.testing.assert_allclose(param.item(), moved, rtol=1e-13)
 
 
 def test_identity_saved_state_continues_the_same_run():
@@ -158,6 +225,16 @@ def test_identity_importing_adamflow_imports_no_torch():
         ({"weight_decay": float("nan")}, "weight_decay must lie in"),
         ({"k": 0}, "k must be a whole number of at least 1, got 0"),
         ({"strategy": "best"}, "strategy must be one of 'naive', .*, got 'best'"),
+        ({"lr": "0.1"}, "lr must be one real number, got '0.1'"),
+        ({"lr": torch.ones(2)}, r"lr must be one real number, got a tensor of shape \(2,\)"),
+        ({"betas": (torch.tensor(1.5), 0.9)}, r"betas\[0\] must lie in \[0, 1\), got 1.5"),
+        ({"betas": 0.9}, "betas must be a pair, .*, got 0.9"),
+        ({"eps": None}, "eps must be one real number, got None"),
+        ({"amsgrad": "yes"}, "amsgrad must be True or False, got 'yes'"),
+        ({"foreach": 2}, "foreach must be True, False or None, got 2"),
+        ({"fused": True}, "fused must be False, got True: there is no fused kernel of k stages"),
+        ({"capturable": True}, "capturable must be False, got True: .*CUDA graph"),
+        ({"differentiable": True}, "differentiable must be False, got True: .*in place"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
@@ -178,3 +255,39 @@ def test_failure_sparse_gradients_and_complex_parameters():
     param.abs().sum().backward()
     with pytest.raises(RuntimeError, match=r"real parameters, got torch\.complex64"):
         KAdam([param]).step()
+
+
+@pytest.mark.parametrize(("before", "after"), [({"k": 1}, {"k": 2}), ({"k": 3}, {"k": 2}), ({}, {"amsgrad": True})])
+def test_failure_stages_that_change_within_a_run(before, after):
+    params = parameters()
+    optimizer = KAdam(params, **before)
+    follow(optimizer, params, 1)
+    optimizer.param_groups[0].update(after)
+    with pytest.raises(
+        RuntimeError, match=r"a group has k=\d and amsgrad=.*, but the state .* holds step, .*new KAdam"
+    ):
+        follow(optimizer, params, 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "k", "words"),
+    [
+        (lambda params: torch.optim.AdamW(params), 2, "the moments of one stage, but this KAdam has k=2; give it k=1"),
+        (lambda params: torch.optim.Adam(params, weight_decay=0.1), 1, "decoupled_weight_decay must be True"),
+        (lambda params: torch.optim.SGD(params, momentum=0.9), 1, "state_dict must be of KAdam or AdamW, .* no betas"),
+        (
+            lambda params: torch.optim.Adamax(params),
+            1,
+            "must hold exp_avg, exp_avg_sq, step .*got .*exp_inf",
+        ),
+        (lambda params: torch.optim.NAdam(params), 1, "state_dict must hold .*got .*mu_product"),
+    ],
+)
+def test_failure_states_of_other_optimizers(make, k, words):
+    params = parameters()
+    other = make(params)
+    follow(other, params, 1)
+    with pytest.raises(ValueError, match=words):
+        KAdam(params, k=k).load_state_dict(other.state_dict())
+    with pytest.raises(ValueError, match="state_dict must be what state_dict"):
+        KAdam(params, k=k).load_state_dict({})

@@ -14,6 +14,7 @@ from jax import Array
 from scipy.linalg import schur
 
 from adamflow.checks import is_concrete
+from adamflow.flows.norms import numpy_norm
 
 #: How leading an eigenvalue is: its modulus, or its real part. Conjugates rank the same.
 Rank: TypeAlias = Callable[[Any], Any]
@@ -40,7 +41,7 @@ class KrylovSpace(NamedTuple):
             part.astype(self.basis.dtype) @ self.basis for part in (np.real(coordinates), np.imag(coordinates))
         )
         vector = real + 1j * imag if np.imag(self.values[place]) else real
-        return vector / np.linalg.norm(vector)
+        return vector / numpy_norm(vector)
 
 
 def krylov_space(
@@ -58,7 +59,7 @@ def krylov_space(
         max_products: no restart after so many products.
     """
     basis, small = np.empty((depth + 1, start.size), start.dtype), np.zeros((depth + 1, depth))
-    basis[0], kept, used = start / np.linalg.norm(start), 0, 0
+    basis[0], kept, used = start / numpy_norm(start), 0, 0
     generator = np.random.default_rng(0)
     while True:
         for column in range(kept, depth):
@@ -107,21 +108,36 @@ def sort_keys(values: Any, rank: Rank) -> tuple[Any, Any, Any]:
 def _extend(apply: Apply, generator: np.random.Generator, basis: np.ndarray, small: np.ndarray, column: int) -> None:
     """One step of Arnoldi: the image of a vector, made orthogonal to all before; twice is enough."""
     vectors, image = basis[: column + 1], apply(basis[column])
-    size = np.linalg.norm(image)
+    size = numpy_norm(image)
     for _ in range(2):
         overlaps = vectors @ image
         small[: column + 1, column] += overlaps
         image = image - overlaps @ vectors
-    remainder = np.linalg.norm(image)
-    if remainder > 10 * np.finfo(basis.dtype).eps * size:
-        small[column + 1, column] = remainder
-        basis[column + 1] = image / remainder
-        return
+    remainder = numpy_norm(image)
+    # Of as many vectors as there are entries nothing but rounding remains.
+    is_full = column + 1 >= image.size
+    if remainder > 10 * np.finfo(basis.dtype).eps * size and not is_full:
+        direction = _outside(vectors, image / remainder)
+        if direction is not None:
+            small[column + 1, column] = remainder
+            basis[column + 1] = direction
+            return
     # The space is invariant: go on with a vector outside of it, if there is one.
-    fresh = generator.standard_normal(image.size).astype(basis.dtype)
+    basis[column + 1] = 0
+    while not is_full:
+        direction = _outside(vectors, generator.standard_normal(image.size).astype(basis.dtype))
+        if direction is not None:
+            basis[column + 1] = direction
+            return
+
+
+def _outside(vectors: np.ndarray, direction: np.ndarray) -> np.ndarray | None:
+    """The unit vector of what a direction has outside of a space, or `None` where that is little but rounding."""
+    size = numpy_norm(direction)
     for _ in range(2):
-        fresh = fresh - (vectors @ fresh) @ vectors
-    basis[column + 1] = fresh / np.linalg.norm(fresh) if column + 1 < image.size else 0
+        direction = direction - (vectors @ direction) @ vectors
+    remainder = numpy_norm(direction)
+    return direction / remainder if remainder > np.finfo(direction.dtype).eps ** 0.5 * size else None
 
 
 def _threshold(ranks: np.ndarray, count: int) -> float:

@@ -7,10 +7,12 @@ It writes (β, γ) for the decays of the second and the first moment, where PyTo
 import math
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from adamflow.analysis._numbers import with_namespace
-from adamflow.checks import check_choice, check_range
+from adamflow.checks import check_choice, check_range, is_concrete
 from adamflow.flows.averages import filter_rate
 from adamflow.types import Numbers
 
@@ -205,10 +207,7 @@ def log_update_bound(
     else:
         paper = has_paper_rates(kind, rate)
         exponent = _paper_exponent(xp, beta, positive) if paper else _exact_exponent(xp, beta, positive)
-        rate_beta, rate_gamma = (filter_rate(decay, paper, xp) for decay in (beta, positive))
-        log_n = xp.where(n > 0, xp.log(xp.where(n > 0, n, 1.0)), -xp.inf)
-        log_integral = 2 * xp.log(rate_gamma) - xp.log(rate_beta) + log_n + _log_phi(xp, n * exponent)
-        log_square = log_integral if kind == "paper" else xp.logaddexp(log_start - n * exponent, log_integral)
+        log_square = _log_square_of_flow(xp, beta, positive, n, exponent, log_start, kind, paper)
         log_square = xp.where(gamma > 0, log_square, xp.inf)
     if not bias_correction:
         return (log_square / 2)[()]
@@ -217,9 +216,39 @@ def log_update_bound(
     return (log_bias + log_square / 2)[()]
 
 
+def _log_square_of_flow(
+    xp: Any, beta: Any, gamma: Any, n: Any, exponent: Any, log_start: Any, kind: str, paper: bool
+) -> Any:
+    """The logarithm of the square of a flow's bound without bias factor, also where C overflows."""
+    positive_n = xp.where(n > 0, n, 1.0)
+    with np.errstate(over="ignore"):
+        change = xp.where(n > 0, positive_n * exponent, 0.0)
+    is_fast = change == xp.inf
+    # There φ(nC) is 1/nC, and C is (2β − γ)/βγ, of which the logarithm does not overflow.
+    numerator = xp.where(is_fast, 2 * beta - gamma, 1.0)
+    log_fast = xp.log(beta) + xp.log(gamma) - xp.log(numerator) - xp.log(positive_n)
+    log_phi = _log_phi(xp, xp.where(xp.isinf(change), 0.0, change))
+    log_phi = xp.where(is_fast, log_fast, xp.where(change == -xp.inf, xp.inf, log_phi))
+    log_beta, log_gamma = (_log_rate(decay, paper, xp) for decay in (beta, gamma))
+    log_n = xp.where(n > 0, xp.log(positive_n), -xp.inf)
+    log_integral = 2 * log_gamma - log_beta + log_n + log_phi
+    return log_integral if kind == "paper" else xp.logaddexp(log_start - change, log_integral)
+
+
+def _log_rate(decay: Any, paper: bool, xp: Any) -> Any:
+    """The logarithm of `filter_rate`, which the rate of [GT] of a decay near the smallest numbers would overflow."""
+    return xp.log1p(-decay) - xp.log(decay) if paper else xp.log(filter_rate(decay, False, xp))
+
+
 def _paper_exponent(xp: Any, beta: Any, gamma: Any) -> Any:
     positive = xp.where(gamma > 0, gamma, 0.5)
-    return xp.where(gamma > 0, 2 * (1 - positive) / positive - (1 - beta) / beta, xp.inf)
+    # Near the smallest numbers 2/γ and 1/β overflow, though their difference need not.
+    small = xp.minimum(beta, positive) < 4 / float(np.finfo(beta.dtype).max)
+    safe_beta, safe_gamma = xp.where(small, 0.5, beta), xp.where(small, 0.5, positive)
+    exponent = 2 * (1 - safe_gamma) / safe_gamma - (1 - safe_beta) / safe_beta
+    with np.errstate(over="ignore"):
+        of_small = ((2 * beta - positive) / positive) / beta - 1
+    return xp.where(gamma > 0, xp.where(small, of_small, exponent), xp.inf)
 
 
 def _exact_exponent(xp: Any, beta: Any, gamma: Any) -> Any:
@@ -249,7 +278,16 @@ def check_kind(kind: str, rate: str) -> None:
 
 
 def check_decays(beta: Numbers, gamma: Numbers, *, unbounded_at_zero: str = "") -> None:
-    """Raise `ValueError` unless 0 < β < 1 and 0 ≤ γ < 1, or 0 < γ for the kind named as unbounded at 0."""
+    """Raise `ValueError` unless 0 < β < 1 and 0 ≤ γ < 1, or 0 < γ for the kind named as unbounded at 0.
+
+    Decays in jax arrays may not be below the smallest normal number either: jax computes with 0 in their place.
+    """
+    for name, value in (("beta", beta), ("gamma", gamma)):
+        if isinstance(value, jax.Array) and is_concrete(value) and jnp.issubdtype(value.dtype, jnp.floating):
+            numbers, tiny = np.asarray(value, float), float(jnp.finfo(value.dtype).tiny)
+            if np.any((numbers > 0) & (numbers < tiny)):
+                hint = "smaller numbers are 0 in jax; pass NumPy or Python numbers, which are computed with in float64"
+                raise ValueError(f"{name} must be at least {tiny:.3g} in {value.dtype}, or 0 for gamma; {hint}")
     check_range(
         "beta", beta, 0.0, 1.0, low_open=True, high_open=True, hint="beta decays the second moment: b2 in optax"
     )

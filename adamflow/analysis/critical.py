@@ -174,7 +174,8 @@ def _first_crossing(optimizer: Optimizer, model: Model) -> Array:
         measured = jnp.abs(values) - 1 if model == "discrete" else values.real
         # The rates of a flow of high order grow as powers of ηs: a small one drowns in the rounding of the largest.
         # Their size is that of the entries of the balanced matrix.
-        largest = jnp.sqrt(jnp.max(jnp.abs(system * system.T)))
+        roots = jnp.sqrt(jnp.abs(system))
+        largest = jnp.max(roots * roots.T)
         return measured - 4 * jnp.finfo(largest.dtype).eps * largest
 
     logs = jnp.asarray(_LOG_SAMPLES, jnp.result_type(optimizer.learning_rate))

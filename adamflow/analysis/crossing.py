@@ -10,7 +10,7 @@ from jaxtyping import Bool, Complex, Float
 from adamflow.analysis.critical import critical_curvature
 from adamflow.analysis.linear import dominant_eigenvalue
 from adamflow.analysis.spectrum import jacobian_spectrum
-from adamflow.checks import check_range, is_concrete
+from adamflow.checks import check_range, check_single, is_concrete
 from adamflow.flows import EdgeState, MapState
 from adamflow.optimizers import Optimizer
 from adamflow.types import Loss, Scalar
@@ -27,11 +27,13 @@ class EdgeCrossing(eqx.Module):
             above the real axis; empty where the step is stable.
         curvature: the smallest η s of the preconditioned Hessian at which there is one; NaN for a state of a run.
         converged: whether the residual of each is small.
+        rounding: a multiplier within this of 1 is 1 as far as its arithmetic and its residual can tell.
     """
 
     multipliers: Complex[np.ndarray, " found"]
     curvature: float
     converged: Bool[np.ndarray, " found"]
+    rounding: float = 0.0
 
     @property
     def periods(self) -> Float[np.ndarray, " found"]:
@@ -52,10 +54,14 @@ class EdgeCrossing(eqx.Module):
         for value, period, converged in zip(self.multipliers, self.periods, self.converged, strict=True):
             pair = abs(value.imag) > _ANGLE * abs(value)
             shown = f"{value.real:.6g} ± {abs(value.imag):.6g}i" if pair else f"{value.real:.6g}"
-            kind = "growth without oscillation" if np.isinf(period) else f"period {period:.4g}"
+            growth = "neutral, 1 to rounding" if abs(value - 1) <= self.rounding else "growth without oscillation"
+            kind = growth if np.isinf(period) else f"period {period:.4g}"
             rows.append(f"{shown}: {kind}{'' if converged else ', not converged'}")
         at = "" if np.isnan(self.curvature) else f" from ηs = {self.curvature:.6g} on"
         end = "; a period other than 2, so no EdgeFlow models it" if self.rotates else ""
+        neutral = np.abs(self.multipliers - 1) <= self.rounding
+        if neutral.all():
+            return f"at the border of stability: {', '.join(rows)}; directions in which nothing pulls back"
         return f"leaves stability{at} by {', '.join(rows)}{end}"
 
 
@@ -88,9 +94,9 @@ def edge_crossing(optimizer: Optimizer) -> EdgeCrossing:
     if jnp.ndim(curvature) or not is_concrete(curvature):
         raise ValueError("edge_crossing takes one record with known numbers, not a batch, outside of jit and vmap")
     if not jnp.isfinite(curvature):
-        return _crossing(np.zeros(0, complex), np.zeros(0, bool))
+        return EdgeCrossing(np.zeros(0, complex), float("nan"), np.zeros(0, bool))
     found = np.atleast_1d(np.asarray(dominant_eigenvalue(optimizer, curvature)))
-    return _crossing(found, np.ones(1, bool), float(curvature * optimizer.learning_rate))
+    return EdgeCrossing(found.astype(complex), float(curvature * optimizer.learning_rate), np.ones(1, bool))
 
 
 def unstable_multipliers(
@@ -117,7 +123,8 @@ def unstable_multipliers(
 
     Returns:
         An `EdgeCrossing`. Eigenvalues slightly above 1, which slow directions of negative curvature have, are among
-        them: "growth without oscillation". Where all `count` are outside, there may be more.
+        them: "growth without oscillation". Multipliers that are 1 to rounding, of directions that the loss does not
+        depend on, are "neutral". Where all `count` are outside, there may be more.
 
     Raises:
         TypeError, ValueError: as in `jacobian_spectrum`.
@@ -130,16 +137,13 @@ def unstable_multipliers(
     >>> print(unstable_multipliers(optimizer, problem.loss, run.final, iteration=5, count=2))
     leaves stability by -1.1: period 2
     """
-    check_range("margin", margin, 0, 1)
+    check_range("margin", check_single("margin", margin), 0, 1)
     if isinstance(state, EdgeState):
         state = state.mean
     if isinstance(state, MapState):
         state = state.params, state.inner
     found = jacobian_spectrum(optimizer, loss, state, iteration=iteration, count=count, **options)
     values, converged = np.asarray(found.values), np.asarray(found.converged)
-    kept = (np.abs(values) >= 1 - margin) & (np.imag(values) >= 0)
-    return _crossing(values[kept], converged[kept])
-
-
-def _crossing(values: np.ndarray, converged: np.ndarray, curvature: float = float("nan")) -> EdgeCrossing:
-    return EdgeCrossing(values.astype(complex), curvature, converged)
+    rounding = float(np.finfo(values.dtype).eps) ** 0.75
+    kept = ((np.abs(values) >= 1 - margin) | (np.abs(values - 1) <= rounding)) & (np.imag(values) >= 0)
+    return EdgeCrossing(values[kept].astype(complex), float("nan"), converged[kept], rounding)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from scipy.integrate import quad, solve_ivp
 
 from adamflow.analysis.bounds import stability_exponent
-from adamflow.checks import check_count, check_range
+from adamflow.checks import check_count, check_range, check_single
 from adamflow.types import Scalar
 
 Decays: TypeAlias = Float[np.ndarray, "points"]
@@ -51,10 +51,12 @@ def normal_curve(beta: Scalar, gamma: Scalar, points: int) -> tuple[Decays, Deca
     """
     beta, gamma = _start_point(beta, gamma)
     count = check_count("points", points)
-    constant = 2 * beta**3 + gamma**3
+    # Far from the other borders curves are similar, and cubes of small numbers underflow.
+    unit = max(beta, gamma) if max(beta, gamma) < 0.5 else 1.0
+    constant = 2 * (beta / unit) ** 3 + (gamma / unit) ** 3
     # In the angle at the origin the curve is smooth up to all borders; in β or γ its speed is infinite at some.
-    start = np.arctan2(np.cbrt(constant - 2), 1.0) if constant > 2 else 0.0
-    end = np.arctan2(1.0, np.cbrt((constant - 1) / 2)) if constant > 1 else np.pi / 2
+    start = np.arctan2(np.cbrt(constant - 2), 1.0) if unit == 1 and constant > 2 else 0.0
+    end = np.arctan2(1.0, np.cbrt((constant - 1) / 2)) if unit == 1 and constant > 1 else np.pi / 2
 
     def curve(angle):
         radius = np.cbrt(constant / (2 * np.cos(angle) ** 3 + np.sin(angle) ** 3))
@@ -65,7 +67,7 @@ def normal_curve(beta: Scalar, gamma: Scalar, points: int) -> tuple[Decays, Deca
         shape = 2 * cos**3 + sin**3
         return np.cbrt(constant / shape) * np.hypot(1.0, cos * sin * (sin - 2 * cos) / shape)
 
-    return _middles_of_equal_arcs(curve, speed, float(start), float(end), count)
+    return _middles_of_equal_arcs(curve, speed, float(start), float(end), count, unit)
 
 
 def level_curve(beta: Scalar, gamma: Scalar, points: int) -> tuple[Decays, Decays]:
@@ -96,19 +98,21 @@ def level_curve(beta: Scalar, gamma: Scalar, points: int) -> tuple[Decays, Decay
     """
     beta, gamma = _start_point(beta, gamma)
     count = check_count("points", points)
-    exponent = float(stability_exponent(beta, gamma))
-    # The coordinate that ends at 1 is the parameter: the other one's slope is then at most 2 everywhere.
-    if exponent >= 0:
+    # The coordinate that ends at 1 is the parameter: the other one's slope is then at most 2 everywhere. The curve is
+    # written by γ/β, since C itself overflows near the smallest numbers.
+    if stability_exponent(beta, gamma) >= 0:
+        rest = 2 - gamma / beta
         return _middles_of_equal_arcs(
-            lambda b: (b, 2 * b / (1 + (1 + exponent) * b)),
-            lambda b: np.hypot(1.0, 2 / (1 + (1 + exponent) * b) ** 2),
+            lambda b: (b, gamma * (2 * b / (gamma + rest * b))),
+            lambda b: np.hypot(1.0, 2 * (gamma / (gamma + rest * b)) ** 2),
             0.0,
             1.0,
             count,
         )
+    rest = 1 - 2 * (beta / gamma)
     return _middles_of_equal_arcs(
-        lambda g: (g / (2 - (1 + exponent) * g), g),
-        lambda g: np.hypot(1.0, 2 / (2 - (1 + exponent) * g) ** 2),
+        lambda g: (beta * (g / (2 * beta + rest * g)), g),
+        lambda g: np.hypot(1.0, 2 * (beta / (2 * beta + rest * g)) ** 2),
         0.0,
         1.0,
         count,
@@ -118,15 +122,21 @@ def level_curve(beta: Scalar, gamma: Scalar, points: int) -> tuple[Decays, Decay
 def _start_point(beta: Scalar, gamma: Scalar) -> tuple[float, float]:
     for name, value in (("beta", beta), ("gamma", gamma)):
         check_range(
-            name, value, 0.0, 1.0, low_open=True, high_open=True, hint="the curve starts inside the unit square"
+            name,
+            check_single(name, value),
+            0.0,
+            1.0,
+            low_open=True,
+            high_open=True,
+            hint="the curve starts inside the unit square",
         )
     return float(beta), float(gamma)
 
 
 def _middles_of_equal_arcs(
-    curve: Callable, speed: Callable, start: float, end: float, points: int
+    curve: Callable, speed: Callable, start: float, end: float, points: int, unit: float = 1.0
 ) -> tuple[Decays, Decays]:
-    """The curve at the middles of `points` arcs of equal length; `speed` is its length per unit of its parameter."""
+    """`unit` times a curve at the middles of `points` arcs of equal length; `speed` is its length by its parameter."""
     length = quad(speed, start, end, epsabs=0, epsrel=1e-12, limit=200)[0]
     solution = solve_ivp(
         lambda fraction, parameter: length / speed(parameter),
@@ -140,4 +150,4 @@ def _middles_of_equal_arcs(
     betas, gammas = curve(solution.y[0])
     # Rounding may put a point onto a border that it is closer to than the spacing of floats.
     low, high = np.nextafter(0.0, 1.0), np.nextafter(1.0, 0.0)
-    return np.clip(betas, low, high), np.clip(gammas, low, high)
+    return np.clip(unit * betas, low, high), np.clip(unit * gammas, low, high)

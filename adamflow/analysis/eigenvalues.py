@@ -8,6 +8,7 @@ from jax import Array
 from jaxtyping import Complex, Float
 
 from adamflow.checks import check_choice
+from adamflow.flows.norms import unit_of
 
 #: What makes an eigenvalue the dominant one: of a map its modulus, of a vector field its real part.
 MEASURES = ("modulus", "real part")
@@ -43,7 +44,8 @@ def dominant_of(matrices: Float[Array, "*batch rows rows"], measure: str) -> Com
         raise ValueError(f"matrices must be square with at least one row, got shape {matrices.shape}")
     by_modulus = measure == "modulus"
     if rows > 3:
-        values = jnp.linalg.eigvals(matrices)
+        unit = unit_of(matrices, (-2, -1))
+        values = unit[..., 0] * jnp.linalg.eigvals(matrices / unit)
         size = jnp.abs(values) if by_modulus else values.real
         chosen = jnp.take_along_axis(values, jnp.argmax(size, axis=-1)[..., None], axis=-1)[..., 0]
         return jax.lax.complex(chosen.real, jnp.abs(chosen.imag))

@@ -17,7 +17,7 @@ from jaxtyping import Complex, Float
 from adamflow.analysis.eigenvalues import dominant_of
 from adamflow.checks import check_range
 from adamflow.flows import AbstractFlow
-from adamflow.optimizers import Optimizer
+from adamflow.optimizers import Optimizer, check_optimizer
 from adamflow.optimizers.at_rest import Build, System, at_rest, jacobian, step_system, without_bias, zero_of
 from adamflow.types import Loss, Numbers
 
@@ -125,8 +125,7 @@ def linear_system(
 
 def _checked(optimizer: Optimizer, curvature: Numbers, model: Model) -> tuple[Optimizer, Array, Model]:
     """The arguments as arrays; the model with a record of its own, of which only the structure counts."""
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be a record such as af.adam(1e-3), got {type(optimizer).__name__}")
+    check_optimizer("linear stability", optimizer)
     check_range("curvature", curvature, -math.inf, math.inf, low_open=True, high_open=True, hint="pass s per direction")
     if model != "discrete" and not isinstance(model, AbstractFlow):
         raise ValueError(f"model must be 'discrete' or a flow such as af.PaperFlow(optimizer), got {model!r}")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamflow.analysis._numbers import with_namespace
-from adamflow.checks import check_choice, check_range
+from adamflow.checks import check_choice, check_count, check_range
 from adamflow.flows.averages import filter_rate
 from adamflow.types import Numbers
 
@@ -46,7 +46,7 @@ def norm_factor(gamma: Numbers, order: Literal[0, 1, 2] = 0, rate: str = "paper"
     """
     check_range("gamma", gamma, 0, 1, high_open=True)
     check_choice("rate", rate, ("paper", "exact"))
-    if order not in (0, 1, 2):
+    if check_count("order", order, low=0) > 2:
         raise ValueError(f"order must be 0 (the iterates), 1 or 2 (the flows of [GT]), got {order!r}")
     xp, gamma = with_namespace(gamma)
     if order == 0:

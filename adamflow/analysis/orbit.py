@@ -13,8 +13,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Complex, Float
 from numpy import ndarray
 
-from adamflow.checks import check_count, check_range, is_concrete
-from adamflow.optimizers import Optimizer, OptimizerState, SignStage
+from adamflow.checks import check_count, check_params, check_range, check_single, is_concrete
+from adamflow.optimizers import Optimizer, OptimizerState, SignStage, check_optimizer
 from adamflow.types import Filters, Leaf, Loss, Params
 
 #: The most entries of a state: Newton's method forms the Jacobian and solves with it.
@@ -126,13 +126,14 @@ def periodic_orbit(
     """
     period, settle = check_count("period", period), check_count("settle", settle, low=0)
     max_steps = check_count("max_steps", max_steps)
+    check_optimizer("periodic_orbit", optimizer)
     if not is_concrete(optimizer, guess):
         raise ValueError("periodic_orbit works on concrete numbers only: call it outside of jit and vmap, in a loop")
     chain = _Chain(dataclasses.replace(optimizer, bias_correction=False), loss)
     start = _start(chain, guess, settle)
     precision = jnp.finfo(_flat(start).dtype)
     limit = float(precision.eps) * (1e6 if precision.bits > 32 else 1e3) if tolerance is None else tolerance
-    check_range("tolerance", limit, 0, 1, low_open=True, high_open=True)
+    check_range("tolerance", check_single("tolerance", limit), 0, 1, low_open=True, high_open=True)
     accuracy = jnp.asarray(limit / 10, precision.dtype)
     scales, lowest = _scales(chain.optimizer, start), _lowest(chain.optimizer, start)
     found = _newton(chain, start, jnp.asarray(period), scales, lowest, accuracy, max_steps)
@@ -211,7 +212,9 @@ def _start(chain: _Chain, guess: Any, settle: int) -> Any:
     if any(callable(filter.decay) for stage in chain.optimizer.stages for filter in stage.filters()):
         raise ValueError(_NOT_AUTONOMOUS.format(name=chain.optimizer.name, what="a decay"))
     has_memory = isinstance(guess, tuple) and len(guess) == 2 and isinstance(guess[1], OptimizerState)
-    state = jax.tree.map(jnp.asarray, guess if has_memory else (guess, chain.optimizer.initial_state(guess)))
+    params = check_params(guess[0] if has_memory else guess, "guess")
+    memory = guess[1] if has_memory else chain.optimizer.initial_state(params)
+    state = jax.tree.map(jnp.asarray, (params, memory))
     size = _flat(state).size
     if size > SIZE_LIMIT:
         raise ValueError(

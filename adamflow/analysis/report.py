@@ -11,9 +11,9 @@ from jaxtyping import Array, Float
 from adamflow.analysis.bounds import check_kind, growth_rate, log_update_bound
 from adamflow.checks import is_concrete
 from adamflow.flows import Snapshot
-from adamflow.optimizers import Optimizer, OptimizerState, SignStage
+from adamflow.optimizers import Optimizer, OptimizerState, SignStage, check_standard
 from adamflow.solve import Trajectory
-from adamflow.solve.trajectory import largest
+from adamflow.solve.trajectory import check_rows, largest
 
 #: For each variable of a report: its long name.
 _LONG_NAMES = {
@@ -98,7 +98,8 @@ def bound_report(
           count, unless there is no other: $|u_0|$ is the bound there for every gradient, since it is the only one;
         - `exceeded`: the number of iterations, 0 included, with `margin` < −`rounding`.
 
-        Its attribute `summary` says the last three in words. `beta` and `gamma` are attributes too.
+        Its attribute `summary` says in words whether the bound stays bounded, and then the last three. `beta` and
+        `gamma` are attributes too.
 
     Raises:
         ValueError: the run is a batch or traced by jax; it observed something else, or saved no two iterations in a
@@ -117,8 +118,9 @@ def bound_report(
     >>> report.margin.dims, int(report.exceeded), round(float(report.closest_iteration))
     (('iteration',), 0, 1)
     >>> print(report.summary)
-    adam, discrete: the updates stay within the bound in all 51 iterations (kind 'discrete', β = 0.9, γ = 0.95) and ...
+    adam, discrete: not bounded, since the bound grows by a factor e every 721 iterations; the updates stay within ...
     """
+    check_standard("bound_report", optimizer, "no bound is known for its updates")
     kind = ("discrete" if _is_discrete(trajectory) else "flow") if kind is None else kind
     check_kind(kind, "exact" if rate is None else rate)
     if not is_concrete(trajectory, optimizer) or trajectory.iterations.ndim != 1:
@@ -126,6 +128,7 @@ def bound_report(
             "bound_report takes one run with known numbers, got a batch or a run that jax is tracing; take one lane "
             "with jax.tree.map(lambda leaf: leaf[i], trajectory), outside of jit"
         )
+    check_rows(trajectory)
     updates = _recovered(trajectory, optimizer) if trajectory.observed is None else _observed(trajectory)
     decays = _decays_of_last_stage(optimizer)
     rate = _rate(trajectory, kind) if rate is None else rate
@@ -262,6 +265,18 @@ def _bound(
     return np.asarray(log_bound), np.minimum(n, 1 / forgetting) if forgetting > 0 else n
 
 
+def _whether_bounded(report: xr.Dataset) -> str:
+    """Whether the bound itself tends to a constant: a run within a bound that grows is not safe for that."""
+    if "beta" not in report.attrs:
+        return "bounded, as sign descent is by 1"
+    exponent = float(growth_rate(report.beta, report.gamma, report.kind, report.rate))
+    if exponent < 0:
+        return "bounded, since the bound tends to a constant"
+    if exponent == 0:
+        return "not bounded, since the bound grows with the root of the iteration"
+    return f"not bounded, since the bound grows by a factor e every {1 / exponent:.4g} iterations"
+
+
 def _summary(report: xr.Dataset, reason: str) -> str:
     """Whether the bound was exceeded, where the run came closest to it, and its largest update of all."""
     n, exceeded = report.iteration.values, int(report.exceeded)
@@ -286,7 +301,8 @@ def _summary(report: xr.Dataset, reason: str) -> str:
         nearest = f"{comes} at iteration {closest:g}, where ln(bound/update) = {margin:.3g}"
     top = report.isel(iteration=int(np.argmax(report.largest_update.values)))
     return (
-        f"{report.run}: the updates {verdict} (kind {report.kind!r}{numbers}) and {nearest}. "
+        f"{report.run}: {_whether_bounded(report)}; the updates {verdict} "
+        f"(kind {report.kind!r}{numbers}) and {nearest}. "
         f"The largest is {float(top.largest_update):.4g}, at iteration {float(top.iteration):g}, "
         f"where the bound is {float(top.bound):.4g}."
     )

@@ -23,6 +23,7 @@ from adamflow.analysis.norm_law import (
 )
 from adamflow.checks import is_concrete
 from adamflow.flows import PaperFlow, Snapshot
+from adamflow.flows.norms import norm, numpy_norm
 from adamflow.optimizers import Optimizer
 from adamflow.solve import Trajectory
 from adamflow.types import Params
@@ -47,7 +48,7 @@ class InvarianceRow(NamedTuple):
     """What `observe_invariance` keeps of one tensor W with gradient g, update u and first moment m.
 
     Attributes:
-        square_norm, square_update, square_gradient: ‖W‖², ‖u‖², ‖g‖².
+        norm, update_norm, gradient_norm: ‖W‖, ‖u‖, ‖g‖; not their squares, which would underflow first.
         along_gradient, along_update: ⟨W, g⟩, ⟨W, u⟩.
         spread: of the first stage's elementwise v over the tensor, its standard deviation divided by its mean; 0 for
             stages with one v per tensor.
@@ -55,9 +56,9 @@ class InvarianceRow(NamedTuple):
         weights, gradient: W and g in one axis, or `None`.
     """
 
-    square_norm: Array
-    square_update: Array
-    square_gradient: Array
+    norm: Array
+    update_norm: Array
+    gradient_norm: Array
     along_gradient: Array
     along_update: Array
     spread: Array
@@ -82,12 +83,12 @@ class InvarianceObserver(eqx.Module):
     def _row(self, weights: Any, gradient: Any, update: Any, moment: Any, square: Any) -> InvarianceRow:
         mean = jnp.ones(()) if square is None else jnp.mean(square)
         spread = jnp.zeros_like(jnp.sum(weights)) if square is None else jnp.std(square) / jnp.where(mean, mean, 1.0)
-        updated = jnp.sum(update**2)
-        divisor = jnp.where(updated > 0, jnp.sqrt(jnp.sum(moment**2) / jnp.where(updated > 0, updated, 1.0)), 0.0)
+        updated = norm(update.ravel())
+        divisor = jnp.where(updated > 0, norm(moment.ravel()) / jnp.where(updated > 0, updated, 1.0), 0.0)
         return InvarianceRow(
-            jnp.sum(weights**2),
+            norm(weights.ravel()),
             updated,
-            jnp.sum(gradient**2),
+            norm(gradient.ravel()),
             jnp.sum(weights * gradient),
             jnp.sum(weights * update),
             spread,
@@ -133,7 +134,7 @@ def observe_invariance(
     >>> problem = af.problems.rayleigh(dimension=10)
     >>> observe = af.analysis.observe_invariance(problem.scale_invariant)
     >>> run = af.iterate(af.adamw(1e-2, weight_decay=0.1), problem.loss, problem.params, 20, observe=observe)
-    >>> {name: row.square_norm.shape for name, row in run.observed.items()}
+    >>> {name: row.norm.shape for name, row in run.observed.items()}
     {'': (21,)}
     """
     return InvarianceObserver(tuple(scale_invariant), vectors)
@@ -183,24 +184,25 @@ def scale_invariance_report(trajectory: Trajectory, model: Optimizer | PaperFlow
     def column(name: str) -> np.ndarray:
         return np.stack([np.asarray(getattr(row, name), np.float64) for row in rows.values()])
 
-    norm, update, gradient = (column(name) for name in ("square_norm", "square_update", "square_gradient"))
+    length, update_length, gradient_length = column("norm"), column("update_norm"), column("gradient_norm")
+    square_norm, update = length**2, update_length**2
     along, inner = column("along_update"), column("along_gradient")
-    laws = [square_norm_law(n, update, norm[:, 0], eta, decay, k) for k in (1.0, factor)]
-    remembered = norm[:, :1] * np.exp(-2 * eta * decay * (n - n[0]))
-    grown = (norm - remembered)[:, -1], (laws[0] - remembered)[:, -1]
+    laws = [square_norm_law(n, update, square_norm[:, 0], eta, decay, k) for k in (1.0, factor)]
+    remembered = square_norm[:, :1] * np.exp(-2 * eta * decay * (n - n[0]))
+    grown = (square_norm - remembered)[:, -1], (laws[0] - remembered)[:, -1]
     sizes = [leaf.size for leaf in named_leaves(trajectory.start, tuple(rows)).values()]
     variables: dict[str, Any] = {
-        "square_norm": norm,
+        "square_norm": square_norm,
         "square_update": update,
-        "orthogonality": _ratio(np.abs(inner), np.sqrt(norm * gradient)),
-        "alignment": _ratio(along, np.sqrt(norm * update)),
+        "orthogonality": _ratio(np.abs(inner), length * gradient_length),
+        "alignment": _ratio(along, length * update_length),
         "spread": column("spread"),
-        "rotation": _ratio(eta * np.sqrt(np.maximum(update - _ratio(along**2, norm), 0)), np.sqrt(norm)),
+        "rotation": _ratio(eta * np.sqrt(np.maximum(update - _ratio(along**2, square_norm), 0)), length),
         "law_paper": laws[0],
         "law_corrected": laws[1],
     }
     if "mean_square" in _filters(optimizer) and order == 0 and n[0] == 0 and np.all(np.diff(n) == 1):
-        exact = square_norm_recursion(update, column("divisor"), norm[:, 0], eta, decay, gamma)
+        exact = square_norm_recursion(update, column("divisor"), square_norm[:, 0], eta, decay, gamma)
         variables["law_exact"] = exact
     report = xr.Dataset(
         {name: (("tensor", "iteration"), values) for name, values in variables.items()}
@@ -267,7 +269,7 @@ def _with_cosines(report: xr.Dataset, rows: dict[str, InvarianceRow]) -> xr.Data
 
     def unit(vectors: Any) -> np.ndarray:
         vectors = np.asarray(vectors, np.float64)
-        return _ratio(vectors, np.linalg.norm(vectors, axis=1, keepdims=True))
+        return _ratio(vectors, numpy_norm(vectors)[:, None])
 
     products = np.stack([unit(row.weights) @ unit(row.gradient).T for row in rows.values()])
     later = np.arange(products.shape[2]) > np.arange(products.shape[1])[:, None]

@@ -15,12 +15,13 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float
-from matfree.decomp import hessenberg
 
 from adamflow.analysis._numbers import with_namespace
-from adamflow.checks import check_count, check_range, is_concrete
+from adamflow.checks import check_count, check_params, check_precision, check_range, is_concrete
 from adamflow.flows import Snapshot
-from adamflow.optimizers import Optimizer
+from adamflow.flows._lanczos import lanczos
+from adamflow.flows.norms import norm
+from adamflow.optimizers import Optimizer, check_optimizer
 from adamflow.types import Loss, Numbers, Params, Scalar
 
 #: An eigenvalue has converged if its residual is at most this share of it; its error is about the square of that.
@@ -107,7 +108,7 @@ def preconditioned_sharpness(
     r"""The largest eigenvalue of $P^{-1/2} H P^{-1/2}$, with $H$ the Hessian of the loss and $P$ diagonal.
 
     With $P = \sqrt{\hat v} + \varepsilon$, times η, it is what `adaptive_edge` bounds; with P = 1 it is the sharpness
-    of gradient descent. The Lanczos method, with full orthogonalization from a random start, takes `iterations` + 1
+    of gradient descent. The Lanczos method, with full orthogonalization from a random start, takes `iterations` + 2
     Hessian-vector products (a jvp of the gradient) and keeps that many vectors of the size of the parameters. The
     result is the algebraically largest eigenvalue: where the Hessian is indefinite, it may be smaller in size than the
     most negative one, and where the Hessian is negative definite, it is negative. `lowest` tells such cases: it is the
@@ -144,11 +145,11 @@ def preconditioned_sharpness(
     >>> print(sharpness)
     largest eigenvalue 4, residual ...: converged
     """
+    params = check_params(params)
+    check_precision("preconditioner", preconditioner)
     _check_preconditioner(params, preconditioner)
     iterations = check_count("iterations", iterations)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    if size == 0:
-        raise ValueError("params must have at least one entry, got none; a loss without parameters has no Hessian")
     return _sharpness(loss, params, preconditioner, min(iterations, size), jnp.asarray(seed))
 
 
@@ -173,7 +174,7 @@ def observe_sharpness(optimizer: Optimizer, loss: Loss, *, iterations: int = 32,
 
     $P = \sqrt{\hat v} + \varepsilon$, or $\sqrt{\hat v + \varepsilon}$, is read from the filters at each iteration. η
     times the value meets `adaptive_edge` where Adam's discrete step turns unstable. Each saved iteration takes
-    `iterations` + 1 Hessian-vector products, so give the run a `save_at`.
+    `iterations` + 2 Hessian-vector products, so give the run a `save_at`.
 
     Args:
         optimizer: the record, with one stage and a filter "second_moment".
@@ -198,6 +199,7 @@ def observe_sharpness(optimizer: Optimizer, loss: Loss, *, iterations: int = 32,
     >>> print(run.observed.value.round(3))
     [1.    1.052 1.108]
     """
+    check_optimizer("observe_sharpness", optimizer)
     return SharpnessObserver(optimizer, loss, jnp.asarray(seed), check_count("iterations", iterations))
 
 
@@ -213,7 +215,7 @@ def _sharpness(loss: Loss, params: Params, preconditioner: Params, depth: int, s
     top, lowest = jax.lax.stop_gradient(_extremes(operator, weights, depth, seed))
     image = operator(top)
     value = jnp.vdot(top, image)
-    residual = jnp.linalg.norm(image - value * top)
+    residual = norm(image - value * top)
     lowest = jnp.where(jnp.isfinite(value), jnp.minimum(lowest, value), jnp.nan)
     return Sharpness(value / unit, residual / unit, unravel(top), jax.lax.stop_gradient(lowest / unit))
 
@@ -235,22 +237,11 @@ def _extremes(
     operator: Callable[[Flat], Flat], weights: Flat, depth: int, seed: Scalar
 ) -> tuple[Flat, Float[Array, ""]]:
     """The unit vector of the largest Rayleigh quotient in a Krylov space, and the smallest; 0 if all weights are."""
+    space = lanczos(operator, weights, depth, seed)
     moves = weights != 0
-    start = jax.random.normal(jax.random.key(seed), weights.shape, weights.dtype) * moves
-    start = jnp.where(moves.any(), start, 1.0)
-    decomposition = hessenberg(depth, reortho="full", custom_vjp=False)(operator, start)
-    basis, products = jnp.asarray(decomposition.Q_tall), jnp.asarray(decomposition.J_small)
-    # Once the vectors span an invariant space, the next ones are rounding errors or 0/0, and no longer orthogonal.
-    overlaps = jnp.abs(jnp.triu(basis @ basis.T, 1))
-    sound = jnp.cumprod(jnp.all(overlaps < jnp.finfo(basis.dtype).eps ** (2 / 3), axis=0)).astype(bool)
-    # On and above its diagonal J_small has products of the vectors; below it, norms that may be mere rounding errors.
-    upper = jnp.where(sound[:, None] & sound, jnp.triu(products), 0.0)
-    beyond = 1.0 + jnp.abs(upper).sum()
-    projected = upper + jnp.triu(upper, 1).T
-    coefficients = jnp.linalg.eigh(projected - jnp.diag(jnp.where(sound, 0.0, beyond)))[1][:, -1]
-    lowest = jnp.linalg.eigvalsh(projected + jnp.diag(jnp.where(sound, 0.0, beyond)))[0]
-    top = coefficients @ jnp.where(sound[:, None], basis, 0.0)
-    return moves * top / jnp.linalg.norm(top), jnp.where(moves.any(), lowest, 0.0)
+    top = space.eigh()[1][:, -1] @ space.basis
+    lowest = space.unit * space.eigh(-1.0)[0][0]
+    return moves * top / norm(top), jnp.where(moves.any(), lowest, 0.0)
 
 
 def _check_preconditioner(params: Params, preconditioner: Params) -> None:

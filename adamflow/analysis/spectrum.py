@@ -12,9 +12,10 @@ from jaxtyping import Array, Bool, Complex, Float
 
 from adamflow.analysis._krylov import BALANCING_ROUNDS, Rank, balance, krylov_space, real_part, sort_keys
 from adamflow.analysis.orbit import NOT_DIFFERENTIABLE, lacks_derivative
-from adamflow.checks import check_choice, check_count, check_range, is_concrete
+from adamflow.checks import check_choice, check_count, check_params, check_range, check_single, is_concrete
 from adamflow.flows import AbstractFlow
-from adamflow.optimizers import Optimizer, OptimizerState
+from adamflow.flows.norms import norm, numpy_norm, unit_of
+from adamflow.optimizers import Optimizer, OptimizerState, check_optimizer
 from adamflow.types import Loss, Scalar
 
 #: Up to this many entries of the state method="auto" is "dense": below a second on one core.
@@ -136,7 +137,7 @@ def jacobian_spectrum(
     if count > size:
         raise ValueError(f"count must be at most the number of entries of the state, {size}, got {count}")
     limit = float(jnp.finfo(system.point.dtype).eps) ** 0.5 if tolerance is None else tolerance
-    check_range("tolerance", limit, 0, 1, low_open=True, high_open=True)
+    check_range("tolerance", check_single("tolerance", limit), 0, 1, low_open=True, high_open=True)
     rank = abs if isinstance(model, Optimizer) else real_part
     if method == "dense" or (method == "auto" and size <= DENSE_LIMIT):
         parts = _dense(system, rank, jnp.asarray(seed))
@@ -184,13 +185,18 @@ class _System(eqx.Module):
 
 
 def _system(model: Optimizer | AbstractFlow, loss: Loss, state: Any, iteration: Scalar) -> _System:
-    check_range("iteration", iteration, 0, hint="take that of the state: trajectory.iterations[-1], or math.inf")
+    hint = "take that of the state: trajectory.iterations[-1], or math.inf"
+    check_range("iteration", check_single("iteration", iteration), 0, hint=hint)
     hint = "hand in Trajectory.final of a run of this very optimizer (af.iterate) or flow (af.solve)"
+    if not isinstance(model, AbstractFlow):
+        check_optimizer("jacobian_spectrum", model)
     is_discrete = isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], OptimizerState)
     if isinstance(model, AbstractFlow):
         _check_flow_state(model, loss, state, is_discrete, hint)
     elif not is_discrete:
         raise TypeError(f"the state of a discrete step is (params, OptimizerState), got {type(state).__name__}; {hint}")
+    else:
+        check_params(state[0], "the state's params")
     moving, fixed = eqx.partition(jax.tree.map(jnp.asarray, state), eqx.is_inexact_array)
     system = _System(model, loss, moving, fixed, jnp.asarray(iteration, float))
     if (size := system.point.size) == 0:
@@ -241,10 +247,12 @@ def _dense(system: _System, rank: Rank, seed: Array) -> tuple[Any, ...]:
     matrix = jax.jacfwd(system)(system.point)
     scales = balance(lambda s, x: matrix @ (s * x) / s, lambda s, x: s * (matrix.T @ (x / s)), system.point, seed)
     balanced = matrix * scales / scales[:, None]
-    values, vectors = jnp.linalg.eig(balanced)
+    unit = unit_of(balanced, (0, 1))
+    values, vectors = jnp.linalg.eig(balanced / unit)
+    values = unit[0] * values
     order = jnp.lexsort(sort_keys(values, rank))
     values, vectors = values[order], vectors[:, order]
-    residuals = jnp.linalg.norm(balanced @ vectors - values * vectors, axis=0)
+    residuals = norm(balanced @ vectors - values * vectors, axis=0)
     return values, residuals, system.unravel(scales * vectors[:, 0]), system.unravel(scales)
 
 
@@ -281,7 +289,7 @@ def _arnoldi(
     for place, value in enumerate(values[:count].tolist()):
         vector = space.vector(place)
         image = apply(np.real(vector)) + (1j * apply(np.imag(vector)) if value.imag else 0)
-        residuals[place] = np.linalg.norm(image - (value if value.imag else value.real) * vector)
+        residuals[place] = numpy_norm(image - (value if value.imag else value.real) * vector)
         first = vector if place == 0 else first
     state = system.unravel(scales * jnp.asarray(first, values.dtype)), system.unravel(scales)
     found = jnp.asarray(values), jnp.asarray(residuals)

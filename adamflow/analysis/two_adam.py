@@ -15,9 +15,11 @@ import xarray as xr
 
 from adamflow.analysis.norm_law import norm_factor
 from adamflow.analysis.scale_invariance import named_leaves
-from adamflow.checks import check_count, check_range, is_concrete
-from adamflow.optimizers import Optimizer, TensorRMSpropStage
+from adamflow.checks import check_count, check_params, check_range, is_concrete
+from adamflow.flows.norms import norm, numpy_norm
+from adamflow.optimizers import Optimizer, TensorRMSpropStage, check_optimizer
 from adamflow.solve import Outcome, Stats, Trajectory
+from adamflow.solve.trajectory import check_rows
 from adamflow.types import Batch, Loss, Params, Scalar
 
 
@@ -53,6 +55,7 @@ def equivalent_two_adam(
     >>> [type(stage).__name__ for stage in record.stages], round(float(record.learning_rate), 4)
     (['AdamStage', 'TensorRMSpropStage'], 0.0577)
     """
+    check_optimizer("equivalent_two_adam", optimizer)
     filters = {filter.name: filter.decay for filter in optimizer.stages[0].filters()}
     if len(optimizer.stages) != 1 or not {"second_moment", "mean_square"} & set(filters):
         raise ValueError(f"2-Adam stands in for one stage of Adam or RMSprop, but {optimizer.name!r} has another form")
@@ -111,11 +114,13 @@ def iterate_on_spheres(
     >>> print(round(float((run.params[-1] ** 2).mean()), 5))
     1.0
     """
+    check_optimizer("iterate_on_spheres", optimizer)
+    check_optimizer("rest= of iterate_on_spheres", rest)
     steps, save_every = check_count("steps", steps), check_count("save_every", save_every)
     if steps % save_every:
         raise ValueError(f"save_every must divide steps={steps}, got {save_every}; both are whole iterations")
     named_leaves(params, scale_invariant)
-    params = jax.tree.map(jnp.asarray, params)
+    params = check_params(params)
     names = tuple(scale_invariant)
     rows, final = _run(optimizer, rest, loss, params, names, steps // save_every, save_every, batches)
     finite = jnp.stack([jnp.isfinite(leaf).reshape(len(leaf), -1).all(axis=1) for leaf in jax.tree.leaves(rows)])
@@ -160,13 +165,14 @@ def direction_distance(reference: Trajectory, run: Trajectory, scale_invariant: 
     for trajectory in (reference, run):
         if trajectory.params is None or not is_concrete(trajectory) or trajectory.iterations.ndim != 1:
             raise ValueError(f"{trajectory.name!r} must be one run, outside of jit, that holds its parameters")
+    check_rows(reference, run)
     if not np.array_equal(reference.iterations, run.iterations):
         raise ValueError("the runs were saved at different iterations; give both the same save_at=")
 
     def directions(params: Params) -> list[np.ndarray]:
         rows = [np.asarray(leaf, np.float64) for leaf in named_leaves(params, scale_invariant).values()]
         rows = [row.reshape(len(row), -1) for row in rows]
-        return [row / np.linalg.norm(row, axis=1, keepdims=True) for row in rows]
+        return [row / numpy_norm(row)[:, None] for row in rows]
 
     one, other = directions(reference.params), directions(run.params)
     # By the chord: the arc cosine has no digits at small angles.
@@ -193,7 +199,7 @@ def _run(optimizer, rest, loss, params, names: tuple[str, ...], rows: int, strid
     mask = jax.tree_util.tree_map_with_path(lambda path, _: jax.tree_util.keystr(path) in names, params)
 
     def normalized(tensors: Params) -> Params:
-        return jax.tree.map(lambda w: w / jnp.sqrt(jnp.mean(w**2)), tensors)
+        return jax.tree.map(lambda w: w / (norm(w.reshape(-1)) / w.size**0.5), tensors)
 
     def value(tensors: Params, others: Params, n: jax.Array) -> jax.Array:
         return loss(eqx.combine(tensors, others), *(() if batches is None else (batches(n),)))

@@ -6,21 +6,13 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from adamflow.flows.norms import tree_norm
 from adamflow.types import Leaf, Params, Scalar
-
-
-def size(params: Params) -> jax.Array:
-    """The Euclidean norm of a pytree; 0, with derivative 0, where all of it is 0."""
-    leaves = jax.tree.leaves(params)
-    largest = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in leaves]).max()
-    unit = jnp.where(largest > 0, largest, 1.0)
-    total = sum(jnp.sum((leaf / unit) ** 2) for leaf in leaves)
-    return jnp.where(largest > 0, unit * jnp.sqrt(jnp.where(largest > 0, total, 1.0)), 0.0)
 
 
 def share(values: Params, of: Params) -> jax.Array:
     """⟨values, of⟩/⟨of, of⟩; 0 where `of` is 0."""
-    unit = positive(size(of))
+    unit = positive(tree_norm(of))
     return sum(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.sum((a / unit) * (b / unit)), values, of)), jnp.zeros(()))
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamflow.checks import is_concrete
-from adamflow.flows.flow import AbstractFlow, Coordinates, Snapshot, Start
+from adamflow.flows.flow import AbstractFlow, Coordinates, Snapshot, Start, check_start
 from adamflow.optimizers import Optimizer, Signal
 from adamflow.types import Filters, Loss, Params, Scalar
 
@@ -64,6 +64,8 @@ def check_averages(optimizer: Optimizer, flow: str) -> None:
 
 def initial_state(optimizer: Optimizer, loss: Loss, params: Params, start: Start | None) -> tuple[FlowState, Params]:
     """The state when the first gradient has been consumed, x̄(0) = (1−α) x(0) at n = 0, and the direction there."""
+    if start is not None:
+        check_start(start)
     iteration, memory = (0, optimizer.initial_state(params)) if start is None else start
     direction, state = optimizer.update(jax.grad(loss)(params), memory, iteration)
     return FlowState(params, None, state.filters), direction

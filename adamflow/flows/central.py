@@ -1,21 +1,22 @@
 """The central flow of gradient descent and RMSprop at the edge of stability: the baseline beside `EdgeFlow`."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from matfree.decomp import hessenberg
 
-from adamflow.checks import check_count, check_range
+from adamflow.checks import check_range, describe
 from adamflow.flows import averages
 from adamflow.flows._cone import complementary
+from adamflow.flows._lanczos import lanczos
 from adamflow.flows.averages import AbstractAveragesFlow, FlowState
 from adamflow.flows.flow import Snapshot, Start
-from adamflow.optimizers import GradientStage, Optimizer, RMSpropStage
-from adamflow.optimizers.numbers import number
+from adamflow.flows.norms import unit_of
+from adamflow.optimizers import GradientStage, Optimizer, RMSpropStage, check_standard
+from adamflow.optimizers.numbers import count_called, number_called
 from adamflow.types import Filters, Leaf, Loss, Params, Scalar
 
 #: Up to this many parameters the Hessian is dense.
@@ -59,7 +60,7 @@ class CentralFlow(AbstractAveragesFlow):
 
     in that span: what the constraint asks for within the horizon h, a convex problem for a matrix of `modes` rows. So
     the field is continuous, A goes to 0 at the rate 1/h, and Euler's method with the step h is the authors'
-    discretization. An evaluation takes `iterations` + 1 Hessian-vector products (up to 64 parameters a dense Hessian)
+    discretization. An evaluation takes `iterations` + 2 Hessian-vector products (up to 64 parameters a dense Hessian)
     and modes (modes + 1)/2 third derivatives.
 
     *Where it fails:* an edge that no Σ holds, such as that of a quadratic, whose iterates diverge: the run ends as
@@ -93,19 +94,26 @@ class CentralFlow(AbstractAveragesFlow):
         20.0 1.414
     """
 
+    follows_mean: ClassVar[bool] = True
+
     optimizer: Optimizer
-    modes: int = eqx.field(static=True, default=2)
-    iterations: int = eqx.field(static=True, default=32)
-    horizon: jax.Array = eqx.field(converter=number, default=0.25)
+    modes: int = eqx.field(static=True, converter=count_called("modes"), default=2)
+    iterations: int = eqx.field(static=True, converter=count_called("iterations"), default=32)
+    horizon: jax.Array = eqx.field(converter=number_called("horizon"), default=0.25)
 
     def __check_init__(self):
+        check_standard("CentralFlow", self.optimizer, "take af.EdgeFlow, which needs the discrete step alone")
         stages = self.optimizer.stages
-        if len(stages) != 1 or not isinstance(stages[0], GradientStage | RMSpropStage):
+        if len(stages) != 1 or type(stages[0]) not in (GradientStage, RMSpropStage):
             raise TypeError(
                 f"CentralFlow has equations for af.sgd without momentum and af.rmsprop, not for "
                 f"{self.optimizer.name!r}; take af.EdgeFlow, which exists for every record"
             )
-        check_count("iterations", self.iterations, check_count("modes", self.modes) + 1)
+        if self.iterations <= self.modes:
+            raise ValueError(
+                f"iterations must be more than modes, got iterations = {self.iterations} and modes = "
+                f"{describe(self.modes)}: as many eigenvectors are taken from as many Lanczos vectors"
+            )
         check_range("horizon", self.horizon, 0, float("inf"), low_open=True, high_open=True, hint="it is in iterations")
         averages.check_averages(self.optimizer, "CentralFlow")
 
@@ -115,7 +123,7 @@ class CentralFlow(AbstractAveragesFlow):
 
     @property
     def gradient_equivalents(self) -> int:
-        return 1 + 2 * (self.iterations + 1) + 2 * self.modes * (self.modes + 1)
+        return 1 + 2 * (self.iterations + 2) + 2 * self.modes * (self.modes + 1)
 
     def initial_state(self, loss: Loss, params: Params, start: Start | None = None) -> FlowState:
         return averages.initial_state(self.optimizer, loss, params, start)[0]
@@ -259,26 +267,18 @@ def _leading(slope: Any, flat: jax.Array, preconditioner: jax.Array, count: int,
     weights = jnp.where(preconditioner > 0, 1 / jnp.sqrt(jnp.where(preconditioner > 0, preconditioner, 1.0)), 0.0)
     if flat.size <= _DENSE_LIMIT:
         hessian = jax.jacfwd(slope)(flat)
-        values, vectors = jnp.linalg.eigh(weights * ((hessian + hessian.T) / 2) * weights[:, None])
-        values, vectors = values[-count:][::-1], vectors[:, -count:][:, ::-1].T
+        scaled = weights * ((hessian + hessian.T) / 2) * weights[:, None]
+        unit = unit_of(scaled, (0, 1))
+        values, vectors = jnp.linalg.eigh(scaled / unit)
+        values = unit[0] * values[-count:][::-1]
+        vectors = vectors[:, -count:][:, ::-1].T
     else:
         _, product = jax.linearize(slope, flat)
-        values, vectors = _lanczos(lambda vector: weights * product(weights * vector), weights, count, depth)
+        space = lanczos(lambda vector: weights * product(weights * vector), weights, min(depth, flat.size), 0)
+        values, coordinates = space.eigh()
+        values = space.unit * values[-count:][::-1]
+        vectors = (coordinates[:, -count:].T @ space.basis)[::-1]
     return jax.lax.stop_gradient((values, weights * vectors))
-
-
-def _lanczos(operator: Any, weights: jax.Array, count: int, depth: int) -> tuple[jax.Array, jax.Array]:
-    start = jax.random.normal(jax.random.key(0), weights.shape, weights.dtype) * (weights > 0)
-    found = hessenberg(min(depth, weights.size), reortho="full", custom_vjp=False)(operator, start)
-    basis, products = jnp.asarray(found.Q_tall), jnp.asarray(found.J_small)
-    # Once the vectors span an invariant space the next ones are rounding errors, and no longer orthogonal.
-    overlaps = jnp.abs(jnp.triu(basis @ basis.T, 1))
-    sound = jnp.cumprod(jnp.all(overlaps < jnp.finfo(basis.dtype).eps ** (2 / 3), axis=0)).astype(bool)
-    upper = jnp.where(sound[:, None] & sound, jnp.triu(products), 0.0)
-    beyond = 1.0 + jnp.abs(upper).sum()
-    values, coordinates = jnp.linalg.eigh(upper + jnp.triu(upper, 1).T - jnp.diag(jnp.where(sound, 0.0, beyond)))
-    vectors = coordinates[:, -count:].T @ jnp.where(sound[:, None], basis, 0.0)
-    return values[-count:][::-1], vectors[::-1]
 
 
 def _quotient(values: jax.Array, by: jax.Array) -> jax.Array:

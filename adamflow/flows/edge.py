@@ -2,19 +2,21 @@
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamflow.checks import check_count, check_range
+from adamflow.checks import check_range
 from adamflow.flows import _trees as trees
 from adamflow.flows.flow import AbstractFlow, Coordinates, Snapshot, Start
 from adamflow.flows.map import MapFlow, MapState, weights
+from adamflow.flows.norms import tree_norm
 from adamflow.flows.rotation import warn_of_rotation
-from adamflow.optimizers import Optimizer
-from adamflow.optimizers.numbers import number
+from adamflow.optimizers import Optimizer, check_optimizer
+from adamflow.optimizers.numbers import count_called, number_or_none
 from adamflow.types import Leaf, Loss, Params, Scalar
 
 #: K, of the difference of the first iterates in which an oscillation is looked for.
@@ -72,7 +74,7 @@ class EdgeSnapshot(Snapshot):
     @property
     def amplitude(self) -> jax.Array:
         """‖δ‖ over all parameters, in the Euclidean norm."""
-        return trees.size(self.oscillation)
+        return tree_norm(self.oscillation)
 
     @property
     def branches(self) -> tuple[Params, Params]:
@@ -137,12 +139,15 @@ class EdgeFlow(AbstractFlow):
         True
     """
 
+    follows_mean: ClassVar[bool] = True
+
     optimizer: Optimizer
-    order: int = eqx.field(static=True, default=1)
-    source: jax.Array | None = eqx.field(converter=lambda value: None if value is None else number(value), default=None)
+    order: int = eqx.field(static=True, converter=count_called("order"), default=1)
+    source: jax.Array | None = eqx.field(converter=number_or_none("source"), default=None)
 
     def __check_init__(self):
-        if check_count("order", self.order) > 2:
+        check_optimizer("EdgeFlow", self.optimizer)
+        if self.order > 2:
             raise ValueError(f"order must be 1 or 2, got {self.order!r}; the edge flow has no higher ones")
         hint = "it is a share of the parameters per iteration, or None for their rounding"
         if self.source is not None:
@@ -170,8 +175,8 @@ class EdgeFlow(AbstractFlow):
             seed = jax.tree.map(jnp.add, seed, found)
             if start is not None:
                 mean = dataclasses.replace(mean, params=jax.tree.map(jnp.subtract, params, found))
-        unit = trees.positive(trees.size(params))
-        log_size = jnp.log(trees.positive(trees.size(seed)) / unit)
+        unit = trees.positive(tree_norm(params))
+        log_size = jnp.log(trees.positive(tree_norm(seed)) / unit)
         shape = jax.tree.map(jnp.zeros_like, mean)
         shape = dataclasses.replace(shape, params=jax.tree.map(lambda d: trees.cast(d * jnp.exp(-log_size), d), seed))
         return EdgeState(mean, shape, log_size, unit)
@@ -181,7 +186,7 @@ class EdgeFlow(AbstractFlow):
             change = self._change(time + ahead, state, loss)
             return jax.tree.map(jnp.add, state, change), change
 
-        length = trees.size(state.shape.params) / state.unit
+        length = tree_norm(state.shape.params) / state.unit
         length = jnp.where(length > 0, length, 1.0)
         size = jnp.exp(state.log_size) * length
         # Branches closer than this would differ by rounding alone; what they show of a smaller δ is linear in it.

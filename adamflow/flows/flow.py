@@ -2,17 +2,29 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import diffrax
 import equinox as eqx
 import jax
 
+from adamflow.checks import describe
 from adamflow.optimizers import Optimizer, OptimizerState
+from adamflow.optimizers.record import Record
 from adamflow.types import Filters, Leaf, Loss, Params, Scalar
 
 #: Where a run starts that does not start at 0: an iteration, and the optimizer's memory before the gradient there.
 Start: TypeAlias = tuple[Scalar, OptimizerState]
+
+
+def check_start(start: Any) -> None:
+    """Raise `TypeError` unless `start` is a pair of an iteration and an `OptimizerState`."""
+    if isinstance(start, tuple) and len(start) == 2 and isinstance(start[1], OptimizerState):
+        return
+    raise TypeError(
+        f"start must be (iteration, memory) with the OptimizerState before the gradient there, got {describe(start)}; "
+        "with iterates = af.iterate(..., steps=n) take start=(n, iterates.final[1])"
+    )
 
 
 class Snapshot(eqx.Module):
@@ -25,6 +37,7 @@ class Snapshot(eqx.Module):
         direction: u, from the filters after they have consumed that gradient.
         filters: by stage, a dict from the filter's name to a pytree like the parameters (before bias correction).
         loss: the loss at θ (on this iteration's batch, where there is one).
+        aux: what the loss returns beside its value, in a run with `has_aux=True`; otherwise `None`.
     """
 
     iteration: Scalar
@@ -33,6 +46,7 @@ class Snapshot(eqx.Module):
     direction: Params
     filters: Filters
     loss: Leaf
+    aux: Any = eqx.field(default=None, kw_only=True)
 
 
 class Coordinates(NamedTuple):
@@ -47,7 +61,7 @@ class Coordinates(NamedTuple):
         return jax.jvp(self.encode, (state,), (flow.vector_field(time, state, loss),))[1]
 
 
-class AbstractFlow(eqx.Module):
+class AbstractFlow(Record):
     """Continuous time for an optimizer, in units of iterations, n = t/η.
 
     To add one, subclass it in a file of its own and define `optimizer`, `initial_state`, `vector_field`, `params` and
@@ -55,6 +69,9 @@ class AbstractFlow(eqx.Module):
     integrates it, and `term` hands it to diffrax for everything else. A state with an attribute `filters`, by stage and
     name, gives `af.analysis.linear_stability` of the flow as well.
     """
+
+    #: Whether `params` is the mean of an oscillation, about which the iterates jump.
+    follows_mean: ClassVar[bool] = False
 
     optimizer: eqx.AbstractVar[Optimizer]
 

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamflow.checks import check_count
 from adamflow.flows import averages
-from adamflow.flows.flow import AbstractFlow, Coordinates, Snapshot, Start
-from adamflow.optimizers import Optimizer, OptimizerState
+from adamflow.flows.flow import AbstractFlow, Coordinates, Snapshot, Start, check_start
+from adamflow.optimizers import Optimizer, OptimizerState, check_optimizer
+from adamflow.optimizers.numbers import count_called
 from adamflow.optimizers.stage import Refiltered
 from adamflow.types import Filters, Leaf, Loss, Params, Scalar
 
@@ -92,10 +92,10 @@ class MapFlow(AbstractFlow):
     """
 
     optimizer: Optimizer
-    order: int = eqx.field(static=True, default=2)
+    order: int = eqx.field(static=True, converter=count_called("order"), default=2)
 
     def __check_init__(self):
-        check_count("order", self.order)
+        check_optimizer("MapFlow", self.optimizer)
         for stage in self.optimizer.stages:
             memory = jax.tree.leaves(stage.initial_memory(jnp.zeros(())))
             if not all(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in memory):
@@ -114,6 +114,7 @@ class MapFlow(AbstractFlow):
 
     def initial_state(self, loss: Loss, params: Params, start: Start | None = None) -> MapState:
         if start is not None:
+            check_start(start)
             iteration, inner = start
             return MapState(params, inner, self._masses_after(iteration - 1, params))
         memory = self.optimizer.initial_state(params)

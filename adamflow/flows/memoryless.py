@@ -6,8 +6,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from adamflow.checks import check_precision
 from adamflow.flows.flow import AbstractFlow, Snapshot, Start
-from adamflow.optimizers import AdamStage, Optimizer, RMSpropStage
+from adamflow.optimizers import AdamStage, Optimizer, RMSpropStage, check_standard
+from adamflow.optimizers.numbers import flag_called
 from adamflow.types import Leaf, Loss, Params, Scalar
 
 
@@ -56,9 +58,10 @@ class MemorylessFlow(AbstractFlow):
     """
 
     optimizer: Optimizer
-    early: bool = eqx.field(static=True, default=False)
+    early: bool = eqx.field(static=True, converter=flag_called("early"), default=False)
 
     def __check_init__(self):
+        check_standard("MemorylessFlow", self.optimizer, "take af.MapFlow, which needs the discrete step alone")
         kinds = [type(stage) for stage in self.optimizer.stages]
         if kinds not in ([AdamStage], [RMSpropStage]):
             raise TypeError(
@@ -80,6 +83,7 @@ class MemorylessFlow(AbstractFlow):
         return 3
 
     def initial_state(self, loss: Loss, params: Params, start: Start | None = None) -> Params:
+        check_precision("params", params)
         return params
 
     def vector_field(self, time: Scalar, state: Params, loss: Loss) -> Params:

@@ -14,12 +14,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from scipy.special import bernoulli
 
-from adamflow.checks import check_count
 from adamflow.flows import averages
 from adamflow.flows.averages import AbstractAveragesFlow, FlowState
 from adamflow.flows.flow import Start
 from adamflow.flows.smoothness import has_kinks
-from adamflow.optimizers import Optimizer
+from adamflow.optimizers import Optimizer, check_optimizer
+from adamflow.optimizers.numbers import count_called
 from adamflow.types import Filters, Loss, Params, Scalar
 
 #: Terms of Bernoulli's series at −ln α < 1: each is smaller than the one before by 1/2π.
@@ -83,10 +83,10 @@ class ModifiedFlow(AbstractAveragesFlow):
     """
 
     optimizer: Optimizer
-    order: int = eqx.field(static=True, default=2)
+    order: int = eqx.field(static=True, converter=count_called("order"), default=2)
 
     def __check_init__(self):
-        check_count("order", self.order)
+        check_optimizer("ModifiedFlow", self.optimizer)
         averages.check_averages(self.optimizer, "ModifiedFlow")
         for stage in self.optimizer.stages:
             if any(callable(filter.decay) for filter in stage.filters()):

@@ -5,11 +5,11 @@ from typing import Literal
 import equinox as eqx
 import jax
 
-from adamflow.checks import check_choice
 from adamflow.flows import averages
 from adamflow.flows.averages import AbstractAveragesFlow, FlowState
 from adamflow.flows.flow import Start
-from adamflow.optimizers import Optimizer
+from adamflow.optimizers import Optimizer, check_optimizer
+from adamflow.optimizers.numbers import choice_called, count_called
 from adamflow.types import Filters, Loss, Params, Scalar
 
 
@@ -51,13 +51,15 @@ class PaperFlow(AbstractAveragesFlow):
     """
 
     optimizer: Optimizer
-    order: Literal[1, 2] = eqx.field(static=True, default=1)
-    rate: Literal["paper", "exact"] = eqx.field(static=True, default="paper")
+    order: Literal[1, 2] = eqx.field(static=True, converter=count_called("order"), default=1)
+    rate: Literal["paper", "exact"] = eqx.field(
+        static=True, converter=choice_called("rate", ("paper", "exact")), default="paper"
+    )
 
     def __check_init__(self):
-        if self.order not in (1, 2):
+        check_optimizer("PaperFlow", self.optimizer)
+        if self.order > 2:
             raise ValueError(f"order must be 1 or 2 (the flows of [GT]), got {self.order!r}")
-        check_choice("rate", self.rate, ("paper", "exact"))
         averages.check_averages(self.optimizer, "PaperFlow")
 
     @property

@@ -2,7 +2,7 @@
 
 from adamflow.optimizers.adam import AdamStage, adam, adamw
 from adamflow.optimizers.kadam import kadam
-from adamflow.optimizers.optimizer import Optimizer, OptimizerState
+from adamflow.optimizers.optimizer import Optimizer, OptimizerState, check_optimizer, check_standard, overrides
 from adamflow.optimizers.rmsprop import RMSpropStage, rmsprop
 from adamflow.optimizers.sgd import GradientStage, MomentumStage, sgd
 from adamflow.optimizers.signsgd import SignStage, signsgd
@@ -24,7 +24,10 @@ __all__ = [
     "TensorRMSpropStage",
     "adam",
     "adamw",
+    "check_optimizer",
+    "check_standard",
     "kadam",
+    "overrides",
     "rmsprop",
     "sgd",
     "signsgd",

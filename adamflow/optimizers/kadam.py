@@ -9,6 +9,8 @@ from adamflow.optimizers.numbers import check_decays, is_zero, number
 from adamflow.optimizers.optimizer import Optimizer
 from adamflow.types import Scalar
 
+#: Each stage is compiled on its own.
+MOST_STAGES = 1000
 STRATEGIES = ("naive", "uniform", "exponential", "inverse_exponential")
 
 
@@ -44,7 +46,7 @@ def kadam(
     [GT] names the four strategies; these formulas are this project's reading of them.
 
     Args:
-        k: number of stages, at least 1.
+        k: number of stages, from 1 to 1000.
         learning_rate: η > 0.
         beta: decay β of the second moments, in (0, 1), before it is shared: `b2` in PyTorch and optax.
         gamma: decay γ of the first moments, in [0, 1), before it is shared: `b1` in PyTorch and optax.
@@ -64,16 +66,17 @@ def kadam(
         >>> len(af.kadam(3, learning_rate=1e-3).stages)
         3
     """
-    k = check_count("k", k)
+    k = check_count("k", k, high=MOST_STAGES)
     check_choice("strategy", strategy, STRATEGIES)
-    check_decays(number(beta), number(gamma))
+    check_decays(beta, gamma)
 
-    def share(decay: Scalar, weight: float) -> Scalar:
-        shared = -jnp.expm1(weight * jnp.log1p(-number(decay)))
-        return 0.0 if is_zero(decay) else decay if weight == 1.0 else shared
+    def share(name: str, decay: Scalar, weight: float) -> Scalar:
+        if is_zero(name, decay):
+            return 0.0
+        return decay if weight == 1.0 else -jnp.expm1(weight * jnp.log1p(-number(name, decay)))
 
     weights = stage_weights(k, strategy)
-    pairs = [(share(beta, weight), share(gamma, weight)) for weight in weights]
+    pairs = [(share("beta", beta, weight), share("gamma", gamma, weight)) for weight in weights]
     return Optimizer(
         learning_rate=learning_rate,
         stages=tuple(adam_stage(*pair, granularity) for pair in pairs),

@@ -1,22 +1,64 @@
 """The numbers of a record: how they are stored, and the ranges in which they make sense."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamflow.checks import check_range, is_concrete
+from adamflow.checks import check_choice, check_count, check_flag, check_range, check_real, describe, is_concrete
 from adamflow.types import Scalar
 
 
-def number(value: Any) -> jax.Array:
-    """A hyperparameter as an array, so that a new value never compiles a program anew."""
-    try:
-        array = jnp.asarray(value)
-    except TypeError:
-        raise ValueError(f"an optimizer's number must be a real number, got {value!r}") from None
-    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
+def number(name: str, value: Any) -> jax.Array:
+    """A hyperparameter as an array, so that a new value never compiles a program anew.
+
+    Args:
+        name: what it is called in the API.
+        value: a real number, or an array of them for a batch of records.
+
+    Raises:
+        ValueError: if it is no real number, or an empty array.
+    """
+    array = jnp.asarray(check_real(name, value))
+    if array.size == 0:
+        raise ValueError(f"{name} must be a number, or an array of one for each record, got {describe(array)}")
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return array.astype(float)
+    # 1 − .999 is 0 in half precision.
+    return array if array.dtype.itemsize >= 4 else array.astype(jnp.float32)
+
+
+def number_called(name: str) -> Callable[[Any], jax.Array]:
+    """The converter of a field of that name."""
+    return functools.partial(number, name)
+
+
+def number_or_none(name: str) -> Callable[[Any], jax.Array | None]:
+    """The converter of a field of that name that may be `None`."""
+    return lambda value: None if value is None else number(name, value)
+
+
+def flag_called(name: str) -> Callable[[Any], bool]:
+    """The converter of a static field of that name that is `True` or `False`."""
+    return functools.partial(check_flag, name)
+
+
+def count_called(name: str, low: int = 1) -> Callable[[Any], Any]:
+    """The converter of a static field of that name that is a whole number of at least `low`."""
+    return lambda value: check_count(name, value, low)
+
+
+def choice_called(name: str, choices: tuple[str, ...]) -> Callable[[Any], Any]:
+    """The converter of a static field of that name that is one of some words."""
+
+    def convert(value: Any) -> Any:
+        check_choice(name, value, choices)
+        return value
+
+    return convert
 
 
 def beside(value: Any, leaf: Any) -> jax.Array:
@@ -24,8 +66,14 @@ def beside(value: Any, leaf: Any) -> jax.Array:
     return jnp.asarray(value, jnp.promote_types(jnp.result_type(leaf), jnp.float32))
 
 
-def is_zero(value: Scalar) -> bool:
-    """Whether a value is the number 0, and not an array or tracer that might be."""
+def is_zero(name: str, value: Scalar) -> bool:
+    """Whether a value is the number 0, and not a batch or tracer that might be; raise `ValueError` if it is no number.
+
+    Args:
+        name: what it is called in the API.
+        value: a hyperparameter.
+    """
+    value = check_real(name, value)
     return is_concrete(value) and np.ndim(value) == 0 and float(value) == 0.0
 
 

@@ -9,10 +9,77 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamflow.checks import check_range, is_concrete
-from adamflow.optimizers.numbers import beside, is_zero, number
+from adamflow.checks import check_count, check_precision, check_range, describe, is_concrete
+from adamflow.optimizers.numbers import beside, flag_called, is_zero, number_called
+from adamflow.optimizers.record import Record
 from adamflow.optimizers.stage import AbstractStage, Signal
 from adamflow.types import Filters, Leaf, Loss, Params, Scalar
+
+
+def check_optimizer(where: str, value: Any) -> None:
+    """Raise `TypeError` unless a value is an `Optimizer`.
+
+    Args:
+        where: the function or class that needs one.
+        value: what it got.
+    """
+    if isinstance(value, Optimizer):
+        return
+    if isinstance(getattr(value, "optimizer", None), Optimizer):
+        hint = "this is a flow: give its attribute `optimizer`"
+    elif callable(value) and not isinstance(value, type):
+        hint = "call the constructor: af.adam(1e-3), not af.adam"
+    else:
+        hint = "optimizers of other packages are declared anew, see AbstractStage"
+    raise TypeError(f"{where} needs an optimizer, such as af.adam(1e-3), got {describe(value)}; {hint}")
+
+
+def overrides(instance: Any, base: type) -> tuple[str, ...]:
+    """The names of methods and properties of a base class that the class of an instance defines anew.
+
+    What computes the steps of an optimizer, or the vector field of a flow, by equations of its own asks this, and
+    refuses an instance that changes what those equations assume.
+
+    Args:
+        instance: an object whose class derives from `base`.
+        base: a class such as `Optimizer`.
+    """
+    own = [name for name, value in vars(base).items() if callable(value) or isinstance(value, property)]
+    return tuple(
+        name for name in own if not _is_private(name) and getattr(type(instance), name) is not getattr(base, name)
+    )
+
+
+def _is_private(name: str) -> bool:
+    """Whether a name is one that classes define for Python or equinox."""
+    return name.startswith("__")
+
+
+def check_standard(where: str, optimizer: Any, hint: str) -> None:
+    """Raise `TypeError` unless the step of an optimizer is the one that `Optimizer` declares.
+
+    Args:
+        where: what has equations for that step alone.
+        optimizer: an `Optimizer`, or an object of a class that derives from it.
+        hint: what to do instead.
+    """
+    check_optimizer(where, optimizer)
+    changed = overrides(optimizer, Optimizer)
+    if changed:
+        raise TypeError(
+            f"{where} has equations for the step of Optimizer, but {type(optimizer).__name__} overrides "
+            f"{', '.join(changed)}, which they would ignore; {hint}"
+        )
+
+
+def _as_stages(value: Any) -> tuple[AbstractStage, ...]:
+    """The stages as a tuple, or a `ValueError`."""
+    if isinstance(value, tuple | list) and all(isinstance(stage, AbstractStage) for stage in value):
+        return tuple(value)
+    raise ValueError(
+        f"stages must be a tuple of stages, such as (AdamStage(0.999, 0.9),), got {describe(value)}; a stage is an "
+        "object whose class derives from AbstractStage"
+    )
 
 
 class OptimizerState(eqx.Module):
@@ -36,12 +103,18 @@ class OptaxState(NamedTuple):
     inner: OptimizerState
 
 
-class Optimizer(eqx.Module):
+class Optimizer(Record):
     """An optimizer, declared once: θₙ₊₁ = θₙ − η (λ θₙ + uₙ), u the direction of the last of a chain of stages.
 
     Stage i gets the direction uⁱ⁻¹ₙ of the stage before it, the first one the gradient. The record is a pytree whose
-    leaves are its numbers: they can be traced, batched with `jax.vmap`, and differentiated. Usually made by `adam`,
-    `adamw`, `rmsprop`, `signsgd` or `kadam`.
+    leaves are its numbers: they can be traced, batched with `jax.vmap`, and differentiated. Records are equal, and
+    hash, by value, so that one with known numbers can be a static argument or a key. Usually made by `adam`, `adamw`,
+    `rmsprop`, `signsgd` or `kadam`.
+
+    A subclass that overrides methods, such as `change` for a trust ratio, is honoured by `iterate`, `to_optax`, the
+    analysis of the step, `PaperFlow`, `ModifiedFlow`, `MapFlow` and `EdgeFlow`. What has equations of its own for the
+    step refuses it: `CentralFlow`, `MemorylessFlow` and `solver="collocation"`, in the place of which "auto" takes a
+    solver of diffrax.
 
     Attributes:
         learning_rate: η > 0.
@@ -56,12 +129,12 @@ class Optimizer(eqx.Module):
         ValueError: if a number is out of its range, or there is no stage.
     """
 
-    learning_rate: jax.Array = eqx.field(converter=number)
-    stages: tuple[AbstractStage, ...]
-    weight_decay: jax.Array = eqx.field(converter=number, default=0.0)
-    epsilon: jax.Array = eqx.field(converter=number, default=0.0)
-    epsilon_inside: bool = eqx.field(static=True, default=False)
-    bias_correction: bool = eqx.field(static=True, default=True)
+    learning_rate: jax.Array = eqx.field(converter=number_called("learning_rate"))
+    stages: tuple[AbstractStage, ...] = eqx.field(converter=_as_stages)
+    weight_decay: jax.Array = eqx.field(converter=number_called("weight_decay"), default=0.0)
+    epsilon: jax.Array = eqx.field(converter=number_called("epsilon"), default=0.0)
+    epsilon_inside: bool = eqx.field(static=True, converter=flag_called("epsilon_inside"), default=False)
+    bias_correction: bool = eqx.field(static=True, converter=flag_called("bias_correction"), default=True)
     name: str = eqx.field(static=True, default="optimizer")
 
     def __check_init__(self):
@@ -71,9 +144,19 @@ class Optimizer(eqx.Module):
         check_range("learning_rate", self.learning_rate, 0, low_open=True, high=float("inf"), high_open=True, hint=hint)
         check_range("weight_decay", self.weight_decay, 0, float("inf"), high_open=True, hint=hint)
         check_range("epsilon", self.epsilon, 0, float("inf"), high_open=True)
+        if not isinstance(self.name, str):
+            raise ValueError(f"name must be a string, got {describe(self.name)}")
 
     def initial_state(self, params: Params) -> OptimizerState:
-        """The state before the first gradient: all filters are zero."""
+        """The state before the first gradient: all filters are zero.
+
+        Args:
+            params: any pytree of float32 or float64 arrays.
+
+        Raises:
+            ValueError: if a leaf is of another type.
+        """
+        check_precision("params", params)
 
         def zeros() -> Params:
             # New arrays each time: a state whose arrays are one and the same cannot be donated to a jitted step.
@@ -95,7 +178,11 @@ class Optimizer(eqx.Module):
 
         Returns:
             the direction uₙ and the state after iteration n.
+
+        Raises:
+            ValueError: if a leaf of the gradient is neither float32 nor float64.
         """
+        check_precision("the gradient", gradient)
         signal, filters, memories, previous = gradient, [], [], []
         for index, stage in enumerate(self.stages):
 
@@ -142,6 +229,82 @@ class Optimizer(eqx.Module):
             _over_leaves(lambda averages, stage=stage: self._corrected(stage, averages, iteration), (), (values,))
             for stage, values in zip(self.stages, filters, strict=True)
         )
+
+    def moment(self, state: OptimizerState, name: str, stage: int = 0, *, inputs: Params | None = None) -> Params:
+        """A filter by its name, the same way whatever the decays are.
+
+        At γ = 0 a stage keeps no first moment: it is the stage's input, the gradient for the first stage.
+
+        Args:
+            state: the state after an iteration, or before the first one.
+            name: of the filter: "first_moment", "second_moment" or "mean_square" in this package's stages.
+            stage: the index of the stage.
+            inputs: what the stage got in that iteration; only needed for a filter that it does not keep.
+
+        Returns:
+            the filter before bias correction, a pytree like the parameters.
+
+        Raises:
+            ValueError: if the stage has no such filter, or keeps none and `inputs` is missing.
+
+        Example:
+            >>> import adamflow as af, jax.numpy as jnp
+            >>> gradient = jnp.array([3.0])
+            >>> for gamma in (0.5, 0.0):
+            ...     optimizer = af.adam(0.1, gamma=gamma)
+            ...     _, state = optimizer.update(gradient, optimizer.initial_state(gradient), 0)
+            ...     print(optimizer.moment(state, "first_moment", inputs=gradient))
+            [1.5]
+            [3.]
+        """
+        if self._keeps(name, stage):
+            return state.filters[stage][name]
+        if inputs is None:
+            raise ValueError(
+                f"{name!r} of stage {stage} has decay 0, so that it is the stage's input and not kept; give inputs=, "
+                "for stage 0 the gradient"
+            )
+        return inputs
+
+    def with_moment(self, state: OptimizerState, name: str, value: Params, stage: int = 0) -> OptimizerState:
+        """The state with a filter set to a value, the same way whatever the decays are.
+
+        A filter of decay 0, which a stage does not keep, forgets what it is set to: the state is then unchanged.
+
+        Args:
+            state: an `OptimizerState` of this optimizer.
+            name: of the filter, as in `moment`.
+            value: before bias correction, a pytree like the parameters.
+            stage: the index of the stage.
+
+        Raises:
+            ValueError: if the stage has no such filter, or the value another structure or other shapes.
+        """
+        if not self._keeps(name, stage):
+            return state
+        check_precision("value", value)
+        old = state.filters[stage][name]
+        if jax.tree.structure(value) != jax.tree.structure(old) or [*map(jnp.shape, jax.tree.leaves(value))] != [
+            *map(jnp.shape, jax.tree.leaves(old))
+        ]:
+            raise ValueError(f"value must have the structure and shapes of the parameters, got {describe(value)}")
+        new = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), value, old)
+        filters = list(state.filters)
+        filters[stage] = {**filters[stage], name: new}
+        return OptimizerState(tuple(filters), state.memory, state.previous)
+
+    def _keeps(self, name: str, stage: int) -> bool:
+        """Whether a stage keeps a filter; a `ValueError` if it has none of that name."""
+        if not 0 <= check_count("stage", stage, low=0) < len(self.stages):
+            raise ValueError(f"stage must be less than the number of stages, {len(self.stages)}, got {stage}")
+        kept = [filter.name for filter in self.stages[stage].filters()]
+        forgotten = self.stages[stage].forgets
+        if name not in kept and name not in forgotten:
+            raise ValueError(
+                f"name must be that of a filter of stage {stage}, {', '.join(map(repr, (*kept, *forgotten)))}, got "
+                f"{describe(name)}"
+            )
+        return name in kept
 
     def preconditioner(self, filters: Filters, iteration: Scalar) -> Params:
         """P = √v̂ + ε (or √(v̂ + ε)), by which the direction divides: a pytree like the parameters.
@@ -193,6 +356,10 @@ class Optimizer(eqx.Module):
     def to_optax(self) -> optax.GradientTransformation:
         """This optimizer as an optax transformation, equal to it step for step.
 
+        Parameters and gradients are pytrees of float32 or float64 arrays, or Python floats. Complex parameters, whose
+        second moment would be that of |g|, and half precision are refused: keep the real and imaginary parts as two
+        real arrays, and the parameters that are averaged in float32.
+
         Example:
             >>> import adamflow as af, jax.numpy as jnp, optax
             >>> transformation = af.adam(0.1).to_optax()
@@ -207,9 +374,11 @@ class Optimizer(eqx.Module):
 
         def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
             if params is None:
-                if not is_zero(self.weight_decay):
+                if not is_zero("weight_decay", self.weight_decay):
                     raise ValueError("weight decay needs the parameters; call update(gradient, state, params)")
                 params = jax.tree.map(jnp.zeros_like, updates)
+            check_precision("params", params)
+            updates, params = jax.tree.map(jnp.asarray, (updates, params))
             direction, inner = self.update(updates, state.inner, state.iteration)
             return self.change(params, direction), OptaxState(optax.safe_increment(state.iteration), inner)
 

@@ -1,9 +1,11 @@
 """RMSprop with bias correction: Adam whose first moment is the gradient itself."""
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 
-from adamflow.optimizers.numbers import check_decays, number
+from adamflow.optimizers.numbers import check_decays, number_called
 from adamflow.optimizers.optimizer import Optimizer
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, Signal
 from adamflow.types import Leaf, Scalar
@@ -12,7 +14,9 @@ from adamflow.types import Leaf, Scalar
 class RMSpropStage(AbstractStage):
     """One filter v of x² with decay β; direction u = x/(√v̂ + ε)."""
 
-    beta: jax.Array = eqx.field(converter=number)
+    forgets: ClassVar[tuple[str, ...]] = ("first_moment",)
+
+    beta: jax.Array = eqx.field(converter=number_called("beta"))
 
     def __check_init__(self):
         check_decays(self.beta)
@@ -43,7 +47,8 @@ def rmsprop(
         learning_rate: η > 0.
         beta: decay β of the second moment, in (0, 1): `decay` in optax, `alpha` in PyTorch.
         epsilon: ε ≥ 0.
-        weight_decay: λ ≥ 0, decoupled.
+        weight_decay: λ ≥ 0, decoupled: θ shrinks by ηλ per step whatever v is, as in AdamW. That of PyTorch's RMSprop
+            is an l2 penalty, λθ added to the gradient and so divided by √v̂: for that add λ‖θ‖²/2 to the loss.
         epsilon_inside: whether ε stands under the root, as in optax.rmsprop by default.
         bias_correction: whether v is divided by 1 − βⁿ⁺¹; PyTorch's RMSprop does not.
 

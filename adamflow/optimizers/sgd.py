@@ -1,10 +1,12 @@
 """Gradient descent, with momentum or without: no second moment."""
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 
 from adamflow.checks import check_range
-from adamflow.optimizers.numbers import is_zero, number
+from adamflow.optimizers.numbers import is_zero, number_called
 from adamflow.optimizers.optimizer import Optimizer
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, Signal
 from adamflow.types import Leaf, Scalar
@@ -12,6 +14,8 @@ from adamflow.types import Leaf, Scalar
 
 class GradientStage(AbstractStage):
     """No filter; direction u = x."""
+
+    forgets: ClassVar[tuple[str, ...]] = ("first_moment",)
 
     def filters(self) -> tuple[Filter, ...]:
         return ()
@@ -25,7 +29,7 @@ class GradientStage(AbstractStage):
 class MomentumStage(AbstractStage):
     """A filter m of x (decay γ); direction u = m."""
 
-    gamma: jax.Array = eqx.field(converter=number)
+    gamma: jax.Array = eqx.field(converter=number_called("gamma"))
 
     def __check_init__(self):
         check_range("gamma", self.gamma, 0, 1, high_open=True, hint="gamma decays the first moment: b1 in optax")
@@ -60,7 +64,7 @@ def sgd(learning_rate: Scalar, gamma: Scalar = 0.0, *, weight_decay: Scalar = 0.
         >>> af.sgd(0.1, gamma=0.9).name
         'sgd'
     """
-    stage = GradientStage() if is_zero(gamma) else MomentumStage(gamma)
+    stage = GradientStage() if is_zero("gamma", gamma) else MomentumStage(gamma)
     return Optimizer(
         learning_rate=learning_rate, stages=(stage,), weight_decay=weight_decay, bias_correction=False, name="sgd"
     )

@@ -4,9 +4,9 @@ import abc
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
-import equinox as eqx
 import jax.numpy as jnp
 
+from adamflow.optimizers.record import Record
 from adamflow.types import Leaf, Scalar
 
 #: The stabilized ratio m/(√v + ε) that an optimizer hands to its stages: `ratio(m, v)`, and 0 where both vanish.
@@ -61,7 +61,7 @@ class Filter(NamedTuple):
         return jnp.where(self.decay > 0, precise, 1 - self.decay**power)
 
 
-class AbstractStage(eqx.Module):
+class AbstractStage(Record):
     """One stage of an optimizer: filters driven by a signal, and a direction read from them.
 
     To add one, subclass it in a file of its own and define
@@ -72,6 +72,7 @@ class AbstractStage(eqx.Module):
     Only if it needs them, define too
 
     - `uses_difference = True`: the signal then carries xₙ − xₙ₋₁ (Adan);
+    - `forgets`: names of moving averages that it does not keep since their decay is 0, so that they are its input;
     - `initial_memory` and `update_memory`: memory that is no average (AMSGrad's maximum).
 
     Decays, clips and bounds that change in time are functions of the iteration. The methods act on one leaf of the
@@ -80,6 +81,7 @@ class AbstractStage(eqx.Module):
     """
 
     uses_difference: ClassVar[bool] = False
+    forgets: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def filters(self) -> tuple[Filter, ...]:
@@ -124,6 +126,10 @@ class Refiltered(AbstractStage):
     @property
     def uses_difference(self) -> bool:  # pyright: ignore
         return self.stage.uses_difference
+
+    @property
+    def forgets(self) -> tuple[str, ...]:  # pyright: ignore
+        return self.stage.forgets
 
     def filters(self) -> tuple[Filter, ...]:
         return tuple(map(self.change, self.stage.filters()))

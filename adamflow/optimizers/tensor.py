@@ -1,11 +1,13 @@
 """Stages of Adam and RMSprop that divide each tensor by one number: the root of its average mean square."""
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from adamflow.checks import check_range
-from adamflow.optimizers.numbers import beside, check_decays, number
+from adamflow.optimizers.numbers import beside, check_decays, number_called, number_or_none
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, Signal
 from adamflow.types import Leaf, Scalar
 
@@ -19,8 +21,8 @@ class TensorAdamStage(AbstractStage):
     (b2, b1).
     """
 
-    beta: jax.Array = eqx.field(converter=number)
-    gamma: jax.Array = eqx.field(converter=number)
+    beta: jax.Array = eqx.field(converter=number_called("beta"))
+    gamma: jax.Array = eqx.field(converter=number_called("gamma"))
 
     def __check_init__(self):
         check_decays(self.beta, self.gamma)
@@ -43,8 +45,10 @@ class TensorRMSpropStage(AbstractStage):
     With `start` v begins there and not at 0, so that there is no bias to correct: v̂ₙ = vₙ + βⁿ⁺¹ start.
     """
 
-    beta: jax.Array = eqx.field(converter=number)
-    start: jax.Array | None = eqx.field(converter=lambda start: start if start is None else number(start), default=None)
+    forgets: ClassVar[tuple[str, ...]] = ("first_moment",)
+
+    beta: jax.Array = eqx.field(converter=number_called("beta"))
+    start: jax.Array | None = eqx.field(converter=number_or_none("start"), default=None)
 
     def __check_init__(self):
         check_decays(self.beta)

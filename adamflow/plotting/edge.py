@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
+from adamflow.plotting.arguments import check_data, check_inside, check_labels, log_scale
+
 Table: TypeAlias = Float[np.ndarray, "runs times"]
 Runs: TypeAlias = Float[np.ndarray, "runs"]
 Times: TypeAlias = Float[np.ndarray, "times"]
@@ -40,8 +42,12 @@ def sharpness_of_runs(ax: Axes, iterations: Times, sharpness: Table, edges: Runs
         edges: the η s at which the step of each run turns unstable; a line carries its value, equal ones share it.
             Close ones share the text.
     """
+    iterations, sharpness, edges = check_data(
+        {"iterations": (iterations, "times"), "sharpness": (sharpness, "runs times"), "edges": (edges, "runs")}
+    )
+    check_inside("edges", edges, 0.0, np.inf, low_open=True)
     _curves(ax, iterations, sharpness)
-    ax.set_yscale("log")
+    log_scale(ax, sharpness)
     lines = np.unique(edges)
     for edge in lines:
         ax.axhline(edge, **_EDGE)
@@ -62,9 +68,11 @@ def sharpness_over_edge(ax: Axes, iterations: Times, ratios: Table) -> Axes:
         iterations: n.
         ratios: η s over the edge, positive.
     """
+    iterations, ratios = check_data({"iterations": (iterations, "times"), "ratios": (ratios, "runs times")})
     _curves(ax, iterations, ratios)
-    ax.set_yscale("log")
-    top = 1.15 * max(ratios[:, 1:].max(), 1.0)
+    log_scale(ax, ratios)
+    later = ratios[:, 1:]
+    top = 1.15 * max(later[np.isfinite(later)].max(initial=1.0), 1.0)
     ax.axhspan(1, top, color="#D55E00", alpha=0.08, linewidth=0)
     ax.axhline(1, **_EDGE)
     ax.set_ylim(top=top)
@@ -82,8 +90,9 @@ def losses(ax: Axes, iterations: Times, loss: Table) -> Axes:
         iterations: n.
         loss: of each run, positive.
     """
+    iterations, loss = check_data({"iterations": (iterations, "times"), "loss": (loss, "runs times")})
     _curves(ax, iterations, loss)
-    ax.set_yscale("log")
+    log_scale(ax, loss)
     ax.set_ylabel("loss")
     return ax
 
@@ -97,6 +106,10 @@ def hovering(ax: Axes, ratios: Float[np.ndarray, "runs seeds times"], labels: Se
             median of all.
         labels: the names of the runs.
     """
+    (ratios,) = check_data({"ratios": (ratios, "runs seeds times")})
+    check_labels("labels", labels, len(ratios), "runs")
+    if not np.isfinite(ratios).all():
+        raise ValueError("ratios must be finite, since others have no quantiles; leave failed runs out")
     for place, values in enumerate(ratios):
         colour = _COLOURS[place % len(_COLOURS)]
         low, quarter, middle, three, high = np.quantile(values, (0.05, 0.25, 0.5, 0.75, 0.95))
@@ -120,5 +133,6 @@ def hovering(ax: Axes, ratios: Float[np.ndarray, "runs seeds times"], labels: Se
 def _curves(ax: Axes, iterations: Times, table: Table) -> None:
     for index, values in enumerate(table):
         ax.plot(iterations, values, color=_COLOURS[index % len(_COLOURS)], linewidth=0.9)
-    ax.set_xlim(iterations[0], iterations[-1])
+    if len(iterations) > 1:
+        ax.set_xlim(iterations[0], iterations[-1])
     ax.set_xlabel("iteration n")

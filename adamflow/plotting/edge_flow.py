@@ -11,9 +11,13 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from adamflow.plotting.arguments import check_data, check_labels, log_scale
+
 Times = Float[np.ndarray, "times"]
 #: One for each kind of flow, in the order in which they are given.
-_STYLES = ("-", "--", ":", "-.", (0, (4, 1, 1, 1, 1, 1)))
+_STYLES: Any = ("-", "--", ":", "-.", (0, (4, 1, 1, 1, 1, 1)))
+#: What `beside_iterates` draws, and what its axis is called.
+_NAMES = {"amplitude": "‖δ‖", "loss": "mean loss"}
 
 
 def distances(
@@ -29,6 +33,11 @@ def distances(
         flows: names of the flows, at most five.
         labels: names of the cases.
     """
+    iterations, errors = check_data({"iterations": (iterations, "times"), "errors": (errors, "cases flows times")})
+    check_labels("flows", flows, errors.shape[1], "flows")
+    check_labels("labels", labels, errors.shape[0], "cases")
+    if len(flows) > len(_STYLES):
+        raise ValueError(f"flows must be at most {len(_STYLES)}, the number of line styles, got {len(flows)}")
     present = ~np.all(np.isnan(errors), axis=(0, 2))
     for place, rows in enumerate(errors):
         for style, values, shown in zip(_STYLES, rows, present, strict=False):
@@ -44,8 +53,10 @@ def distances(
         for style, name, shown in zip(_STYLES, flows, present, strict=False)
         if shown
     ]
-    ax.set_yscale("log")
-    ax.set_ylim(top=4 * np.nanmax(errors))
+    log_scale(ax, errors)
+    largest = errors[np.isfinite(errors)].max()
+    if largest > 0:
+        ax.set_ylim(top=4 * largest)
     ax.add_artist(ax.legend(handles=colours, loc="lower right", fontsize=6.5))
     ax.legend(handles=styles, loc="upper left", fontsize=6.5, ncols=4)
     ax.set(xlabel="iteration n", ylabel="distance from the mean / length of its path")
@@ -63,6 +74,9 @@ def sharpness(
         shown: by case, a mapping whose "sharpness" is η s.
         edges: of each case.
     """
+    _check_series(iterations, shown, ("sharpness",))
+    if len(edges) != len(shown):
+        raise ValueError(f"edges must hold one for each of the {len(shown)} cases, got {len(edges)}")
     for place, (series, edge) in enumerate(zip(shown, edges, strict=True)):
         ax.plot(iterations, np.asarray(series["sharpness"]) / edge, color=f"C{place}", linewidth=1)
     ax.axhline(1, color="0.2", linestyle="--", linewidth=1)
@@ -82,7 +96,10 @@ def beside_iterates(
         name: "amplitude" or "loss".
         largest: how many cases are drawn, those with the largest medians; `None` for all.
     """
-    medians = [-np.median(series[f"iterates_{name}"]) for series in shown]
+    if name not in _NAMES:
+        raise ValueError(f"name must be one of {', '.join(map(repr, _NAMES))}, got {name!r}")
+    _check_series(iterations, shown, (name, f"iterates_{name}"))
+    medians = [-np.nanmedian(series[f"iterates_{name}"]) for series in shown]
     places = np.sort(np.argsort(medians)[:largest])
     lowest = min(np.nanmin(series[f"iterates_{name}"]) for series in shown)
     for place, series in zip(places, [shown[place] for place in places], strict=True):
@@ -90,8 +107,21 @@ def beside_iterates(
         ax.plot(iterations, series[f"iterates_{name}"], ":", color=f"C{place}", linewidth=1.5)
     ax.plot([], [], color="0.3", label="EdgeFlow")
     ax.plot([], [], ":", color="0.3", label="iterates")
-    ax.set_yscale("log")
-    ax.set_ylim(bottom=lowest / 3)
-    ax.set(xlabel="iteration n", ylabel={"amplitude": "‖δ‖", "loss": "mean loss"}[name])
+    log_scale(ax, *(series[key] for series in shown for key in (name, f"iterates_{name}")))
+    if lowest > 0:
+        ax.set_ylim(bottom=lowest / 3)
+    ax.set(xlabel="iteration n", ylabel=_NAMES[name])
     ax.legend(fontsize=7)
     return ax
+
+
+def _check_series(iterations: Times, shown: Sequence[Mapping[str, Any]], names: tuple[str, ...]) -> None:
+    """Raise `ValueError` unless every case has the series, one number for each iteration."""
+    if not len(shown):
+        raise ValueError("shown must hold at least one case, got none")
+    for place, series in enumerate(shown):
+        missing = [name for name in names if name not in series]
+        if missing:
+            raise ValueError(f"shown[{place}] must hold {missing[0]!r}, got {', '.join(map(repr, series))}")
+        named = {f"shown[{place}][{name!r}]": (series[name], "times") for name in names}
+        check_data({"iterations": (iterations, "times"), **named})

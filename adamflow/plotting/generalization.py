@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Float, Real
 from matplotlib.axes import Axes
 
+from adamflow.plotting.arguments import check_data, check_labels
+
 Row: TypeAlias = Real[np.ndarray, "points"]
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -34,6 +36,7 @@ def against(
         place: which colour and marker.
         line: the style of the line; markers are hollow unless it is solid.
     """
+    x, table = check_data({"x": (x, "points"), "table": (table, "points seeds")})
     shown = np.where(np.isfinite(table), table, np.nan)
     order = np.argsort(x)
     mean, low, high = shown.mean(axis=1)[order], shown.min(axis=1)[order], shown.max(axis=1)[order]
@@ -73,6 +76,8 @@ def correlations(
         offset: by how much the rows are shifted down, to put several sets into one picture.
         label: of the set.
     """
+    values, low, high = check_data({"values": (values, "rows"), "low": (low, "rows"), "high": (high, "rows")})
+    check_labels("names", names, len(values), "rows")
     heights = -np.arange(len(names)) - offset
     ax.hlines(heights, low, high, color=_COLOURS[place], linewidth=1.5)
     ax.plot(values, heights, _MARKERS[place], color=_COLOURS[place], markersize=5, label=label)

@@ -3,6 +3,7 @@
 Colours are those of Okabe and Ito, told apart by colour-blind readers; strategies also differ in their markers.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -10,6 +11,8 @@ import numpy as np
 from jaxtyping import Float, Real
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+
+from adamflow.plotting.arguments import check_data, check_labels, check_rows, log_scale
 
 Row: TypeAlias = Real[np.ndarray, "points"]
 
@@ -30,6 +33,13 @@ def paths(
         iterations: n.
         discrete, continuous: how far each parameter has moved.
     """
+    iterations, discrete, continuous = check_data(
+        {
+            "iterations": (iterations, "points"),
+            "discrete": (discrete, "points parameters"),
+            "continuous": (continuous, "points parameters"),
+        }
+    )
     colours = colormaps["viridis"](np.linspace(0, 0.9, discrete.shape[1]))
     for circles, line, colour in zip(discrete.T, continuous.T, colours, strict=True):
         ax.plot(iterations, circles, "o", color=colour, markersize=3, markerfacecolor="white", markeredgewidth=0.8)
@@ -58,11 +68,19 @@ def updates_and_bounds(
         bounds: the bound at each n.
         labels: of the runs.
     """
-    for run, bound, label, colour in zip(updates, bounds, labels, _COLOURS, strict=False):
+    iterations, updates, bounds = check_data(
+        {
+            "iterations": (iterations, "points"),
+            "updates": (updates, "runs points"),
+            "bounds": (bounds, "runs points"),
+        }
+    )
+    check_labels("labels", labels, len(updates), "runs")
+    for run, bound, label, colour in zip(updates, bounds, labels, itertools.cycle(_COLOURS), strict=False):
         ax.plot(iterations, run, color=colour, linewidth=1, label=label)
         ax.plot(iterations, bound, "--", color=colour, linewidth=1)
     ax.plot([], [], "--", color="0.3", label="bound of the last stage")
-    ax.set_yscale("log")
+    log_scale(ax, updates, bounds)
     ax.set_xlabel("iteration n")
     ax.set_ylabel("largest update ‖uₙ‖∞")
     ax.legend()
@@ -85,12 +103,18 @@ def by_stages(
         intervals: by strategy the lower and the upper ends of its interval.
         references: numbers to compare with, by name: dotted lines across.
     """
+    rows = check_rows("rows", rows, "points", {"stages": (stages, "points")})
+    if intervals is not None:
+        if set(intervals) != set(rows):
+            raise ValueError(f"intervals must be of {', '.join(rows)}, as rows, got {', '.join(intervals)}")
+        check_rows("intervals", intervals, "ends points", {"stages": (stages, "points")})
     shift = 0.06 * (np.arange(len(rows)) - (len(rows) - 1) / 2)
-    for (name, row), colour, marker, offset in zip(rows.items(), _COLOURS, _MARKERS, shift, strict=False):
+    styles = itertools.cycle(zip(_COLOURS, _MARKERS, strict=True))
+    for (name, row), (colour, marker), offset in zip(rows.items(), styles, shift, strict=False):
         ax.plot(stages + offset, row, marker + "-", color=colour, markersize=4, linewidth=1.1, label=name)
         if intervals is not None:
             ax.vlines(stages + offset, *intervals[name], color=colour, linewidth=1, alpha=0.7)
-    for (name, value), dashes in zip((references or {}).items(), (":", "-.", "--"), strict=False):
+    for (name, value), dashes in zip((references or {}).items(), itertools.cycle((":", "-.", "--")), strict=False):
         ax.axhline(value, color="black", linestyle=dashes, linewidth=1, label=name)
     ax.set_xticks(stages)
     ax.set_xlabel("stages k")

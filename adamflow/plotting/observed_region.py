@@ -4,6 +4,7 @@ Maps have the axes −log₁₀(1−β) and −log₁₀(1−γ), since the deca
 map viridis, told apart by colour-blind readers.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -13,6 +14,9 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
+
+from adamflow.plotting.arguments import check_data, check_inside, check_rising, check_rows
+from adamflow.plotting.phase import lines_at
 
 Points: TypeAlias = Float[np.ndarray, "points"]
 
@@ -43,11 +47,28 @@ def map_of_updates(
     Returns:
         what a colour bar needs, so that several maps can share one; all else is in `ax`.
     """
+    beta_edges, gamma_edges, largest = check_data(
+        {
+            "beta_edges": (beta_edges, "columns+1"),
+            "gamma_edges": (gamma_edges, "rows+1"),
+            "largest": (largest, "columns rows"),
+        }
+    )
+    for name, edges in (("beta_edges", beta_edges), ("gamma_edges", gamma_edges)):
+        check_inside(name, edges, 0.0, 1.0, low_open=False)
+        check_rising(name, edges)
+    levels, end = check_data({"thresholds": (thresholds, "lines"), "top": (top, "")})
+    check_inside("thresholds", levels, 0.0, np.inf, low_open=True)
+    check_rising("thresholds", levels)
+    check_inside("top", end, 1.0, np.inf, low_open=True)
     x, y = (-np.log10(1 - edges) for edges in (beta_edges, gamma_edges))
     mesh = ax.pcolormesh(x, y, largest.T, norm=LogNorm(1, top), rasterized=True)
     middles = ((edges[1:] + edges[:-1]) / 2 for edges in (x, y))
-    line = ax.contour(*middles, np.log(largest.T), levels=np.log(thresholds), colors="white", linewidths=1.3)
-    ax.clabel(line, fmt=lambda level: f"{np.exp(level):g}", fontsize=8)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        heights, levels = np.log(largest.T), np.log(levels)
+    line = lines_at(ax, next(middles), next(middles), heights, levels, colors="white", linewidths=1.3)
+    if line is not None:
+        ax.clabel(line, fmt=lambda level: f"{np.exp(level):g}", fontsize=8)
     for axis, edges in ((ax.xaxis, beta_edges), (ax.yaxis, gamma_edges)):
         shown = [decay for decay in _TICKS if decay <= edges[-1]]
         axis.set_ticks(-np.log10(1 - np.array(shown)), [f"{decay:g}".lstrip("0") or "0" for decay in shown])
@@ -66,6 +87,9 @@ def borders(ax: Axes, gamma: Points, paper_beta: Points, discrete_beta: Points) 
         paper_beta: β on the border C(β, γ) = 0 of [GT].
         discrete_beta: β on the border γ² = β of the discrete optimizer.
     """
+    gamma, paper_beta, discrete_beta = check_data(
+        {"gamma": (gamma, "points"), "paper_beta": (paper_beta, "points"), "discrete_beta": (discrete_beta, "points")}
+    )
     y = -np.log10(1 - gamma)
     limits = ax.get_xlim(), ax.get_ylim()
     dark: Any = [effects.Stroke(linewidth=3, foreground="black"), effects.Normal()]
@@ -88,9 +112,9 @@ def shares(ax: Axes, learning_rates: Points, rows: Mapping[str, Points], theory:
         rows: by name the shares at each η.
         theory: the share of the map where γ² < β, a dashed line.
     """
-    _against_learning_rates(ax, learning_rates, rows)
+    rows = _against_learning_rates(ax, learning_rates, rows)
     ax.axhline(theory, color="black", linestyle="--", linewidth=1, label="γ² < β")
-    ax.set_ylim(min(theory, *(np.min(row) for row in rows.values())) - 0.2, 1.02)
+    ax.set_ylim(min(theory, *(np.nanmin(row) for row in rows.values())) - 0.2, 1.02)
     ax.legend(ncols=3, loc="lower center", columnspacing=1, handlelength=1.5)
     ax.set_ylabel("share of lanes with bounded updates")
     return ax
@@ -112,9 +136,15 @@ def chances(ax: Axes, learning_rates: Points, rows: Mapping[str, Points]) -> Axe
     return ax
 
 
-def _against_learning_rates(ax: Axes, learning_rates: Points, rows: Mapping[str, Points]) -> None:
+def _against_learning_rates(ax: Axes, learning_rates: Points, rows: Mapping[str, Points]) -> dict[str, Points]:
+    """Draw the rows and return them; they are checked first."""
+    (learning_rates,) = check_data({"learning_rates": (learning_rates, "points")})
+    check_inside("learning_rates", learning_rates, 0.0, np.inf, low_open=True)
+    checked = check_rows("rows", rows, "points", {"learning_rates": (learning_rates, "points")})
     ax.set_xscale("log")
-    for (name, row), colour, marker in zip(rows.items(), _COLOURS, _MARKERS, strict=False):
+    styles = itertools.cycle(zip(_COLOURS, _MARKERS, strict=True))
+    for (name, row), (colour, marker) in zip(checked.items(), styles, strict=False):
         ax.plot(learning_rates, row, marker + "-", color=colour, markersize=4, linewidth=1.2, label=name)
     ax.invert_xaxis()
     ax.set_xlabel("learning rate η (falls to the right)")
+    return checked

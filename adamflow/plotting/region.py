@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
+from adamflow.plotting.arguments import check_data, check_inside, check_labels, check_rising, log_scale
+
 Points: TypeAlias = Float[np.ndarray, "points"]
 
 _BLUE, _VERMILLION, _GREEN, _ORANGE, _BLACK = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#000000"
@@ -22,8 +24,8 @@ _DECAYS = (0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 
 def largest_updates(
     ax: Axes,
-    beta_edges: Float[np.ndarray, "columns+1"],
-    gamma_edges: Float[np.ndarray, "rows+1"],
+    beta_edges: Float[np.ndarray, "column_edges"],
+    gamma_edges: Float[np.ndarray, "row_edges"],
     largest: Float[np.ndarray, "columns rows"],
     diverged: Bool[np.ndarray, "columns rows"],
 ) -> Axes:
@@ -35,6 +37,19 @@ def largest_updates(
         largest: the largest update of each cell's run, positive; coloured on a log scale.
         diverged: which runs ended early; their cells get a cross.
     """
+    beta_edges, gamma_edges, largest, diverged = check_data(
+        {
+            "beta_edges": (beta_edges, "columns+1"),
+            "gamma_edges": (gamma_edges, "rows+1"),
+            "largest": (largest, "columns rows"),
+            "diverged": (diverged, "columns rows"),
+        }
+    )
+    for name, edges in (("beta_edges", beta_edges), ("gamma_edges", gamma_edges)):
+        check_inside(name, edges, 0.0, 1.0, low_open=True)
+        check_rising(name, edges)
+    if not (np.isfinite(largest) & (largest > 0)).any():
+        raise ValueError("largest must hold a positive finite number, for its logarithmic colours, got none")
     ax.set_xscale("logit")
     ax.set_yscale("logit")
     mesh = ax.pcolormesh(beta_edges, gamma_edges, largest.T, norm=LogNorm(), rasterized=True)
@@ -64,6 +79,9 @@ def borders(ax: Axes, gamma: Points, paper_beta: Points, discrete_beta: Points) 
         paper_beta: β on the border C(β, γ) = 0.
         discrete_beta: β on the border γ² = β.
     """
+    gamma, paper_beta, discrete_beta = check_data(
+        {"gamma": (gamma, "points"), "paper_beta": (paper_beta, "points"), "discrete_beta": (discrete_beta, "points")}
+    )
     outline = [effects.Stroke(linewidth=3.5, foreground="black"), effects.Normal()]
     ax.plot(paper_beta, gamma, color="white", linewidth=2, path_effects=outline, label="C = 0 [GT]")
     outline = [effects.Stroke(linewidth=3.5, foreground="white"), effects.Normal()]
@@ -71,7 +89,14 @@ def borders(ax: Axes, gamma: Points, paper_beta: Points, discrete_beta: Points) 
     return ax
 
 
-def slopes(ax: Axes, position: Points, measured: Points, paper: Points, discrete: Points, bound: Points) -> Axes:
+def slopes(
+    ax: Axes,
+    position: Points,
+    measured: Float[np.ndarray, "... points"],
+    paper: Points,
+    discrete: Points,
+    bound: Points,
+) -> Axes:
     """Measured slopes of ln‖uₙ‖∞ against what theory predicts, one circle for each run.
 
     Args:
@@ -82,7 +107,20 @@ def slopes(ax: Axes, position: Points, measured: Points, paper: Points, discrete
         discrete: the rate of the discrete bound, max(0, ln γ − ½ ln β).
         bound: the slope of the discrete bound itself at the same iterations, bias correction included.
     """
+    if np.ndim(measured) > 1 and np.size(measured):
+        measured = np.reshape(measured, (-1, np.shape(measured)[-1]))
+    position, paper, discrete, bound, measured = check_data(
+        {
+            "position": (position, "points"),
+            "paper": (paper, "points"),
+            "discrete": (discrete, "points"),
+            "bound": (bound, "points"),
+            "measured": (np.atleast_2d(measured), "seeds points"),
+        }
+    )
     low, high = position.min(), position.max()
+    if not (np.isfinite([low, high]).all() and low < high):
+        raise ValueError(f"position must hold two different finite numbers, got {low!r} to {high!r}")
     margin = 0.04 * (high - low)
     ax.axvspan(low - margin, 0, color=_ORANGE, alpha=0.15, linewidth=0)
     ax.axvspan(0, high + margin, color=_BLUE, alpha=0.08, linewidth=0)
@@ -116,12 +154,22 @@ def histories(
         log_bounds: ln Bₙ by run.
         labels: one for each run.
     """
-    ax.set_yscale("log")
+    iterations, log_updates, log_bounds = check_data(
+        {
+            "iterations": (iterations, "times"),
+            "log_updates": (log_updates, "runs times"),
+            "log_bounds": (log_bounds, "runs times"),
+        }
+    )
+    check_labels("labels", labels, len(log_updates), "runs")
     colours = (_BLUE, _GREEN, _ORANGE, _VERMILLION, _BLACK)
-    for index, (update, bound, label) in enumerate(zip(log_updates, log_bounds, labels, strict=True)):
+    with np.errstate(over="ignore"):
+        updates, bounds = np.exp(log_updates), np.exp(log_bounds)
+    log_scale(ax, updates, bounds)
+    for index, (update, bound, label) in enumerate(zip(updates, bounds, labels, strict=True)):
         colour = colours[index % len(colours)]
-        ax.plot(iterations, np.exp(update), color=colour, label=label)
-        ax.plot(iterations, np.exp(bound), "--", color=colour, linewidth=1)
+        ax.plot(iterations, update, color=colour, label=label)
+        ax.plot(iterations, bound, "--", color=colour, linewidth=1)
     ax.set_xlabel("iteration n")
     ax.set_ylabel("‖uₙ‖∞ (dashed: bound Bₙ)")
     ax.legend(loc="upper left")

@@ -1,5 +1,6 @@
 """Pictures of runs: parameters, errors and sharpness over the iterations."""
 
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -10,10 +11,14 @@ import numpy as np
 from jax import Array
 from jaxtyping import Int, Real
 from matplotlib.axes import Axes
+from matplotlib.backends.registry import BackendFilter, backend_registry
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from adamflow.checks import check_count
+from adamflow.plotting.arguments import check_axes, check_data, log_scale
 from adamflow.solve import Comparison, Convergence, Trajectory
+from adamflow.solve.trajectory import check_rows
 
 #: A number for each saved iteration.
 Values: TypeAlias = Sequence[float | int] | Real[np.ndarray | Array, "saved"]
@@ -23,6 +28,7 @@ _MARKERS = 25
 _CIRCLES: Any = dict(linestyle="none", marker="o", markerfacecolor="white", markersize=3.5, markeredgewidth=0.8)
 _LINE: Any = dict(linestyle="-", linewidth=1.1)
 _DASHES = ("--", ":", "-.")
+_WITHOUT_WINDOWS = {name.lower() for name in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)}
 
 
 def trajectories(
@@ -44,7 +50,8 @@ def trajectories(
         parameters: how many to draw at random, without replacement (all of them if the runs hold no more), or which:
             places in the parameters laid out in one row, leaf after leaf as `jax.tree.leaves` lists them.
         seed: determines the choice. Runs of equally many parameters get the same one.
-        ax: where to draw; by default axes of a new figure.
+        ax: where to draw; by default axes of a new figure. With a backend without windows, such as Agg, that figure
+            takes the place of the one before in pyplot's list, whose axes stay usable.
 
     Returns:
         the axes.
@@ -90,7 +97,8 @@ def errors(*comparisons: Comparison, relative: bool = True, ax: Axes | None = No
     Args:
         comparisons: what `af.compare` returned, at least one; each line is labelled by the name of its run.
         relative: whether errors are divided by the distance that the reference has moved so far.
-        ax: where to draw; by default axes of a new figure.
+        ax: where to draw; by default axes of a new figure. With a backend without windows, such as Agg, that figure
+            takes the place of the one before in pyplot's list, whose axes stay usable.
 
     Returns:
         the axes.
@@ -107,15 +115,19 @@ def errors(*comparisons: Comparison, relative: bool = True, ax: Axes | None = No
     """
     if not comparisons:
         raise ValueError("errors needs at least one comparison, got none; make one with af.compare(discrete, run)")
+    for comparison in comparisons:
+        if not isinstance(comparison, Comparison):
+            raise ValueError(f"errors draws what af.compare returned, got {type(comparison).__name__}")
+        check_data({"the iterations of a comparison": (comparison.iterations, "saved")})
     norms = sorted({comparison.norm for comparison in comparisons})
     if len(norms) > 1:
         raise ValueError(f"the comparisons measure in different norms, {norms}; one axis shows one norm")
+    drawn = [comparison.relative if relative else comparison.absolute for comparison in comparisons]
     ax = _axes(ax)
-    ax.set_yscale("log", nonpositive="mask")
+    log_scale(ax, *drawn)
     several = len({comparison.names[0] for comparison in comparisons}) > 1
-    for comparison in comparisons:
+    for comparison, values in zip(comparisons, drawn, strict=True):
         reference, name = comparison.names
-        values = comparison.relative if relative else comparison.absolute
         ax.plot(comparison.iterations, values, label=f"{name} against {reference}" if several else name)
     ax.set_xlabel("iteration n")
     way = "error" if norms == ["euclidean"] else "largest error"
@@ -129,7 +141,8 @@ def convergence(*results: Convergence, ax: Axes | None = None) -> Axes:
 
     Args:
         results: what `af.convergence` returned, at least one; each line is labelled by the name of its flow.
-        ax: where to draw; by default axes of a new figure.
+        ax: where to draw; by default axes of a new figure. With a backend without windows, such as Agg, that figure
+            takes the place of the one before in pyplot's list, whose axes stay usable.
 
     Returns:
         the axes.
@@ -145,6 +158,11 @@ def convergence(*results: Convergence, ax: Axes | None = None) -> Axes:
     """
     if not results:
         raise ValueError("convergence needs at least one result, got none; make one with af.convergence(...)")
+    for result in results:
+        if not isinstance(result, Convergence):
+            raise ValueError(f"convergence draws what af.convergence returned, got {type(result).__name__}")
+        rates, errors = (result.learning_rates, "rates"), (result.errors, "rates")
+        check_data({"learning_rates of a result": rates, "errors of a result": errors})
     ax = _axes(ax)
     for result in results:
         label = f"{result.name}: slope {result.order:.2f}"
@@ -170,7 +188,8 @@ def sharpness(
         values: the learning rate times the sharpness, η s, which has no unit; positive ones show.
         edge: the η s at which a step or a flow turns unstable, or several by name.
         label: what the legend calls the values.
-        ax: where to draw; by default axes of a new figure.
+        ax: where to draw; by default axes of a new figure. With a backend without windows, such as Agg, that figure
+            takes the place of the one before in pyplot's list, whose axes stay usable.
 
     Returns:
         the axes.
@@ -184,16 +203,18 @@ def sharpness(
         >>> [text.get_text() for text in ax.get_legend().get_texts()]
         ['along the run', 'edge of stability, 38']
     """
-    if np.shape(iterations) != np.shape(values):
-        raise ValueError(
-            f"values must hold one number for each iteration, got {np.shape(values)} for {np.shape(iterations)}"
-        )
+    (iterations,), (values,) = (
+        check_data({name: (given, "saved")}) for name, given in (("iterations", iterations), ("values", values))
+    )
+    if iterations.shape != values.shape:
+        raise ValueError(f"values must hold one number for each iteration, got {values.shape} for {iterations.shape}")
     edges = dict(edge) if isinstance(edge, Mapping) else {"edge of stability": edge}
     for name, height in edges.items():
-        if not height > 0:
+        (number,) = check_data({name: (height, "")}, finite=False)
+        if not 0 < number < np.inf:
             raise ValueError(f"{name} must be positive, got {height!r}; it is a learning rate times a sharpness")
     ax = _axes(ax)
-    ax.set_yscale("log", nonpositive="mask")
+    log_scale(ax, values)
     ax.plot(iterations, values, label=label)
     for index, (name, height) in enumerate(edges.items()):
         style = _DASHES[index % len(_DASHES)]
@@ -204,12 +225,32 @@ def sharpness(
     return ax
 
 
+#: The figure that `_axes` made last.
+_last_made: list[weakref.ref[Figure]] = []
+
+
 def _axes(ax: Axes | None) -> Axes:
-    return plt.subplots(layout="constrained")[1] if ax is None else ax
+    """The axes given, or those of a new figure.
+
+    With a backend without windows the figure made before is closed, which takes it from pyplot's list and no more: its
+    axes stay as they are. A program that draws a thousand pictures would keep all of them open otherwise. In windows
+    and notebooks several figures are shown at a time, and closing them is up to the user.
+    """
+    if ax is not None:
+        check_axes(ax)
+        return ax
+    figure, axes = plt.subplots(layout="constrained")
+    previous = _last_made.pop()() if _last_made else None
+    if previous is not None and mpl.get_backend().lower() in _WITHOUT_WINDOWS:
+        plt.close(previous)
+    _last_made.append(weakref.ref(figure))
+    return axes
 
 
 def _table(run: Trajectory) -> np.ndarray:
     """The parameters of a run, one row for each saved iteration."""
+    if not isinstance(run, Trajectory):
+        raise ValueError(f"a run must be what af.iterate or af.solve returned, got {type(run).__name__}")
     if run.params is None:
         raise ValueError(
             f"the run {run.name!r} holds no parameters, since it had an observe= function; run it without one, or "
@@ -220,6 +261,7 @@ def _table(run: Trajectory) -> np.ndarray:
             f"the run {run.name!r} is a batch of shape {run.iterations.shape[:-1]}; take one lane of it, for example "
             "jax.tree.map(lambda leaf: leaf[0], run)"
         )
+    check_rows(run)
     leaves = [np.asarray(leaf).reshape(len(run), -1) for leaf in jax.tree.leaves(run.params)]
     return np.concatenate(leaves, axis=1)
 
@@ -228,7 +270,7 @@ def _choose(parameters: Any, size: int, seed: int) -> np.ndarray:
     """Places of the parameters to draw, of `size` in all."""
     if np.ndim(parameters) == 0:
         count = min(check_count("parameters", parameters), size)
-        return np.sort(np.random.default_rng(seed).choice(size, count, replace=False))
+        return np.sort(np.random.default_rng(check_count("seed", seed, low=0)).choice(size, count, replace=False))
     places = np.asarray(parameters)
     if places.ndim != 1 or places.size == 0 or not np.issubdtype(places.dtype, np.integer):
         raise ValueError(f"parameters must be a count or a sequence of whole numbers, got {parameters!r}")

@@ -4,12 +4,15 @@ Theory is drawn as wide pale lines, and what was measured lies on them. The colo
 apart by colour-blind readers; signs are told apart without colour too.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+
+from adamflow.plotting.arguments import check_data, check_inside, check_labels, check_mapping, check_rows
 
 Gammas: TypeAlias = Float[np.ndarray, " gammas"]
 Table: TypeAlias = Float[np.ndarray, "rows columns"]
@@ -30,7 +33,12 @@ def factors(
         measured: K by model.
         predicted: K by the same models.
     """
+    measured = _check_gammas(gammas, "measured", measured)
+    predicted = _check_gammas(gammas, "predicted", predicted)
+    if set(measured) - set(predicted):
+        raise ValueError(f"predicted must be of the models {', '.join(measured)}, got {', '.join(predicted)}")
     for place, (name, values) in enumerate(measured.items()):
+        place %= len(_COLOURS)
         colour, mark = _COLOURS[place], _MARKS[place]
         ax.plot(1 / (1 - gammas), predicted[name], color=colour, alpha=0.25, linewidth=5)
         ax.plot(1 / (1 - gammas), values, mark, color=colour, markersize=5, fillstyle="none", label=name)
@@ -50,8 +58,12 @@ def ratios(ax: Axes, gammas: Gammas, values: Mapping[str, Float[np.ndarray, "gam
         values: by name.
         ylabel: what they are.
     """
+    values = {
+        name: _check_gammas(gammas, "values", {name: table}, "gammas tensors")[name] for name, table in values.items()
+    }
     ax.axhline(1, color="black", alpha=0.25, linewidth=5)
     for place, (name, table) in enumerate(values.items()):
+        place %= len(_COLOURS)
         for number, column in enumerate(table.T):
             style: Any = dict(color=_COLOURS[place], marker=_MARKS[place], markersize=4, linewidth=1, fillstyle="none")
             ax.plot(1 / (1 - gammas), column, label=name if number == 0 else None, **style)
@@ -71,14 +83,21 @@ def norms(
         iterations: n.
         values: by run: ‖W‖², the law corrected for momentum, and that of [GT].
     """
-    for colour, (name, (measured, corrected, paper)) in zip(_COLOURS[1:], values.items(), strict=False):
+    for name, curves in check_mapping("values", values).items():
+        if len(curves) != 3:
+            raise ValueError(f"values[{name!r}] must hold 3 curves, ‖W‖² and both laws, got {len(curves)}")
+        named = {f"values[{name!r}][{place}]": (curve, "times") for place, curve in enumerate(curves)}
+        check_data({"iterations": (iterations, "times"), **named})
+    colours = itertools.cycle(_COLOURS[1:])
+    for colour, (name, (measured, corrected, paper)) in zip(colours, values.items(), strict=False):
         ax.plot(iterations, measured, color=colour, alpha=0.35, linewidth=4, label=name)
         ax.plot(iterations, corrected, "--", color=colour, linewidth=1.2)
         ax.plot(iterations, paper, ":", color=colour, linewidth=1.2)
     ax.plot([], [], "--", color="black", linewidth=1.2, label="law, corrected for momentum")
     ax.plot([], [], ":", color="black", linewidth=1.2, label="law of [GT]")
-    top = 1.45 * max(float(np.max(curves)) for curves in values.values())
-    ax.set(xlabel="iteration n", ylabel="‖W‖² / ‖W(0)‖²", ylim=(0, top))
+    drawn = np.concatenate([np.ravel(curve) for curves in values.values() for curve in curves])
+    top = 1.45 * drawn[np.isfinite(drawn)].max()
+    ax.set(xlabel="iteration n", ylabel="‖W‖² / ‖W(0)‖²", ylim=(0, top if top > 0 else None))
     ax.legend(loc="upper left", ncols=2)
     return ax
 
@@ -91,7 +110,8 @@ def triangle(ax: Axes, iterations: Float[np.ndarray, " saved"], cosines: Float[n
         iterations: n.
         cosines: by the iteration of W, then that of the gradient; nan above the diagonal.
     """
-    limit = float(np.nanmax(np.abs(cosines)))
+    iterations, cosines = check_data({"iterations": (iterations, "saved"), "cosines": (cosines, "saved saved")})
+    limit = float(np.abs(cosines[np.isfinite(cosines)]).max()) or 1.0
     image = ax.pcolormesh(iterations, iterations, cosines, cmap="RdBu", vmin=-limit, vmax=limit, rasterized=True)
     every = max(1, len(iterations) // 25)
     rows, columns = np.nonzero(np.nan_to_num(cosines[::every, ::every]) > 0)
@@ -112,7 +132,9 @@ def lines(
         positions: along the axis.
         values: by name, by run.
     """
-    for colour, (name, table) in zip(_COLOURS[1:], values.items(), strict=False):
+    for name, table in check_mapping("values", values).items():
+        check_data({"positions": (positions, "places"), f"values[{name!r}]": (table, "runs places")})
+    for colour, (name, table) in zip(itertools.cycle(_COLOURS[1:]), values.items(), strict=False):
         ax.fill_between(positions, table.min(axis=0), table.max(axis=0), color=colour, alpha=0.15, linewidth=0)
         ax.plot(positions, table.mean(axis=0), color=colour, label=name)
     ax.legend()
@@ -133,6 +155,12 @@ def distances(
         values: by problem; means over seeds are drawn, and a band over the seeds of the first run.
         runs: what the runs are.
     """
+    for name, table in check_mapping("values", values).items():
+        check_data({"iterations": (iterations, "saved"), f"values[{name!r}]": (table, "seeds runs saved")})
+        check_labels("runs", runs, np.shape(table)[1], f"runs of values[{name!r}]")
+    for limit, name, given in ((len(_LINES), "values", values), (4, "runs", runs)):
+        if len(given) > limit:
+            raise ValueError(f"{name} must be at most {limit}, the number of styles, got {len(given)}")
     for line, table in zip(_LINES, values.values(), strict=False):
         ax.fill_between(iterations, *(f(table[:, 0], axis=0) for f in (np.min, np.max)), color=_COLOURS[1], alpha=0.15)
         for colour, row in zip((*_COLOURS[1:4], "0.6"), table.mean(axis=0), strict=False):
@@ -155,6 +183,11 @@ def coordinates(ax: Axes, iterations: Float[np.ndarray, " saved"], reference: Ta
         reference: by iteration and entry.
         runs: by name, the same entries.
     """
+    iterations, reference = check_data({"iterations": (iterations, "saved"), "reference": (reference, "saved entries")})
+    for name, table in runs.items():
+        check_data({"reference": (reference, "saved entries"), f"runs[{name!r}]": (table, "saved entries")})
+    if len(runs) > len(_LINES):
+        raise ValueError(f"runs must be at most {len(_LINES)}, the number of line styles, got {len(runs)}")
     every = max(1, len(iterations) // 25)
     for entry, column in enumerate(reference.T):
         colour = _COLOURS[entry % len(_COLOURS)]
@@ -167,6 +200,15 @@ def coordinates(ax: Axes, iterations: Float[np.ndarray, " saved"], reference: Ta
     ax.set(xlabel="iteration n", ylabel="entries of W / root mean square")
     ax.legend()
     return ax
+
+
+def _check_gammas(
+    gammas: Gammas, name: str, values: Mapping[str, Any], axes: str = "gammas"
+) -> dict[str, Float[np.ndarray, "..."]]:
+    """The values by name, one for each γ, or a `ValueError`."""
+    (checked,) = check_data({"gammas": (gammas, "gammas")})
+    check_inside("gammas", checked, 0.0, 1.0, low_open=False)
+    return check_rows(name, values, axes, {"gammas": (checked, "gammas")})
 
 
 def _gamma_axis(ax: Axes, gammas: Gammas) -> None:

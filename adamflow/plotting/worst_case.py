@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
+from adamflow.plotting.arguments import check_data, check_mapping, log_scale
+
 Times: TypeAlias = Float[np.ndarray, "times"]
 
 _BLUE, _GREEN, _VERMILLION, _GREY = "#0072B2", "#009E73", "#D55E00", "0.45"
@@ -27,7 +29,9 @@ def gradients(ax: Axes, iterations: Times, discrete: Times, flows: Mapping[str, 
         flows: by the name of its rate, the signal |g(n)| of a flow, drawn as a line, and its first gradient, drawn as a
             square at 0.
     """
-    ax.set_yscale("log")
+    iterations, discrete = check_data({"iterations": (iterations, "times"), "discrete": (discrete, "times")})
+    _check_flows(iterations, {name: (signal,) for name, (signal, _) in check_mapping("flows", flows).items()})
+    log_scale(ax, discrete, *(signal for signal, _ in flows.values()))
     for colour, (name, (signal, start)) in zip(_FLOWS, flows.items(), strict=False):
         ax.plot(iterations[1:], signal[1:], color=colour, linewidth=1.2, label=f"flow, {name} rate")
         ax.plot(0, start, "s", color=colour, markersize=5, clip_on=False, zorder=4)
@@ -51,7 +55,18 @@ def discrete_updates(
         paper: the bound of [GT]; where it lies below the other one is shaded.
         random: of |uₙ| under random gradients, the quantiles 5%, 25%, 50% and 75%, 95%.
     """
-    ax.set_yscale("log")
+    iterations, update, bound, paper, random = check_data(
+        {
+            "iterations": (iterations, "times"),
+            "update": (update, "times"),
+            "bound": (bound, "times"),
+            "paper": (paper, "times"),
+            "random": (random, "quantiles times"),
+        }
+    )
+    if len(random) != 5:
+        raise ValueError(f"random must hold 5 quantiles, 5%, 25%, 50%, 75% and 95%, got {len(random)}")
+    log_scale(ax, update, bound)
     ax.fill_between(iterations, random[0], random[4], color=_GREY, alpha=0.2, linewidth=0)
     ax.fill_between(iterations, random[1], random[3], color=_GREY, alpha=0.3, linewidth=0)
     ax.plot(iterations, random[2], color=_GREY, linewidth=1)
@@ -77,6 +92,8 @@ def flow_updates(ax: Axes, iterations: Times, flows: Mapping[str, tuple[Times, T
         flows: by the name of its rate, |u(n)| and the bound that it attains.
         paper: the bound of [GT]; where it lies below that of the first flow is shaded.
     """
+    iterations, paper = check_data({"iterations": (iterations, "times"), "paper": (paper, "times")})
+    _check_flows(iterations, check_mapping("flows", flows))
     every = max(1, len(iterations) // 25)
     for colour, (name, (update, bound)) in zip(_FLOWS, flows.items(), strict=False):
         ax.plot(iterations, bound, color=colour, alpha=0.3, linewidth=5, label=f"attained bound, {name} rate")
@@ -85,6 +102,15 @@ def flow_updates(ax: Axes, iterations: Times, flows: Mapping[str, tuple[Times, T
     ax.set_ylabel("flow's update |u(n)|")
     _label(ax, iterations)
     return ax
+
+
+def _check_flows(iterations: Times, flows: Mapping[str, tuple[Times, ...]]) -> None:
+    """Raise `ValueError` unless there are at most two flows, each with a number for each iteration in its curves."""
+    if len(flows) > len(_FLOWS):
+        raise ValueError(f"flows must be at most {len(_FLOWS)}, the number of colours, got {len(flows)}")
+    for name, curves in flows.items():
+        named = {f"flows[{name!r}][{place}]": (curve, "times") for place, curve in enumerate(curves)}
+        check_data({"iterations": (iterations, "times"), **named})
 
 
 def _paper_bound(ax: Axes, iterations: Times, paper: Times, attained: Times) -> None:
@@ -101,5 +127,6 @@ def _paper_bound(ax: Axes, iterations: Times, paper: Times, attained: Times) -> 
 
 
 def _label(ax: Axes, iterations: Times) -> None:
-    ax.set_xlim(iterations[0], iterations[-1])
+    if len(iterations) > 1:
+        ax.set_xlim(iterations[0], iterations[-1])
     ax.set_xlabel("iteration n")

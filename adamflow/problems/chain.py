@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from adamflow.checks import check_count
+from adamflow.problems.numbers import array_size
 from adamflow.problems.problem import Problem
 
 
@@ -39,6 +39,6 @@ def chain(dimension: int) -> Problem:
         >>> round(float(problem.loss(problem.params)), 4)
         4.4131
     """
-    dimension = check_count("dimension", dimension, low=2)
+    dimension = array_size("dimension", dimension, low=2)
     start = jnp.linspace(-1.0, 1.0, dimension) + 0.3
     return Problem("chain", start, Chain(jnp.linspace(0.5, 5.0, dimension)))

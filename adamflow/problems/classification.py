@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from adamflow.problems.cross_entropy import mean_cross_entropy
+from adamflow.problems.examples import check_features, check_labels
 from adamflow.problems.problem import Problem
 from adamflow.types import Params
 
@@ -37,14 +38,29 @@ class Rows(eqx.Module):
 
 
 class ClassifierLoss(eqx.Module):
-    """Mean cross-entropy in nats over the module's own examples, or over a batch."""
+    """Mean cross-entropy in nats over the module's own examples, or over a batch, whose shapes are checked."""
 
     network: Network
     examples: Examples
 
     def __call__(self, params: Any, batch: Examples | None = None) -> Float[Array, ""]:
-        features, labels = self.examples if batch is None else batch
+        features, labels = self.examples if batch is None else self._checked(batch)
         return mean_cross_entropy(self.network(params, features), labels)
+
+    def _checked(self, batch: Any) -> Examples:
+        """The batch, or a `ValueError` unless it holds features like the module's own and one label for each."""
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise ValueError(f"batch must be a pair (features, labels), got {type(batch).__name__}")
+        features, labels = map(jnp.asarray, batch)
+        shape = self.examples[0].shape[1:]
+        if features.shape[1:] != shape or features.ndim == 0 or features.shape[0] == 0:
+            raise ValueError(
+                f"batch[0] must hold at least one example of shape {shape}, as those of the problem, got shape "
+                f"{features.shape}"
+            )
+        check_features("batch[0]", features)
+        check_labels("batch[1]", labels, features.shape[0])
+        return features, labels
 
 
 class Accuracy(eqx.Module):

@@ -6,17 +6,21 @@ from typing import TypeAlias
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Integer
 
 from adamflow.checks import check_choice, check_count
 from adamflow.problems.classification import ACTIVATIONS, Examples, classification
-from adamflow.problems.digits import load_digits
+from adamflow.problems.digits import check_widths, load_digits
+from adamflow.problems.examples import check_parts
 from adamflow.problems.invariant import NORMALIZATIONS, shift_and_scale, weights_before_normalization, with_gain
+from adamflow.problems.numbers import array_size
 from adamflow.problems.problem import Problem
 
 #: One {"weight": (kernel, kernel, inputs, outputs), "bias": (outputs,)} per convolution, with "gain": (outputs,) where
 #: it is normalized, then {"weight": (features, classes), "bias": (classes,)}.
 Layers: TypeAlias = tuple[dict[str, Float[Array, "..."]], ...]
+#: Images and labels as users have them, of NumPy or jax.
+Part: TypeAlias = tuple[Float[Array | np.ndarray, "_ height width colours"], Integer[Array | np.ndarray, "_"]]
 DIGITS_SIDE = 8
 
 
@@ -64,7 +68,7 @@ def cnn(
     *,
     kernel: int = 3,
     normalization: str | None = None,
-    data: tuple[Examples, Examples] | None = None,
+    data: tuple[Part, Part] | None = None,
     train_size: int | None = None,
     test_fraction: float = 0.25,
     seed: int = 0,
@@ -84,8 +88,9 @@ def cnn(
         normalization: "layer" (over all of an example) or "batch" (over examples and positions, with the statistics of
             the examples at hand) for φ(gain · norm(x ∗ W) + bias); `None` for φ(x ∗ W + bias). A normalized W is
             scale-invariant: f(cW) = f(W) for c > 0.
-        data: the train and the test part, each images of shape (examples, height, width, colours) and labels, whole
-            numbers from 0; `None` for scikit-learn's digits, of shape (8, 8, 1).
+        data: the train and the test part, each images of shape (examples, height, width, colours), finite floats scaled
+            to about [0, 1], and integer labels from 0 of shape (examples,); `None` for scikit-learn's digits, of shape
+            (8, 8, 1).
         train_size: how many of the train images loss and batches see, the first ones; `None` for all.
         test_fraction: of the digits, share of the images held out for the metrics, strictly between 0 and 1.
         seed: of the initial weights.
@@ -98,7 +103,11 @@ def cnn(
 
     Raises:
         ImportError: scikit-learn is missing.
-        ValueError: an argument out of range, or images too small for so many halvings.
+        ValueError: an argument out of range, data of other shapes or types, pixels that are not finite, labels below
+            0, or images too small for so many halvings.
+
+    Warns:
+        UserWarning: pixels above 30, which look like bytes, or images whose colours seem to come first.
 
     Example:
         >>> import adamflow as af
@@ -111,12 +120,10 @@ def cnn(
     check_choice("activation", activation, tuple(ACTIVATIONS))
     if normalization is not None:
         check_choice("normalization", normalization, NORMALIZATIONS)
-    channels = [check_count("channels", width) for width in channels]
-    if not channels:
-        raise ValueError("channels must name at least one convolution, got (); for none use af.problems.mlp")
-    if check_count("kernel", kernel) % 2 == 0:
+    channels = check_widths("channels", channels, "convolution", "af.problems.mlp")
+    if array_size("kernel", kernel) % 2 == 0:
         raise ValueError(f"kernel must be odd, so that the image keeps its size, got {kernel}; try {kernel + 1}")
-    train, test = _digit_images(test_fraction, data_seed) if data is None else data
+    train, test = _digit_images(test_fraction, data_seed) if data is None else check_parts(data)
     if train_size is not None:
         train = _first(train, train_size)
     params = _initial(train, test, channels, activation, kernel, normalization, check_count("seed", seed, low=0))
@@ -127,7 +134,7 @@ def cnn(
 def _initial(
     train: Examples,
     test: Examples,
-    channels: list[int],
+    channels: tuple[int, ...],
     activation: str,
     kernel: int,
     normalization: str | None,
@@ -137,7 +144,7 @@ def _initial(
     if min(height, width) < 2**halvings:
         raise ValueError(
             f"{halvings} convolutions halve images of {height} by {width} to nothing; take at most "
-            f"{min(height, width).bit_length() - 1} channels, got {tuple(channels)}"
+            f"{min(height, width).bit_length() - 1} channels, got {channels}"
         )
     classes = int(max(train[1].max(), test[1].max())) + 1
     generator = np.random.default_rng(seed)

@@ -1,14 +1,15 @@
 """Handwritten digits: softmax regression and a multilayer perceptron, small enough for full-batch runs."""
 
+from collections.abc import Iterable
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from adamflow.checks import check_choice, check_count, check_range
+from adamflow.checks import check_choice, check_count
 from adamflow.problems.classification import ACTIVATIONS, Examples, classification
 from adamflow.problems.invariant import (
     NORMALIZATIONS,
@@ -17,6 +18,7 @@ from adamflow.problems.invariant import (
     weights_before_normalization,
     with_gain,
 )
+from adamflow.problems.numbers import array_size, real_number
 from adamflow.problems.problem import Problem
 
 #: One {"weight": (inputs, outputs), "bias": (outputs,)} per layer, and "gain": (outputs,) where it is normalized.
@@ -108,9 +110,8 @@ def mlp(
     if normalization is not None:
         check_choice("normalization", normalization, NORMALIZATIONS)
     check_choice("activation", activation, tuple(ACTIVATIONS))
-    if not widths:
-        raise ValueError("widths must name at least one hidden layer, got (); for none use af.problems.logistic")
-    sizes = (PIXELS, *(check_count("widths", width) for width in widths), CLASSES)
+    widths = check_widths("widths", widths, "hidden layer", "af.problems.logistic")
+    sizes = (PIXELS, *widths, CLASSES)
     if normalization == "layer":
         check_enough_to_normalize("widths with layer norm", min(widths))
     generator = np.random.default_rng(check_count("seed", seed, low=0))
@@ -125,6 +126,23 @@ def mlp(
     return classification("mlp", tuple(params), network, *data, invariant)
 
 
+def check_widths(name: str, widths: Any, kind: str, without: str) -> tuple[int, ...]:
+    """The widths as integers, or a `ValueError` unless they are a sequence of at least one positive integer.
+
+    Args:
+        name: what they are called in the API.
+        widths: of each layer.
+        kind: what a layer is called.
+        without: the problem without such layers.
+    """
+    if not isinstance(widths, Iterable) or isinstance(widths, str | bytes | dict) or getattr(widths, "ndim", 1) == 0:
+        raise ValueError(f"{name} must be a sequence of whole numbers, one for each {kind}, got {widths!r}")
+    checked = tuple(array_size(name, width) for width in widths)
+    if not checked:
+        raise ValueError(f"{name} must name at least one {kind}, got (); for none use {without}")
+    return checked
+
+
 def load_digits(test_fraction: float, data_seed: int) -> tuple[Examples, Examples]:
     """The train and the test part of scikit-learn's digits, as rows of 64 pixels.
 
@@ -136,7 +154,7 @@ def load_digits(test_fraction: float, data_seed: int) -> tuple[Examples, Example
         ImportError: scikit-learn is missing.
         ValueError: an argument out of range.
     """
-    check_range("test_fraction", test_fraction, 0.0, 1.0, low_open=True, high_open=True)
+    test_fraction = float(real_number("test_fraction", test_fraction, 0.0, 1.0, low_open=True))
     try:
         from sklearn.datasets import load_digits as read_digits
     except ImportError as error:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from adamflow.problems.classification import Examples
+from adamflow.problems.text import check_path
 
 CIFAR_SIDE, CIFAR_COLOURS, CLASSES = 32, 3, 10
 #: A byte for the label, then the planes of red, green and blue.
@@ -24,7 +25,7 @@ def read_cifar10(folder: str | Path) -> tuple[Examples, Examples]:
 
     The folder holds data_batch_1.bin to data_batch_5.bin and test_batch.bin. Each is a sequence of records of 3073
     bytes: the label, then 32 by 32 bytes of red, as many of green and of blue, row by row. The published files hold
-    10,000 records each; other numbers are read too.
+    10,000 records each; other numbers are read too, and files compressed by gzip, with the ending .gz.
 
     Args:
         folder: where the six files are.
@@ -34,8 +35,8 @@ def read_cifar10(folder: str | Path) -> tuple[Examples, Examples]:
         `cnn(data=...)` takes them. The published images take 740 MB in float32.
 
     Raises:
-        OSError: the folder or a file is missing or cannot be read.
-        ValueError: a file's size is no whole number of records, or a label is above 9.
+        OSError: the folder or a file is missing, empty or cannot be read.
+        ValueError: folder is no path; a file's size is no whole number of records, or a label is above 9.
 
     Example:
         >>> import adamflow as af, numpy as np, pathlib, tempfile
@@ -55,8 +56,10 @@ def read_fashion_mnist(folder: str | Path) -> tuple[Examples, Examples]:
     """Fashion-MNIST (Xiao et al. 2017), or MNIST, from the folder of its four idx files, compressed by gzip or not.
 
     The files are train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte,
-    each with or without the ending .gz. An idx file starts with two zeros, the type (8: bytes) and the number of axes,
-    then their lengths as big-endian integers of 4 bytes, then the bytes themselves.
+    each with or without the ending .gz, and with a hyphen or a dot before "idx", as mirrors name them. Of several, the
+    first with content counts; empty files and folders of such a name are passed over. An idx file starts with two
+    zeros, the type (8: bytes) and the number of axes, then their lengths as big-endian integers of 4 bytes, then the
+    bytes themselves.
 
     Args:
         folder: where the four files are.
@@ -66,9 +69,9 @@ def read_fashion_mnist(folder: str | Path) -> tuple[Examples, Examples]:
         published files, and labels from 0 to 9, as `cnn(data=...)` takes them.
 
     Raises:
-        OSError: the folder or a file is missing or cannot be read.
-        ValueError: a file is no idx file of bytes with the right number of axes, its size is not what it says, images
-            and labels differ in number, or a label is above 9.
+        OSError: the folder or a file is missing, empty or cannot be read.
+        ValueError: folder is no path; a file is no idx file of bytes with the right number of axes, its size is not
+            what it says, images and labels differ in number, or a label is above 9.
 
     Example:
         >>> import adamflow as af, pathlib, tempfile
@@ -88,16 +91,16 @@ def read_fashion_mnist(folder: str | Path) -> tuple[Examples, Examples]:
 
 
 def _folder(folder: str | Path, example: str) -> Path:
-    folder = Path(folder)
-    if not folder.is_dir():
+    path = check_path("folder", folder)
+    if not path.is_dir():
         raise NotADirectoryError(f"{str(folder)!r} is no folder; give the one that holds {example}")
-    return folder
+    return path
 
 
 def _cifar_part(folder: Path, names: tuple[str, ...]) -> Examples:
-    records = np.concatenate([_cifar_records(_existing(folder, name)) for name in names])
+    records = np.concatenate([_cifar_records(_existing(folder, name, f"{name}.gz")) for name in names])
     planes = records[:, 1:].reshape(-1, CIFAR_COLOURS, CIFAR_SIDE, CIFAR_SIDE)
-    return _examples(planes.transpose(0, 2, 3, 1), records[:, 0], folder / names[0])
+    return _examples(planes.transpose(0, 2, 3, 1), records[:, 0])
 
 
 def _cifar_records(path: Path) -> UInt8[np.ndarray, "records bytes"]:
@@ -107,18 +110,24 @@ def _cifar_records(path: Path) -> UInt8[np.ndarray, "records bytes"]:
             f"{str(path)!r} has {len(content)} bytes, which is no whole number of records of {CIFAR_RECORD} bytes; it "
             "is cut short, or not of the binary version (the Python version is a pickle)"
         )
-    return np.frombuffer(content, np.uint8).reshape(-1, CIFAR_RECORD)
+    records = np.frombuffer(content, np.uint8).reshape(-1, CIFAR_RECORD)
+    _check_classes(records[:, 0], path)
+    return records
 
 
 def _idx_part(folder: Path, part: str) -> Examples:
-    paths = [_existing(folder, f"{part}-{kind}-ubyte", ".gz") for kind in ("images-idx3", "labels-idx1")]
+    paths = [
+        _existing(folder, *(f"{part}-{kind}{sign}{idx}-ubyte{ending}" for sign in "-." for ending in ("", ".gz")))
+        for kind, idx in (("images", "idx3"), ("labels", "idx1"))
+    ]
     images, labels = (_read_idx(path, axes) for path, axes in zip(paths, (3, 1), strict=True))
     if len(images) != len(labels):
         raise ValueError(
             f"{str(paths[0])!r} holds {len(images)} images, but {str(paths[1])!r} {len(labels)} labels; take both from "
             "the same data set"
         )
-    return _examples(images[..., None], labels, paths[1])
+    _check_classes(labels, paths[1])
+    return _examples(images[..., None], labels)
 
 
 def _read_idx(path: Path, axes: int) -> UInt8[np.ndarray, "..."]:
@@ -138,18 +147,26 @@ def _read_idx(path: Path, axes: int) -> UInt8[np.ndarray, "..."]:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
-def _existing(folder: Path, name: str, *endings: str) -> Path:
-    """The path of a file, under its name or under its name with an ending."""
-    for path in (folder / (name + ending) for ending in ("", *endings)):
-        if path.exists():
+def _existing(folder: Path, *names: str) -> Path:
+    """The path of the first file with one of the names that has content, or an `OSError` that says what is there."""
+    blanks = []
+    for path in (folder / name for name in names):
+        if path.is_file() and path.stat().st_size:
             return path
+        if path.exists():
+            blanks.append(f"{path.name} is {'a folder' if path.is_dir() else 'empty'}")
     present = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-    also = "".join(f" or {name}{ending}" for ending in endings)
-    raise FileNotFoundError(f"{str(folder)!r} holds no {name}{also}, but: {present}")
+    found = f", but {' and '.join(blanks)}" if blanks else f", but: {present}"
+    below = next((path for depth in ("*", "*/*") for name in names for path in folder.glob(f"{depth}/{name}")), None)
+    advice = "" if below is None or below.is_dir() else f"; {str(below.parent)!r} does: give that folder"
+    raise FileNotFoundError(f"{str(folder)!r} holds no {' or '.join(names)}{found}{advice}")
 
 
 def _read(path: Path) -> bytes:
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise OSError(error.errno, f"{str(path)!r} cannot be read: {error.strerror}; check its permissions") from error
     if not content.startswith(GZIP):
         return content
     try:
@@ -158,9 +175,12 @@ def _read(path: Path) -> bytes:
         raise ValueError(f"{str(path)!r} is damaged: {error}; copy it again") from error
 
 
-def _examples(images: UInt8[np.ndarray, "_ ..."], labels: Integer[np.ndarray, "_"], path: Path) -> Examples:
+def _check_classes(labels: Integer[np.ndarray, "_"], path: Path) -> None:
     if labels.max() >= CLASSES:
         raise ValueError(
             f"a label in {str(path)!r} is {labels.max()}, but there are {CLASSES} classes, from 0; is it another file?"
         )
+
+
+def _examples(images: UInt8[np.ndarray, "_ ..."], labels: Integer[np.ndarray, "_"]) -> Examples:
     return jnp.asarray(images, dtype=float) / 255, jnp.asarray(labels, dtype=jnp.int32)

@@ -1,10 +1,9 @@
 """A power of one variable: the simplest loss whose curvature changes on the way."""
 
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from adamflow.checks import check_count, check_range
+from adamflow.problems.numbers import array_size, real_number
 from adamflow.problems.problem import Problem
 from adamflow.types import Scalar
 
@@ -22,15 +21,15 @@ def monomial(power: int, start: Scalar = 1.0) -> Problem:
     """The loss xᵏ / k in one dimension, with x(0) = `start`; its gradient is xᵏ⁻¹.
 
     Args:
-        power: k, at least 1. An odd power is used as it is, so the loss has no minimum: it falls without bound
-            as x goes to minus infinity.
+        power: k, at least 1 and below 2³¹. An odd power is used as it is, so the loss has no minimum: it falls without
+            bound as x goes to minus infinity.
         start: x(0), any real number.
 
     Returns:
         A problem whose parameters are one array of shape ().
 
     Raises:
-        ValueError: power below 1 or not whole; start not one finite number.
+        ValueError: power out of range or not whole; start not one finite number.
 
     Example:
         >>> import adamflow as af
@@ -38,9 +37,5 @@ def monomial(power: int, start: Scalar = 1.0) -> Problem:
         >>> float(problem.loss(problem.params))
         4.0
     """
-    power = check_count("power", power)
-    check_range("start", start, -jnp.inf, jnp.inf, low_open=True, high_open=True)
-    params = jnp.asarray(start, dtype=float)
-    if params.shape:
-        raise ValueError(f"start must be one number, got shape {params.shape}")
-    return Problem("monomial", params, Monomial(power))
+    power = array_size("power", power)
+    return Problem("monomial", real_number("start", start), Monomial(power))

@@ -5,10 +5,12 @@ from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key
 
 from adamflow.checks import check_count
+from adamflow.problems.numbers import array_size
 from adamflow.types import Batch, Loss, Params
 
 #: `sampler(key, size)` draws a batch of `size` examples.
@@ -28,6 +30,13 @@ class Batches(eqx.Module):
 
     def __call__(self, iteration: int | Int[Array, ""]) -> Batch:
         return self.sampler(jax.random.fold_in(self.key, iteration), self.size)
+
+
+def random_key(name: str, seed: Any) -> Key[Array, ""]:
+    """The random key of a seed, or a `ValueError` unless it is an integer in [0, 2³²), where all precisions agree."""
+    if check_count(name, seed, low=0) >= 2**32:
+        raise ValueError(f"{name} must be below 2**32, since larger seeds need 64-bit integers, got {seed}")
+    return jax.random.key(np.uint32(seed))
 
 
 class OfVector(eqx.Module):
@@ -71,15 +80,31 @@ class Problem(eqx.Module):
     sampler: Sampler | None = None
     scale_invariant: tuple[str, ...] = eqx.field(static=True, default=())
 
+    def __check_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise ValueError(f"name must be a string, got {self.name!r}")
+        if not callable(self.loss):
+            raise ValueError(f"loss must be a function of the parameters, got {type(self.loss).__name__}")
+        if not isinstance(self.metrics, dict) or not all(map(callable, self.metrics.values())):
+            raise ValueError("metrics must be a dict of functions of the parameters, by name")
+        if self.sampler is not None and not callable(self.sampler):
+            raise ValueError(f"sampler must be a function (key, size) or None, got {type(self.sampler).__name__}")
+        if isinstance(self.scale_invariant, str):
+            raise ValueError(f"scale_invariant must be a tuple of names, got the string {self.scale_invariant!r}")
+        names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(self.params)]
+        unknown = [name for name in self.scale_invariant if name not in names]
+        if unknown:
+            raise ValueError(f"scale_invariant must name leaves of params, {names}, got {unknown[0]!r}")
+
     def batches(self, size: int, seed: int = 0) -> Batches:
         """Minibatches of `size` examples, drawn independently with replacement, as a function of the iteration.
 
         Args:
             size: examples per batch, at least 1.
-            seed: equal seeds give equal batches, in float32 and float64 alike.
+            seed: equal seeds give equal batches, in float32 and float64 alike; below 2³².
 
         Raises:
-            ValueError: the problem has no minibatches.
+            ValueError: the problem has no minibatches, or an argument is out of range.
 
         Example:
             >>> import adamflow as af
@@ -93,8 +118,8 @@ class Problem(eqx.Module):
                 f"problem {self.name!r} has no minibatches, its loss has no data to draw from; "
                 "run it without batches=, or take one with data (logistic, mlp, cnn, char_transformer)"
             )
-        size = check_count("size", size)
-        return Batches(self.sampler, jax.random.key(check_count("seed", seed, low=0)), size)
+        size = array_size("size", size)
+        return Batches(self.sampler, random_key("seed", seed), size)
 
     def flatten(self) -> "Problem":
         """The same problem with all parameters in one vector, for which flows of networks compile three times as fast.

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from adamflow.checks import check_range
+from adamflow.problems.numbers import real_array
 from adamflow.problems.problem import Problem
 from adamflow.types import Numbers
 
@@ -41,12 +41,10 @@ def quadratic(
         >>> float(problem.loss(problem.params))
         -1.0
     """
-    c = jnp.asarray(curvatures, dtype=float)
+    c = real_array("curvatures", curvatures)
     if c.ndim != 1 or c.size == 0:
         raise ValueError(f"curvatures must be a 1-D array with one number per dimension, got shape {c.shape}")
-    params = jnp.ones_like(c) if start is None else jnp.asarray(start, dtype=float)
+    params = jnp.ones_like(c) if start is None else real_array("start", start)
     if params.shape != c.shape:
         raise ValueError(f"start must have one number per curvature, shape {c.shape}, got shape {params.shape}")
-    for name, numbers in (("curvatures", c), ("start", params)):
-        check_range(name, numbers, -jnp.inf, jnp.inf, low_open=True, high_open=True)
     return Problem("quadratic", params, Quadratic(c))

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from adamflow.checks import check_range
+from adamflow.problems.numbers import real_array, real_number
 from adamflow.problems.problem import Problem
 from adamflow.problems.quadratic import quadratic
 from adamflow.types import Numbers
@@ -51,8 +51,6 @@ def quartic(
         >>> float(problem.loss(problem.params))
         5.25
     """
-    check_range("coupling", coupling, -jnp.inf, jnp.inf, low_open=True, high_open=True)
-    params = quadratic(curvatures, start).params
-    if start is None:
-        params = jnp.linspace(2.5, 3.4, params.size)
-    return Problem("quartic", params, Quartic(jnp.asarray(curvatures, dtype=float), jnp.asarray(coupling, dtype=float)))
+    bowl = quadratic(curvatures, start)
+    params = jnp.linspace(2.5, 3.4, bowl.params.size) if start is None else bowl.params
+    return Problem("quartic", params, Quartic(real_array("curvatures", curvatures), real_number("coupling", coupling)))

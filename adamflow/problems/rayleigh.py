@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from adamflow.checks import check_count, check_range
+from adamflow.checks import check_count
+from adamflow.problems.numbers import array_size, real_number
 from adamflow.problems.problem import Problem
 
 
@@ -20,7 +21,13 @@ class Rayleigh(eqx.Module):
     ) -> Float[Array, ""]:
         square = jnp.sum(params**2)
         quotient = jnp.sum(self.curvatures * params**2) / square
-        return quotient if batch is None else quotient + jnp.mean(batch, axis=0) @ params / jnp.sqrt(square)
+        if batch is None:
+            return quotient
+        if jnp.ndim(batch) != 2 or jnp.shape(batch)[0] == 0 or jnp.shape(batch)[1] != params.size:
+            raise ValueError(
+                f"batch must hold at least one noise vector, shape (size, {params.size}), got shape {jnp.shape(batch)}"
+            )
+        return quotient + jnp.mean(batch, axis=0) @ params / jnp.sqrt(square)
 
 
 class Noise(eqx.Module):
@@ -57,9 +64,9 @@ def rayleigh(dimension: int = 200, *, spread: float = 1.0, seed: int = 0) -> Pro
         >>> bool(abs(problem.loss(7 * problem.params) - problem.loss(problem.params)) < 1e-6)
         True
     """
-    dimension = check_count("dimension", dimension, low=2)
-    check_range("spread", spread, 0.0, np.inf, high_open=True)
+    dimension = array_size("dimension", dimension, low=2)
+    largest = real_number("spread", spread, 0.0)
     start = np.random.default_rng(check_count("seed", seed, low=0)).normal(size=dimension)
     params = jnp.asarray(start / np.linalg.norm(start), dtype=float)
-    loss = Rayleigh(jnp.linspace(0.0, spread, dimension))
+    loss = Rayleigh(jnp.linspace(0.0, largest, dimension))
     return Problem("rayleigh", params, loss, sampler=Noise(dimension), scale_invariant=("",))

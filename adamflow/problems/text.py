@@ -1,6 +1,7 @@
 """Text as data: where it comes from, its vocabulary, its split, and windows drawn from it."""
 
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Integer, Key
 
-from adamflow.checks import check_range
+from adamflow.checks import check_range, check_single
 
 
 class Windows(eqx.Module):
@@ -31,12 +32,12 @@ def read_text(path: str | Path | None = None) -> str:
     """The text of a file, or of Python's own help topics (`pydoc_data.topics`, 465 thousand characters in 3.11).
 
     Args:
-        path: a UTF-8 text file; `None` for the help topics, in alphabetical order. They differ a little from one
-            minor version of Python to the next.
+        path: a UTF-8 text file, without or with a byte-order mark, which is no part of the text; `None` for the help
+            topics, in alphabetical order. They differ a little from one minor version of Python to the next.
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: the file is not UTF-8.
+        ValueError: not a path, or the file is not UTF-8 or contains NUL, as UTF-16 and binary files do.
 
     Example:
         >>> from adamflow.problems.text import read_text
@@ -49,11 +50,26 @@ def read_text(path: str | Path | None = None) -> str:
         return "".join(topics[name] for name in sorted(topics))
     advice = "give the path of a text file, or text=None for the text that comes with Python"
     try:
-        return Path(path).read_text(encoding="utf-8")
+        text = check_path("text", path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise OSError(error.errno, f"text {str(path)!r} cannot be read: {error.strerror}; {advice}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"text {str(path)!r} is not UTF-8 (byte {error.start}: {error.reason}); {advice}") from error
+    if "\0" in text:
+        raise ValueError(
+            f"text {str(path)!r} contains NUL characters, as UTF-16 without a byte-order mark does; {advice}"
+        )
+    return text
+
+
+def check_path(name: str, path: Any) -> Path:
+    """The path, or a `ValueError` unless it is a non-empty string or a `pathlib.Path`.
+
+    An empty string would be the current folder.
+    """
+    if not isinstance(path, str | Path) or not str(path) or "\0" in str(path):
+        raise ValueError(f"{name} must be a path, a non-empty string or pathlib.Path, got {path!r}")
+    return Path(path)
 
 
 def encode(text: str) -> tuple[str, Integer[np.ndarray, " characters"]]:
@@ -82,7 +98,8 @@ def split(
     Raises:
         ValueError: one of the parts is shorter than a window.
     """
-    check_range("validation_fraction", validation_fraction, 0.0, 1.0, low_open=True, high_open=True)
+    fraction = check_single("validation_fraction", validation_fraction)
+    check_range("validation_fraction", fraction, 0.0, 1.0, low_open=True, high_open=True)
     border = len(tokens) - round(validation_fraction * len(tokens))
     parts = {"train": tokens[:border], "validation": tokens[border:]}
     for name, part in parts.items():

@@ -11,8 +11,10 @@ from jaxtyping import Array, Float, Int
 
 from adamflow.checks import check_count
 from adamflow.problems.cross_entropy import mean_cross_entropy
+from adamflow.problems.examples import check_label_range
 from adamflow.problems.invariant import check_enough_to_normalize, normalize
-from adamflow.problems.problem import Problem
+from adamflow.problems.numbers import array_size
+from adamflow.problems.problem import Problem, random_key
 from adamflow.problems.text import encode, read_text, split
 
 Weights: TypeAlias = dict[str, Any]
@@ -61,7 +63,9 @@ def transformer_logits(
     params: Weights, tokens: Int[Array, "batch time"], heads: int
 ) -> Float[Array, "batch time vocabulary"]:
     """Logits of the next character at every position, `time` at most the model's context."""
-    x = params["tokens"][tokens] + params["positions"][: tokens.shape[1]]
+    # A token outside of the vocabulary makes NaN; by default indexing would take another token in its place.
+    embedded = params["tokens"].at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+    x = embedded + params["positions"][: tokens.shape[1]]
     for block in params["blocks"]:
         x = x + attention(block["attention"], layer_norm(block["attention_norm"], x), heads)
         x = x + perceptron(block["perceptron"], layer_norm(block["perceptron_norm"], x))
@@ -76,12 +80,21 @@ class TransformerLoss(eqx.Module):
 
     def __call__(self, params: Weights, batch: Int[Array, "batch length"] | None = None) -> Float[Array, ""]:
         windows = self.windows if batch is None else batch
-        context = params["positions"].shape[0]
-        if not 2 <= windows.shape[1] <= context + 1:
-            raise ValueError(
-                f"a batch must hold windows of 2 to context + 1 = {context + 1} characters, got {windows.shape[1]}"
-            )
+        if batch is not None:
+            check_windows(batch, params["positions"].shape[0], params["tokens"].shape[0])
         return mean_cross_entropy(transformer_logits(params, windows[:, :-1], self.heads), windows[:, 1:])
+
+
+def check_windows(batch: Any, context: int, vocabulary: int) -> None:
+    """Raise `ValueError` unless a batch holds windows of tokens, in the vocabulary as far as they are concrete."""
+    shape, dtype = jnp.shape(batch), jnp.result_type(batch)
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(f"batch must hold tokens, integers below {vocabulary}, got {dtype}")
+    if len(shape) != 2 or shape[0] == 0:
+        raise ValueError(f"batch must hold at least one window, shape (size, context + 1), got shape {shape}")
+    if not 2 <= shape[1] <= context + 1:
+        raise ValueError(f"a batch must hold windows of 2 to context + 1 = {context + 1} characters, got {shape[1]}")
+    check_label_range("the tokens of a batch", batch, vocabulary)
 
 
 class TransformerAccuracy(eqx.Module):
@@ -197,9 +210,9 @@ def char_transformer(
         >>> problem.batches(size=8, seed=0)(0).shape
         (8, 17)
     """
-    layers, heads, width = check_count("layers", layers), check_count("heads", heads), check_count("width", width)
-    context, batch_size = check_count("context", context), check_count("batch_size", batch_size)
-    validation_size, seed = check_count("validation_size", validation_size), check_count("seed", seed, low=0)
+    layers, heads, width = array_size("layers", layers), array_size("heads", heads), array_size("width", width)
+    context, batch_size = array_size("context", context), array_size("batch_size", batch_size)
+    validation_size, seed = array_size("validation_size", validation_size), check_count("seed", seed, low=0)
     if width % heads:
         raise ValueError(
             f"heads must divide width, got heads={heads} and width={width}; try width={heads * (width // heads + 1)}"
@@ -208,7 +221,7 @@ def char_transformer(
         check_enough_to_normalize("width / heads", width // heads)
     vocabulary, tokens = encode(read_text(text))
     train, validation = split(tokens, validation_fraction, context + 1)
-    fixed_batch = train(jax.random.key(check_count("data_seed", data_seed, low=0)), batch_size)
+    fixed_batch = train(random_key("data_seed", data_seed), batch_size)
     held_out = validation.evenly_spaced(validation_size)
     normalized_heads = heads if normalize_queries_and_keys else 0
     names = ("query", "key") if normalize_queries_and_keys else ()

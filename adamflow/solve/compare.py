@@ -1,5 +1,6 @@
 """How far two runs are apart, in numbers and in words."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -9,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from adamflow.checks import check_choice, check_count, check_range, is_concrete
-from adamflow.flows import AbstractFlow
-from adamflow.solve.inputs import check_params
+from adamflow.checks import check_choice, check_count, check_params, check_range, check_single, is_concrete
+from adamflow.flows import AbstractFlow, EdgeState
+from adamflow.flows.norms import row_norms, tree_norm
 from adamflow.solve.integrate import solve
 from adamflow.solve.iterate import iterate
-from adamflow.solve.oscillation import mean_beside
-from adamflow.solve.trajectory import Trajectory
+from adamflow.solve.oscillation import mean_beside, middles, split_oscillation
+from adamflow.solve.trajectory import Trajectory, check_rows
 from adamflow.types import Loss, Params
 
 Norm = Literal["euclidean", "maximum"]
@@ -104,6 +105,10 @@ def compare(
     Returns:
         absolute and relative errors over time, for each leaf and over all parameters. `print` shows them as a table.
 
+    Warns:
+        UserWarning: without an average, if `run` is that of a flow of the mean and most of its distance at the end
+            is the oscillation of the iterates about it.
+
     Raises:
         ValueError: if the runs were saved at other iterations (one of them may have failed: its `outcome` says so),
             hold other parameters, or hold none; if the reference lacks neighbours of an iteration to be averaged.
@@ -120,6 +125,7 @@ def compare(
     check_choice("average", average, ("none", "period 2"))
     for trajectory in (reference, run):
         _check_single(trajectory)
+    check_rows(reference, run)
     every = reference
     if average == "period 2":
         every, reference, run = mean_beside(reference, run)
@@ -128,8 +134,10 @@ def compare(
     error = jax.tree.map(jnp.subtract, run.params, reference.params)
 
     def size(*leaves: jax.Array) -> jax.Array:
+        if norm == "euclidean":
+            return row_norms(leaves)
         rows = jnp.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
-        return jnp.linalg.norm(rows, axis=1) if norm == "euclidean" else jnp.max(jnp.abs(rows), axis=1, initial=0.0)
+        return jnp.max(jnp.abs(rows), axis=1, initial=0.0)
 
     def relative(absolute: jax.Array, way: jax.Array) -> jax.Array:
         return _quotient(absolute, jax.lax.cummax(way))
@@ -139,6 +147,8 @@ def compare(
 
     by_leaf, ways = jax.tree.map(size, error), jax.tree.map(size, moved)
     absolute = size(*jax.tree.leaves(error))
+    if average == "none":
+        _warn_of_oscillation(reference, run, absolute, size(*jax.tree.leaves(moved)))
     lengths = jnp.cumsum(size(*jax.tree.leaves(jax.tree.map(step, every.params, every.start))))
     return Comparison(
         iterations=reference.iterations,
@@ -178,10 +188,43 @@ def _check_comparable(reference: Trajectory, run: Trajectory) -> None:
         endings = "; ".join(
             f"{t.name}: {len(t)} saved{', ' + t.outcome.message if known else ''}" for t in (reference, run)
         )
-        raise ValueError(f"the runs were saved at different iterations ({endings}); give both the same save_at=")
+        raise ValueError(f"the runs were saved at different iterations ({endings}); {_advice(reference, run)}")
     shapes = [jax.tree.map(jnp.shape, trajectory.params) for trajectory in (reference, run)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"the runs hold different parameters: {shapes[0]} and {shapes[1]}; start both from the same")
+
+
+def _advice(reference: Trajectory, run: Trajectory) -> str:
+    """How to make two runs comparable that were saved at different iterations."""
+    if not is_concrete(reference, run):
+        return "give both the same save_at="
+    one, other = np.asarray(reference.iterations), np.asarray(run.iterations)
+    common = min(len(one), len(other))
+    failed = not (reference.outcome.successful and run.outcome.successful)
+    if failed and np.array_equal(one[:common], other[:common]):
+        return (
+            f"one of them ended early, so compare what both have: run the other to iteration {one[common - 1]:g} with "
+            "the same save_at= up to there, or do what its message says"
+        )
+    return "give both the same save_at="
+
+
+def _warn_of_oscillation(reference: Trajectory, run: Trajectory, absolute: jax.Array, moved: jax.Array) -> None:
+    """Warn where most of the distance of a flow of the mean at the end is the oscillation of the iterates about it."""
+    if not run.follows_mean or reference.follows_mean or not is_concrete(reference, run, absolute):
+        return
+    amplitude, error = 0.0, float(absolute[-1])
+    if isinstance(run.final, EdgeState):
+        amplitude = float(tree_norm(run.final.oscillation.params))
+    places = middles(reference)
+    if len(places):
+        amplitude, error = float(split_oscillation(reference).amplitude[-1]), float(absolute[places[-1]])
+    if amplitude > max(error / 2, 1e-6 * float(moved.max())):
+        warnings.warn(
+            f"{run.name!r} follows the mean of an oscillation, and most of its distance from {reference.name!r} is the "
+            'oscillation about that mean; compare with the mean of the iterates by average="period 2"',
+            stacklevel=3,
+        )
 
 
 class Convergence(eqx.Module):
@@ -256,6 +299,7 @@ def convergence(
     params = check_params(params)
     if rtol is None:
         rtol = max(1e-9, 10 * max(float(jnp.finfo(jnp.result_type(leaf)).eps) for leaf in jax.tree.leaves(params)))
+    check_range("time", check_single("time", time), 0, low_open=True)
     counts = [_whole_iterations(time, rate) for rate in learning_rates]
     points = min(check_count("points", points), *counts)
     errors, name = [], ""

@@ -3,20 +3,12 @@
 from typing import Any
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from adamflow.flows import AbstractFlow
-from adamflow.solve.trajectory import (
-    COMPLETED,
-    DIVERGED,
-    NOT_FINITE,
-    STALLED,
-    STEP_LIMIT,
-    Outcome,
-    largest,
-)
+from adamflow.losses import program
+from adamflow.solve.trajectory import COMPLETED, DIVERGED, NOT_FINITE, STALLED, STEP_LIMIT, Outcome, largest
 from adamflow.types import Loss
 
 #: Parameters that would grow outwards by this factor within an iteration explode.
@@ -56,7 +48,7 @@ def outcome_of(flow: AbstractFlow, loss: Loss, run: Any, start: jax.Array, times
     return Outcome(code, reached.astype(float))
 
 
-@eqx.filter_jit
+@program
 def _explained(flow: AbstractFlow, loss: Loss, code: jax.Array, final: Any, end: jax.Array, seen: Any) -> Any:
     """A stalled run's flow may explode ahead, or not be finite there: then that is the reason."""
     stalled = code == STALLED

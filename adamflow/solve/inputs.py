@@ -6,53 +6,99 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamflow.checks import check_count, is_concrete
+from adamflow.checks import check_count, check_params, check_single, describe, is_concrete
+from adamflow.flows import AbstractFlow
+from adamflow.losses import check_loss
+from adamflow.optimizers import Optimizer, OptimizerState
 from adamflow.types import Loss, Params
 
 
-def check_run(params: Params, steps: Any, save_at: Any, first: int = 0) -> tuple[Params, int, np.ndarray]:
+def check_run(loss: Loss, params: Params, steps: Any, save_at: Any, first: int = 0) -> tuple[Params, int, np.ndarray]:
     """The parameters as arrays, the number of steps, and the iterations to save, or a `ValueError` that says why not.
 
     Args:
+        loss: a function.
         params: any pytree of floating-point arrays.
         steps: the last iteration, after the first.
         save_at: increasing iterations in [first, steps], or `None` for every one.
         first: where the run starts.
     """
+    check_loss(loss)
     steps = check_count("steps", steps, low=first + 1)
     return check_params(params), steps, check_save_at(save_at, steps, first)
 
 
-def scalar_loss(loss: Loss, params: Params, *batch: Any) -> jax.Array:
-    """The loss, or a `ValueError` if it is no real scalar; called inside programs, where the check costs nothing."""
-    value = loss(params, *batch)
-    shape, dtype = jnp.shape(value), jnp.result_type(value)
-    if shape != () or not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(
-            f"the loss must return a real scalar, got shape {shape} of {dtype}; reduce it, for example with jnp.mean"
-        )
-    return value
-
-
-def check_params(params: Params) -> Params:
-    """The parameters as jax arrays; raise `ValueError` unless all leaves are float32 or float64."""
-    paths = jax.tree_util.tree_leaves_with_path(params)
-    if not paths:
-        raise ValueError("params has no leaves; give a pytree with at least one floating-point array")
-    for path, leaf in paths:
-        where = f"params{jax.tree_util.keystr(path)}"
-        if not hasattr(leaf, "dtype") and not isinstance(leaf, float | int):
-            raise ValueError(f"{where} must be an array, got {type(leaf).__name__}; filter modules with eqx.is_array")
-        dtype = jnp.asarray(leaf).dtype
-        if dtype not in (jnp.float32, jnp.float64):
+def check_optimizer(optimizer: Any) -> None:
+    """Raise `TypeError` or `ValueError` unless this is an optimizer whose numbers are single ones."""
+    if not isinstance(optimizer, Optimizer):
+        hint = ""
+        if isinstance(optimizer, AbstractFlow):
+            hint = "; for a flow call af.solve, or take its `optimizer`"
+        raise TypeError(f"optimizer must be a record such as af.adam(1e-3), got {describe(optimizer)}{hint}")
+    numbers = {name: getattr(optimizer, name) for name in ("learning_rate", "weight_decay", "epsilon")}
+    for index, stage in enumerate(optimizer.stages):
+        for filter in stage.filters():
+            if not callable(filter.decay):
+                numbers[f"the decay of {filter.name!r} in stage {index}"] = filter.decay
+    for name, value in numbers.items():
+        if jnp.shape(value) != ():
             raise ValueError(
-                f"{where} must be float32 or float64, got {dtype}; convert it, or close over it in the loss "
-                "if it is not trained"
+                f"{name} must be a single number in a run, got an array of shape {jnp.shape(value)}, one number for "
+                "each run of a batch; run the batch by equinox.filter_vmap or jax.vmap over the numbers"
             )
-    params = jax.tree.map(jnp.asarray, params)
-    if not any(leaf.size for leaf in jax.tree.leaves(params)):
-        raise ValueError("params has no entries; give at least one number to optimize")
-    return params
+
+
+def check_flow(flow: Any) -> None:
+    """Raise `TypeError` or `ValueError` unless this is a flow of an optimizer whose numbers are single ones."""
+    if not isinstance(flow, AbstractFlow):
+        hint = "such as af.PaperFlow(optimizer)"
+        if isinstance(flow, Optimizer):
+            hint = "of this optimizer, such as af.PaperFlow(optimizer), or call af.iterate for its discrete run"
+        raise TypeError(f"flow must be a flow {hint}, got {describe(flow)}")
+    check_optimizer(flow.optimizer)
+
+
+def check_observe(observe: Any) -> None:
+    """Raise `ValueError` unless this is a function or `None`."""
+    if observe is not None and not callable(observe):
+        raise ValueError(f"observe must be a function of a Snapshot, got {type(observe).__name__}")
+
+
+def check_start(start: Any, optimizer: Optimizer, params: Params) -> int:
+    """The iteration at which a flow starts.
+
+    Raises:
+        TypeError: if `start` is no pair of an iteration and an `OptimizerState`.
+        ValueError: if the state is that of another optimizer or of other parameters.
+    """
+    if start is None:
+        return 0
+    how = "(n₀, memory): with iterates = af.iterate(..., steps=n₀) give params, memory = iterates.final"
+    if not isinstance(start, tuple) or len(start) != 2:
+        raise TypeError(f"start must be {how}, got {describe(start)}")
+    first, memory = start
+    first = check_count("the iteration of start", first, low=0)
+    if not isinstance(memory, OptimizerState):
+        raise TypeError(f"the memory of start must be an OptimizerState, {how}, got {describe(memory)}")
+    expected = jax.eval_shape(optimizer.initial_state, check_params(params))
+    forms = [jax.tree.map(lambda leaf: jnp.shape(leaf), state) for state in (expected, memory)]
+    if jax.tree.structure(expected) != jax.tree.structure(memory) or forms[0] != forms[1]:
+        raise ValueError(
+            f"the memory of start must be that of {optimizer.name!r} with parameters like `params`, {how}; got one of "
+            "other filters or shapes"
+        )
+    return first
+
+
+def _as_numpy(values: Any) -> np.ndarray | None:
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError):
+        return None
+
+
+def _holds_bools(values: Any) -> bool:
+    return isinstance(values, list | tuple) and any(isinstance(value, bool | np.bool_) for value in values)
 
 
 def check_save_at(save_at: Any, steps: int, first: int = 0) -> np.ndarray:
@@ -61,7 +107,10 @@ def check_save_at(save_at: Any, steps: int, first: int = 0) -> np.ndarray:
         return np.arange(first, steps + 1, dtype=float)
     if not is_concrete(save_at):
         raise ValueError("save_at must be known before the run is compiled, got a traced value; pass it as a constant")
-    iterations = np.atleast_1d(np.asarray(save_at, dtype=float))
+    numbers = _as_numpy(save_at)
+    if numbers is None or numbers.dtype.kind not in "iuf" or _holds_bools(save_at):
+        raise ValueError(f"save_at must be a sequence of iterations, as numbers, got {describe(save_at)}")
+    iterations = np.atleast_1d(numbers.astype(float))
     if iterations.ndim != 1 or iterations.size == 0:
         raise ValueError(f"save_at must be a sequence of at least one iteration, got shape {iterations.shape}")
     outside = iterations[~((iterations >= first) & (iterations <= steps))]
@@ -72,10 +121,22 @@ def check_save_at(save_at: Any, steps: int, first: int = 0) -> np.ndarray:
     return iterations
 
 
-def check_tolerance(rtol: Any, params: Params) -> None:
-    """Raise `ValueError` if the arithmetic of the parameters cannot reach the tolerance."""
+def check_resolution(iterations: np.ndarray, dtype: Any) -> None:
+    """Raise `ValueError` if two of the iterations to save are one and the same time in the arithmetic of a flow."""
+    same = np.flatnonzero(np.diff(iterations.astype(dtype)) == 0)
+    if same.size:
+        first, second = iterations[same[0]], iterations[same[0] + 1]
+        raise ValueError(
+            f"save_at must hold times that {dtype} tells apart, which the parameters have and time with them, got "
+            f"{first!s} and {second!s}; save fewer, or take float64 parameters with jax_enable_x64"
+        )
+
+
+def check_tolerance(rtol: Any, params: Params) -> Any:
+    """Return the tolerance, or raise `ValueError` unless the arithmetic of the parameters can reach it."""
+    rtol = check_single("rtol", rtol)
     if not is_concrete(rtol):
-        return
+        return rtol
     epsilon = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(params))
     if not 8 * epsilon <= float(rtol) < 1:
         hint = "enable float64 with jax.config.update('jax_enable_x64', True)" if epsilon > 1e-10 else "loosen it"
@@ -83,3 +144,4 @@ def check_tolerance(rtol: Any, params: Params) -> None:
             f"rtol must lie in [{8 * epsilon:.1e}, 1), which the arithmetic of the parameters can resolve, "
             f"got {float(rtol):g}; {hint}"
         )
+    return rtol

@@ -1,7 +1,9 @@
 """The continuous run: one driver for every flow."""
 
+import contextlib
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, cast
 
 import diffrax
@@ -9,8 +11,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from adamflow.checks import check_count, check_range, is_concrete
+from adamflow.checks import check_count, check_range, check_single, is_concrete
 from adamflow.flows import AbstractFlow, Coordinates, PaperFlow, Snapshot, Start
+from adamflow.losses import count_program, loss_and_aux, program, scalar_loss
 from adamflow.solve.collocation import (
     RunInputs,
     StaticOptions,
@@ -19,7 +22,8 @@ from adamflow.solve.collocation import (
     supports_collocation,
 )
 from adamflow.solve.endings import meaning, outcome_of
-from adamflow.solve.inputs import check_run, check_tolerance, scalar_loss
+from adamflow.solve.error_estimate import with_error_estimate
+from adamflow.solve.inputs import check_flow, check_observe, check_resolution, check_run, check_start, check_tolerance
 from adamflow.solve.methods import (
     Method,
     choose_method,
@@ -28,7 +32,7 @@ from adamflow.solve.methods import (
     terms_of,
     tolerance_of,
 )
-from adamflow.solve.trajectory import Stats, Trajectory, conclude, divergence_limit, largest, within
+from adamflow.solve.trajectory import Stats, Trajectory, conclude, divergence_limit, exact_iterations, largest, within
 from adamflow.types import Loss, Params, Scalar
 
 
@@ -46,6 +50,8 @@ def solve(
     atol: Scalar | None = None,
     step_size: Scalar | None = None,
     max_steps: int = 100_000,
+    has_aux: bool = False,
+    estimate_error: bool = False,
     progress: bool = False,
 ) -> Trajectory:
     """Integrate a flow over n ∈ [0, steps], beside `steps` iterations of its optimizer.
@@ -59,7 +65,8 @@ def solve(
 
     Args:
         flow: the vector field, for example `PaperFlow(optimizer)`.
-        loss: `loss(params)`, deterministic, a real scalar. Programs are cached by the identity of the function.
+        loss: `loss(params)`, deterministic, a real scalar. Programs are cached by the identity of the function, as in
+            `iterate`: an object that has changed since still runs what it was.
         params: θ(0), any pytree of float32 or float64 arrays.
         steps: the iteration at which the run ends, at least 1.
         save_at: increasing times in iterations (they need not be whole) in [0, steps]; by default each of 0 … steps.
@@ -76,6 +83,10 @@ def solve(
         step_size: a constant step in iterations instead of an adaptive one; what a solver without error estimate needs.
             "auto" is then Tsit5. Collocation ends where the equations of such a step cannot be solved.
         max_steps: attempted steps after which the run gives up.
+        has_aux: whether the loss returns (value, aux), aux any pytree of arrays: `observe` finds it as `snapshot.aux`.
+        estimate_error: whether to run a second time, with a tenth of rtol (or half of a constant step), and keep in
+            `error_estimate` how far both are apart at the saved times, in the measure of rtol. It costs about as much
+            as 2.5 runs (docs/accuracy.md has how good it is).
         progress: whether to show a bar, which collocation has not: "auto" then takes a solver of diffrax.
 
     Returns:
@@ -83,6 +94,7 @@ def solve(
         `jax.jit`, `jax.vmap` and reverse-mode `jax.grad`, which goes through a run by diffrax.
 
     Raises:
+        TypeError: if the flow is none, or `start` no such pair; for forward-mode derivatives, which flows have none of.
         ValueError: if an argument is out of its range, or loss or gradient is not finite at the start.
 
     Example:
@@ -92,52 +104,71 @@ def solve(
         >>> af.solve(flow, problem.loss, problem.params, 50, save_at=[0, 12.5, 50]).params.shape
         (3, 10)
     """
-    first = 0 if start is None else check_count("the iteration of start", start[0], low=0)
-    params, steps, rows = check_run(params, steps, save_at, first)
-    check_tolerance(rtol, params)
-    atol = rtol / 100 if atol is None else atol
-    check_range("atol", atol, 0, 1, high_open=True)
-    if step_size is not None:
-        check_range("step_size", step_size, 0, steps - first, low_open=True)
-    max_steps = check_count("max_steps", max_steps)
+    loss, observe, params, steps, rows, first = _checked(flow, loss, params, steps, save_at, start, observe, has_aux)
+    rtol, atol, max_steps = _checked_steps(params, rtol, atol, step_size, steps - first, max_steps)
     if solver == "collocation":
         check_collocation(flow, params)
         if progress:
             raise ValueError('solver="collocation" shows no bar: leave out progress, or take a diffrax solver')
+    if estimate_error and observe is not None:
+        raise ValueError(
+            "estimate_error compares the parameters of two runs, which observe= keeps none of: leave one out"
+        )
+    problem = _Problem(flow, loss, params, start, observe, rows, solver, max_steps, progress)
+    numbers = _Numbers(first, steps, rtol, atol, step_size)
+    started = time.perf_counter()
+    trajectory = _solve_once(problem, numbers)
+    if estimate_error:
+        trajectory = with_error_estimate(trajectory, _solve_once(problem, _tighter(numbers, params)))
+    return conclude(trajectory, started)
+
+
+class _Problem(NamedTuple):
+    """What a run is asked for, but for its numbers."""
+
+    flow: AbstractFlow
+    loss: Loss
+    params: Params
+    start: Start | None
+    observe: Callable[[Snapshot], Any] | None
+    rows: Any
+    solver: Any
+    max_steps: int
+    progress: bool
+
+
+def _solve_once(problem: _Problem, numbers: "_Numbers") -> Trajectory:
+    """A run, with all rows that were asked for."""
+    flow, loss, params, start, observe, rows, solver, max_steps, progress = problem
+    rtol, step_size = numbers.rtol, numbers.step_size
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     plain = solver == "auto" and step_size is None and not progress
     preferred = plain and supports_collocation(flow, params) and prefers_collocation(flow, size, rtol)
     collocated = solver == "collocation" or preferred
     # That of a run by collocation is the one for its derivatives: explicit, since that compiles in a third of the time.
-    method = (
-        choose_method(diffrax.Dopri8(), flow, size, None)
-        if collocated
-        else choose_method(solver, flow, size, step_size)
-    )
-    started = time.perf_counter()
+    method = choose_method(diffrax.Dopri8() if collocated else solver, flow, size, None if collocated else step_size)
     state, finite = _start(flow, loss, params, start)
     if is_concrete(finite) and not bool(finite):
         raise ValueError("the loss or its gradient is not finite at the start; check the loss at `params`")
     # A loss may close over a tracer that only its value shows.
-    eager = is_concrete(state, finite, flow, loss, rtol, atol, step_size)
+    eager = is_concrete(state, finite, flow, loss, rtol, numbers.atol, step_size)
     counter = _COUNTER if eager and not collocated and method.fields is None else None
     counted = _COUNTER.count
     dtype = jnp.result_type(*jax.tree.leaves(params))
-    rtol = tolerance_of(solver, flow, rtol, float(jnp.finfo(dtype).eps))
-    times, numbers = jax.tree.map(
-        lambda value: jnp.asarray(value, dtype), (rows, _Numbers(first, steps, rtol, atol, step_size))
-    )
+    numbers = numbers._replace(rtol=tolerance_of(solver, flow, rtol, float(jnp.finfo(dtype).eps)))
+    times, numbers = jax.tree.map(lambda value: jnp.asarray(value, dtype), (rows, numbers))
     looks = 0 if observe is None else len(rows)
-    if collocated:
-        reference = _Reference(method, observe, max(max_steps, _REFERENCE_STEPS))
-        inputs = RunInputs(cast(PaperFlow, flow), loss, state, times, numbers)
-        run = solve_by_collocation(inputs, StaticOptions(observe, max_steps), reference, eager)
-        stats = Stats(run.gradients + looks + 1, run.accepted, run.rejected, run.hessians, None)
-    else:
-        run = _run(flow, loss, state, times, numbers, method, observe, max_steps, progress, counter)
-        stats = _stats(run, method, counter, counted, flow.gradient_equivalents, looks)
-    trajectory = Trajectory(
-        iterations=jnp.asarray(rows),
+    with _reverse_mode_alone():
+        if collocated:
+            reference = _Reference(method, observe, max(max_steps, _REFERENCE_STEPS))
+            inputs = RunInputs(cast(PaperFlow, flow), loss, state, times, numbers)
+            run = solve_by_collocation(inputs, StaticOptions(observe, max_steps), reference, eager)
+            stats = Stats(run.gradients + looks + 1, run.accepted, run.rejected, run.hessians, None)
+        else:
+            run = _run(flow, loss, state, times, numbers, method, observe, max_steps, progress, counter)
+            stats = _stats(run, method, counter, counted, flow.gradient_equivalents, looks)
+    return Trajectory(
+        iterations=exact_iterations(rows),
         params=run.rows if observe is None else None,
         observed=None if observe is None else run.rows,
         start=params,
@@ -145,8 +176,54 @@ def solve(
         outcome=outcome_of(flow, loss, run, jnp.where(finite, numbers.first, -1.0), times, eager),
         stats=stats,
         name=f"{flow.optimizer.name}, {flow.name}",
+        follows_mean=flow.follows_mean,
     )
-    return conclude(trajectory, started)
+
+
+def _tighter(numbers: "_Numbers", params: Params) -> "_Numbers":
+    """The numbers of the run that an estimate of errors compares with: a tenth of rtol, half of a constant step."""
+    epsilon = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(params))
+    half = None if numbers.step_size is None else 0.5 * numbers.step_size
+    return numbers._replace(rtol=jnp.maximum(0.1 * numbers.rtol, 8 * epsilon), atol=0.1 * numbers.atol, step_size=half)
+
+
+def _checked(flow, loss, params, steps, save_at, start, observe, has_aux: bool) -> tuple:
+    """What a run is given, checked: loss, observing function, parameters, steps, saved iterations and the first."""
+    check_flow(flow)
+    check_observe(observe)
+    first = check_start(start, flow.optimizer, params)
+    params, steps, rows = check_run(loss, params, steps, save_at, first)
+    check_resolution(rows, jnp.result_type(*jax.tree.leaves(params)))
+    count_program(loss)
+    if has_aux:
+        observe = None if observe is None else _LookWithAux(observe, loss)
+        loss = _WithoutAux(loss)
+    return loss, observe, params, steps, rows, first
+
+
+def _checked_steps(params: Params, rtol, atol, step_size, length, max_steps) -> tuple[Any, Any, int]:
+    """Both tolerances and the most steps; all that steps depend on is checked."""
+    rtol = check_tolerance(rtol, params)
+    atol = rtol / 100 if atol is None else check_single("atol", atol)
+    check_range("atol", atol, 0, 1, high_open=True)
+    if step_size is not None:
+        check_range("step_size", check_single("step_size", step_size), 0, length, low_open=True)
+    return rtol, atol, check_count("max_steps", max_steps)
+
+
+@contextlib.contextmanager
+def _reverse_mode_alone() -> Iterator[None]:
+    """Say what to do where jax says that a run has no forward-mode derivative."""
+    try:
+        yield
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise TypeError(
+            "solve has reverse-mode derivatives alone (jax.grad, jax.vjp, jax.jacrev), but jax.jvp, jax.jacfwd or "
+            "jax.hessian asked for forward-mode ones; take jax.jacrev, differentiate af.iterate, or give "
+            "flow.term(loss) to diffrax.diffeqsolve with adjoint=diffrax.ForwardMode()"
+        ) from None
 
 
 #: Steps that derivatives through a run by collocation may take at least: diffrax takes more of them.
@@ -164,6 +241,26 @@ class _Reference(eqx.Module):
         inputs = inputs._replace(settings=inputs.settings._replace(step_size=None))
         run = _run(*inputs, self.method, self.observe, self.max_steps, False, None)
         return run.rows, run.final, run.code
+
+
+class _WithoutAux(eqx.Module):
+    """A loss that returns (value, aux), without aux."""
+
+    loss: Loss
+
+    def __call__(self, params: Params) -> jax.Array:
+        return loss_and_aux(self.loss, params, has_aux=True)[0]
+
+
+class _LookWithAux(eqx.Module):
+    """An observing function, which finds what the loss returns beside its value in the snapshot."""
+
+    observe: Callable[[Snapshot], Any]
+    loss: Loss
+
+    def __call__(self, snapshot: Snapshot) -> Any:
+        aux = loss_and_aux(self.loss, snapshot.params, has_aux=True)[1]
+        return self.observe(dataclasses.replace(snapshot, aux=aux))
 
 
 class _Counter:
@@ -210,7 +307,7 @@ class _Run(NamedTuple):
     rejected: jax.Array
 
 
-@eqx.filter_jit
+@program
 def _start(flow: AbstractFlow, loss: Loss, params: Params, start: Start | None) -> tuple[Any, jax.Array]:
     """The initial state, and whether it and the loss there are finite."""
     value, state = scalar_loss(loss, params), flow.initial_state(loss, params, start)
@@ -218,7 +315,7 @@ def _start(flow: AbstractFlow, loss: Loss, params: Params, start: Start | None) 
     return state, jnp.stack(finite).all()
 
 
-@eqx.filter_jit
+@program
 def _run(flow, loss, state, times, numbers: _Numbers, method: Method, observe, max_steps, progress, counter) -> _Run:
     """Hand the flow to diffrax, in the coordinates of the method."""
     limit = divergence_limit(flow.params(state))

@@ -5,12 +5,12 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from adamflow.checks import is_concrete
-from adamflow.solve.trajectory import Trajectory
+from adamflow.flows.norms import row_norms
+from adamflow.solve.trajectory import Trajectory, check_rows
 from adamflow.types import Params
 
 
@@ -36,8 +36,7 @@ class SplitRun(eqx.Module):
         """
         if self.oscillation is None:
             raise ValueError("the run holds no parameters, so their amplitude is unknown; run it without observe=")
-        squares = [jnp.sum(leaf.reshape(len(leaf), -1) ** 2, axis=1) for leaf in jax.tree.leaves(self.oscillation)]
-        return jnp.sqrt(jnp.sum(jnp.stack(squares), axis=0))
+        return row_norms(self.oscillation)
 
 
 def split_oscillation(run: Trajectory) -> SplitRun:
@@ -67,7 +66,7 @@ def split_oscillation(run: Trajectory) -> SplitRun:
         >>> len(split.mean), float((split.amplitude[-1] / split.amplitude[-2]).round(2))
         (19, 1.1)
     """
-    places = _middles(run)
+    places = middles(run)
     if not len(places):
         raise ValueError(
             f"no iteration of the run {run.name!r} was saved together with the one before and the one after it; save "
@@ -106,13 +105,14 @@ def mean_beside(iterates: Trajectory, run: Trajectory) -> tuple[Trajectory, Traj
     return mean, _rows(mean, np.isin(known, wanted)), _rows(run, inside)
 
 
-def _middles(run: Trajectory) -> np.ndarray:
+def middles(run: Trajectory) -> np.ndarray:
     """The rows of a run whose neighbours in time are its neighbouring rows."""
     if not is_concrete(run.iterations) or run.iterations.ndim != 1:
         raise ValueError(
             f"the run {run.name!r} is a batch of runs, or is traced by jit or vmap; split the oscillation of single "
             "runs, outside of both"
         )
+    check_rows(run)
     steps = np.diff(np.asarray(run.iterations))
     return 1 + np.flatnonzero((steps[:-1] == 1) & (steps[1:] == 1))
 

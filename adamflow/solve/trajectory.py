@@ -2,41 +2,51 @@
 
 import dataclasses
 import time
+import warnings
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Real
 
 from adamflow.checks import is_concrete
 from adamflow.types import Params
 
 #: How runs end; a code is a place in this tuple.
-OUTCOMES = ("completed", "diverged", "not_finite", "step_limit", "stalled")
-COMPLETED, DIVERGED, NOT_FINITE, STEP_LIMIT, STALLED = range(len(OUTCOMES))
+OUTCOMES = ("completed", "diverged", "not_finite", "step_limit", "stalled", "interrupted")
+COMPLETED, DIVERGED, NOT_FINITE, STEP_LIMIT, STALLED, INTERRUPTED = range(len(OUTCOMES))
 
 _SENTENCES = {
-    "completed": "completed: reached iteration {iteration:g}.",
+    "completed": "completed: reached iteration {iteration}.",
     "diverged": (
-        "diverged: after iteration {iteration:g} a parameter exceeded {limit:.0e} times its initial scale. What came "
+        "diverged: after iteration {iteration} a parameter exceeded {limit:.0e} times its initial scale. What came "
         "before is kept. Try a smaller learning rate, or (beta, gamma) where updates are bounded: "
         "beta > gamma / (2 - gamma)."
     ),
     "not_finite": (
-        "not finite: after iteration {iteration:g} the loss, a parameter, filter or gradient was NaN or infinite. What "
+        "not finite: after iteration {iteration} the loss, a parameter, filter or gradient was NaN or infinite. What "
         "came before is kept. Check the loss there, try a smaller learning rate, or epsilon > 0."
     ),
     "step_limit": (
-        "step limit: max_steps was used up at iteration {iteration:g}. What came before is kept. Raise max_steps, "
+        "step limit: max_steps was used up at iteration {iteration}. What came before is kept. Raise max_steps, "
         "loosen rtol, or take an implicit solver: the flow is stiff where curvature or filters are fast."
     ),
     "stalled": (
-        "stalled: at iteration {iteration:g} no step, however small, met the tolerance. What came before is kept. The "
+        "stalled: at iteration {iteration} no step, however small, met the tolerance. What came before is kept. The "
         "flow is not smooth there, or rtol asks for more digits than the arithmetic has; loosen rtol, or use float64."
     ),
+    "interrupted": (
+        "interrupted: Ctrl-C ended the run after iteration {iteration}. What came before is kept, and `final` is the "
+        "state from which it would have gone on."
+    ),
 }
+
+_UNDERFLOW = (
+    "Of the parameters {count} stood still in the last iteration, though their gradient was not 0: their second moment "
+    "underflowed to 0, and epsilon is 0. Take float64, or multiply the loss by a large number."
+)
 
 #: A run has diverged when a parameter exceeds this many times max(1, its largest initial magnitude).
 DIVERGENCE_LIMIT = 1e8
@@ -47,11 +57,15 @@ class Outcome(eqx.Module):
 
     Attributes:
         code: place in `OUTCOMES`.
-        iteration: the last iteration up to which the run is good.
+        iteration: the last iteration up to which the run is good; an integer where floats do not hold it exactly.
+        underflowed: the number of parameters of a discrete run that stood still in its last iteration since their
+            second moment had underflowed to 0, with a gradient that was not 0 and ε = 0. That is no rest: in more
+            precise arithmetic, or with the loss multiplied by a large number, they move on. `None` for flows.
     """
 
     code: Int[Array, "..."]
-    iteration: Float[Array, "..."]
+    iteration: Real[Array, "..."]
+    underflowed: Int[Array, "..."] | None = None
 
     @property
     def successful(self) -> Any:
@@ -68,15 +82,19 @@ class Outcome(eqx.Module):
     def message(self) -> Any:
         """A sentence that says what happened, at which iteration, and what to try; a list of them for a batch."""
 
-        def sentence(code: int, iteration: float) -> str:
+        def sentence(code: int, iteration: float, underflowed: int) -> str:
             if iteration < 0:
                 return "not finite: the loss or its gradient is not finite at the start; check the loss there."
-            return _SENTENCES[OUTCOMES[code]].format(iteration=iteration, limit=DIVERGENCE_LIMIT)
+            number = f"{iteration:.0f}" if iteration == round(iteration) else f"{iteration:g}"
+            words = _SENTENCES[OUTCOMES[code]].format(iteration=number, limit=DIVERGENCE_LIMIT)
+            return f"{words} {_UNDERFLOW.format(count=underflowed)}" if underflowed else words
 
         codes, iterations = np.asarray(self.code), np.asarray(self.iteration)
+        counts = np.broadcast_to(0 if self.underflowed is None else np.asarray(self.underflowed), codes.shape)
         if codes.ndim == 0:
-            return sentence(int(codes), float(iterations))
-        return [sentence(int(code), float(n)) for code, n in zip(codes.flat, iterations.flat, strict=True)]
+            return sentence(int(codes), float(iterations), int(counts))
+        lanes = zip(codes.flat, iterations.flat, counts.flat, strict=True)
+        return [sentence(int(code), float(n), int(count)) for code, n, count in lanes]
 
 
 class Stats(eqx.Module):
@@ -105,7 +123,8 @@ class Trajectory(eqx.Module):
     """A run of an optimizer or a flow.
 
     Attributes:
-        iterations: the saved iterations n = t/η, shape (saved,).
+        iterations: the saved iterations n = t/η, shape (saved,): floats, or integers if they are whole and beyond
+            what floats hold exactly (2²⁴ in single precision).
         params: θ at these, a pytree with a leading axis of time; `None` if the run had an `observe=` function.
         observed: what `observe=` returned at each, with a leading axis of time; `None` without one.
         start: θ at n = 0.
@@ -115,9 +134,12 @@ class Trajectory(eqx.Module):
             where shapes are fixed, the rows after it are NaN (zero for integers), and `outcome` tells which.
         stats: what it cost.
         name: what reports and legends call it.
+        error_estimate: with `estimate_error=True` of `solve`, the estimated error of the parameters at the saved
+            iterations, in the measure of rtol: relative to the distance moved so far plus a tenth of the start.
+        follows_mean: whether the parameters are the mean of an oscillation, as those of `EdgeFlow` and `CentralFlow`.
     """
 
-    iterations: Float[Array, "*lanes saved"]
+    iterations: Real[Array, "*lanes saved"]
     params: Params | None
     observed: Any
     start: Params
@@ -125,9 +147,33 @@ class Trajectory(eqx.Module):
     outcome: Outcome
     stats: Stats
     name: str = eqx.field(static=True, default="")
+    error_estimate: Float[Array, "*lanes saved"] | None = None
+    follows_mean: bool = eqx.field(static=True, default=False)
 
     def __len__(self) -> int:
         return self.iterations.shape[-1]
+
+
+def check_rows(*runs: Trajectory) -> None:
+    """Raise `ValueError` if a run holds no rows, as one that ended before its first saved iteration."""
+    for run in runs:
+        if not len(run):
+            ending = f"; {run.outcome.message}" if is_concrete(run) else ""
+            raise ValueError(
+                f"the run {run.name!r} holds no rows: it ended before the first iteration of its save_at{ending} Save "
+                "earlier iterations, or read the last state in `final`"
+            )
+
+
+def largest_exact_float() -> int:
+    """The integer up to which jax's default floats hold each integer exactly: 2²⁴, or 2⁵³ in double precision."""
+    return 2 ** (jnp.finfo(jnp.result_type(float)).nmant + 1)
+
+
+def exact_iterations(rows: np.ndarray) -> jax.Array:
+    """Saved iterations as floats, or as integers if they are whole and floats do not hold them exactly."""
+    whole = np.all(rows == np.round(rows))
+    return jnp.asarray(rows, int if whole and rows[-1] > largest_exact_float() else float)
 
 
 def divergence_limit(params: Params) -> jax.Array:
@@ -154,14 +200,23 @@ def conclude(trajectory: Trajectory, started: float) -> Trajectory:
     """
     outcome = trajectory.outcome
     good = trajectory.iterations <= outcome.iteration
-    rows = (trajectory.iterations, trajectory.params, trajectory.observed)
+    rows = (trajectory.iterations, trajectory.params, trajectory.observed, trajectory.error_estimate)
     if not is_concrete(trajectory):
-        params, observed = blank_rows(rows[1:], good)
-        return dataclasses.replace(trajectory, params=params, observed=observed)
+        params, observed, error_estimate = blank_rows(rows[1:], good)
+        return dataclasses.replace(trajectory, params=params, observed=observed, error_estimate=error_estimate)
     jax.block_until_ready(trajectory)
     if not bool(outcome.successful):
-        iterations, params, observed = jax.tree.map(lambda leaf: leaf[: int(good.sum())], rows)
-        trajectory = dataclasses.replace(trajectory, iterations=iterations, params=params, observed=observed)
+        iterations, params, observed, error_estimate = jax.tree.map(lambda leaf: leaf[: int(good.sum())], rows)
+        if not len(iterations):
+            first = float(trajectory.iterations[0])
+            warnings.warn(
+                f"the run {trajectory.name!r} holds no rows, since it ended before the first iteration of save_at, "
+                f"{first:.10g}; {outcome.message}",
+                stacklevel=3,
+            )
+        trajectory = dataclasses.replace(
+            trajectory, iterations=iterations, params=params, observed=observed, error_estimate=error_estimate
+        )
     counts = jax.tree.map(int, trajectory.stats) if outcome.code.ndim == 0 else trajectory.stats
     stats = dataclasses.replace(counts, seconds=time.perf_counter() - started)
     return dataclasses.replace(trajectory, stats=stats)
@@ -171,7 +226,10 @@ def blank_rows(rows: Any, good: Any) -> Any:
     """Set rows that are not good to NaN, or to zero where the type has none."""
 
     def blank(leaf: jax.Array) -> jax.Array:
-        fill = jnp.asarray(jnp.nan if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0, leaf.dtype)
-        return jnp.where(good.reshape((-1,) + (1,) * (leaf.ndim - 1)), leaf, fill)
+        kept = good.reshape((-1,) + (1,) * (leaf.ndim - 1))
+        # NaN only in blank rows: a run without any makes no NaN, which `jax_debug_nans` would take for a fault.
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return jnp.where(kept, leaf, jnp.sqrt(jnp.where(kept, 0.0, -1.0)).astype(leaf.dtype))
+        return jnp.where(kept, leaf, jnp.zeros((), leaf.dtype))
 
     return jax.tree.map(blank, rows)

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from adamflow.flows import AbstractFlow, PaperFlow, Snapshot
 from adamflow.flows.averages import FlowState
+from adamflow.optimizers import Optimizer, overrides
 from adamflow.solve.collocation.integration import IntegrationProblem, IntegrationState, SavedStates, flatten_state
 from adamflow.solve.collocation.newton import DiagonalResult, NewtonIntegrator
 from adamflow.solve.collocation.step_integrator import unflatten_filters
@@ -36,6 +37,12 @@ def check_collocation(flow: AbstractFlow, params: Params) -> None:
             f"{flow.optimizer.name!r} with {len(flow.optimizer.stages)}: others become unstable beyond a finite "
             'curvature, and its long steps would damp what should grow; take solver="auto"'
         )
+    overridden = _overridden(flow)
+    if overridden:
+        raise ValueError(
+            'solver="collocation" has equations of its own for the step of Optimizer and for PaperFlow, but '
+            f'{" and ".join(overridden)}, which it would ignore; take solver="auto"'
+        )
     if not supports_collocation(flow, params):
         dtypes = sorted({leaf.dtype.name for leaf in jax.tree.leaves(params)})
         raise ValueError(
@@ -45,12 +52,22 @@ def check_collocation(flow: AbstractFlow, params: Params) -> None:
 
 
 def supports_collocation(flow: AbstractFlow, params: Params) -> bool:
-    """Whether collocation can integrate a flow: order 1, one stage, constant decays, parameters of one type."""
-    if not isinstance(flow, PaperFlow) or flow.order != 1 or len(flow.optimizer.stages) != 1:
+    """Whether collocation can integrate a flow: order 1, one stage, constant decays, parameters of one type.
+
+    What a subclass of the flow or of its optimizer overrides is not in the equations of collocation.
+    """
+    if not isinstance(flow, PaperFlow) or flow.order != 1 or len(flow.optimizer.stages) != 1 or _overridden(flow):
         return False
     filters = flow.optimizer.stages[0].filters()
     constant = bool(filters) and not any(callable(moving_average.decay) for moving_average in filters)
     return constant and len({leaf.dtype for leaf in jax.tree.leaves(params)}) == 1
+
+
+def _overridden(flow: PaperFlow) -> list[str]:
+    """What subclasses of the flow and of its optimizer override, in words."""
+    bases = ((flow, PaperFlow), (flow.optimizer, Optimizer))
+    changed = [(type(instance).__name__, overrides(instance, base)) for instance, base in bases]
+    return [f"{name} overrides {', '.join(methods)}" for name, methods in changed if methods]
 
 
 class CollocationResult(NamedTuple):

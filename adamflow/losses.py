@@ -1,0 +1,137 @@
+"""What a loss is: a function of the parameters that returns a real scalar, or with `has_aux` a pair.
+
+Programs are cached by the loss. A function made anew for each call takes a new program each time, whose memory would
+stay: so programs are counted, and released when they are many.
+"""
+
+import functools
+import warnings
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adamflow.types import Loss, Params
+
+#: After so many losses made by one piece of code a warning says that each was compiled.
+WARN_AFTER = 20
+
+#: After so many new losses the programs of all are released: a program has some megabytes.
+RELEASE_AFTER = 32
+
+_programs: list[Any] = []
+_known: weakref.WeakSet = weakref.WeakSet()
+_counts: Counter = Counter()
+
+
+def program(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """`equinox.filter_jit` for a function of a loss, whose programs are released when there are too many."""
+    compiled = eqx.filter_jit(function, **options)
+    _programs.append(compiled)
+    return compiled
+
+
+def release_programs() -> None:
+    """Forget the compiled programs of all losses, and with them their memory."""
+    for compiled in _programs:
+        compiled._cached.clear_cache()
+
+
+def count_program(loss: Loss) -> None:
+    """Count a loss that was not seen before; warn, once, if the same code has made many, and bound what they keep."""
+    for part in jax.tree.leaves(loss):
+        # A bound method is made anew at each access, but stands for its object.
+        owner = getattr(part, "__self__", part)
+        try:
+            if not callable(part) or owner in _known:
+                continue
+            _known.add(owner)
+        except TypeError:
+            continue
+        function: Any = part
+        while isinstance(function, functools.partial) or hasattr(function, "__wrapped__"):
+            function = function.func if isinstance(function, functools.partial) else function.__wrapped__
+        code = getattr(function, "__code__", type(function))
+        _counts["all"] += 1
+        _counts[code] += 1
+        if _counts["all"] % RELEASE_AFTER == 0:
+            release_programs()
+        if _counts[code] == WARN_AFTER:
+            name = getattr(function, "__qualname__", type(function).__name__)
+            place = f" ({code.co_filename}:{code.co_firstlineno})" if hasattr(code, "co_filename") else ""
+            warnings.warn(
+                f"{WARN_AFTER} losses {name!r}{place} were compiled, each anew, since each is another object; make the "
+                "loss once, before the calls, or an equinox.Module with its data in fields, which are inputs of one "
+                "program",
+                stacklevel=3,
+            )
+
+
+def forget_counts() -> None:
+    """Count from 0 again: for tests, of which each is a program of its own."""
+    _counts.clear()
+
+
+def check_loss(loss: Loss) -> None:
+    """Raise `ValueError` unless a loss can be called, and its program found again by its hash."""
+    if not callable(loss):
+        raise ValueError(
+            f"loss must be a function of the parameters that returns a real scalar, got {type(loss).__name__}; a "
+            "problem of adamflow has it as problem.loss"
+        )
+    try:
+        leaves, treedef = jax.tree.flatten(eqx.filter(loss, eqx.is_array, inverse=True))
+        hash((tuple(leaves), treedef))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"loss of type {type(loss).__name__} has no hash ({str(error)[:80]}), by which its compiled program is "
+            "found again; make it an equinox.Module with its arrays in fields, or give a function: "
+            "lambda params: loss(params)"
+        ) from None
+
+
+def loss_and_aux(loss: Loss, params: Params, *batch: Any, has_aux: bool = False) -> tuple[jax.Array, Any]:
+    """The loss and what it returns beside it, or a `ValueError` if it is no real scalar.
+
+    Called inside programs, where the check costs nothing.
+
+    Args:
+        loss: returns a real scalar, or with `has_aux` a pair of that and any pytree of arrays.
+        params: its first argument.
+        batch: its second one, if it takes one.
+        has_aux: whether it returns a pair; otherwise the second result here is `None`.
+    """
+    value, aux = loss(params, *batch), None
+    if has_aux:
+        if not isinstance(value, tuple) or len(value) != 2:
+            raise ValueError(
+                f"with has_aux=True the loss must return (value, aux), got {_described(value)}; leave has_aux out if "
+                "it returns the value alone"
+            )
+        value, aux = value
+        aux = jax.tree.map(jnp.asarray, aux)
+    number = isinstance(value, jax.Array | np.ndarray | np.generic | float)
+    if not number or jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        hint = "reduce it, for example with jnp.mean"
+        if value is None:
+            hint = "does it lack a return?"
+        elif isinstance(value, tuple) and not has_aux:
+            hint = "for (value, aux) give has_aux=True to iterate or solve, or elsewhere lambda params: loss(params)[0]"
+        raise ValueError(f"the loss must return a real scalar, got {_described(value)}; {hint}")
+    return jnp.asarray(value), aux
+
+
+def scalar_loss(loss: Loss, params: Params, *batch: Any) -> jax.Array:
+    """The loss, or a `ValueError` if it is no real scalar; called inside programs, where the check costs nothing."""
+    return loss_and_aux(loss, params, *batch)[0]
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        return f"shape {jnp.shape(value)} of {jnp.result_type(value)}"
+    return "None" if value is None else f"a {type(value).__name__}"

@@ -1,0 +1,71 @@
+"""Checks of the numbers that users pass to problems: real, finite in jax's arithmetic, and of the right shape."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from adamflow.checks import check_count, check_range, is_concrete
+
+
+def array_size(name: str, value: Any, low: int = 1) -> int:
+    """The value as an `int`, or a `ValueError` unless it is an integer in [low, 2³¹), as sizes of arrays are."""
+    number = check_count(name, value, low=low)
+    if number >= 2**31:
+        raise ValueError(f"{name} must be below 2**31, got about 2**{number.bit_length() - 1}")
+    return number
+
+
+def real_array(name: str, value: Any) -> Float[Array, "..."]:
+    """The value as an array in jax's default float type, or a `ValueError` unless its entries are real and finite.
+
+    Args:
+        name: what the value is called in the API.
+        value: a number, a sequence or an array; tracers pass with their type checked alone.
+    """
+    leaves = jax.tree.leaves(value, is_leaf=lambda leaf: leaf is None)
+    if not is_concrete(value):
+        if any(np.issubdtype(jnp.result_type(leaf), np.complexfloating) for leaf in leaves):
+            raise ValueError(f"{name} must be real, got complex numbers")
+        return jnp.asarray(value, dtype=float)
+    if any(isinstance(leaf, bool | str | bytes | None) for leaf in leaves):
+        raise ValueError(f"{name} must be a real number or an array of them, got {_shown(value)}")
+    try:
+        numbers = np.asarray(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a real number or an array of them, got {_shown(value)}") from None
+    if not (jnp.issubdtype(numbers.dtype, jnp.floating) or jnp.issubdtype(numbers.dtype, jnp.integer)):
+        raise ValueError(f"{name} must be a real number or an array of them, got {_shown(value)} of {numbers.dtype}")
+    check_range(name, numbers, -np.inf, np.inf, low_open=True, high_open=True)
+    with np.errstate(over="ignore"):
+        converted = numbers.astype(jnp.result_type(float))
+    bad = ~np.isfinite(converted)
+    if bad.any():
+        raise ValueError(f"{name} must be finite in {converted.dtype}, got {float(numbers[bad].flat[0])!r}")
+    return jnp.asarray(converted)
+
+
+def real_number(
+    name: str, value: Any, low: float = -np.inf, high: float = np.inf, *, low_open: bool = False
+) -> Float[Array, ""]:
+    """The value as an array of shape (), or a `ValueError` unless it is one finite real number in the interval.
+
+    Args:
+        name: what the value is called in the API.
+        value: a number, or an array of shape (); tracers pass with type and shape checked alone.
+        low, high: the ends of the interval; the upper one is excluded.
+        low_open: whether the lower one is excluded too.
+    """
+    number = real_array(name, value)
+    if number.shape:
+        raise ValueError(f"{name} must be one number, got shape {number.shape}")
+    check_range(name, value, low, high, low_open=low_open or low == -np.inf, high_open=True)
+    return number
+
+
+def _shown(value: Any) -> str:
+    """The value in at most 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
