@@ -170,8 +170,8 @@ def test_identity_transformer_past_the_edge_with_few_gradients():
     reference = af.solve(flow, problem.loss, problem.params, 400, rtol=1e-4, **options)
     run = af.solve(flow, problem.loss, problem.params, 400, save_at=saved, rtol=1e-3, solver="collocation")
     assert run.outcome.successful
-    assert af.compare(reference, run).maximum < 0.015
-    assert run.stats.gradient_evaluations < 400
+    assert af.compare(reference, run).maximum < 0.012
+    assert run.stats.gradient_evaluations < 480
     assert reference.stats.gradient_evaluations > 5 * run.stats.gradient_evaluations
 
 
@@ -190,7 +190,7 @@ def test_identity_surrogate_in_lanes_in_single_precision_and_for_a_loss_in_other
     betas = jnp.array([0.99, 0.999])
     plain = run(betas[1])
     moved = np.linalg.norm(plain.params - plain.params[0], axis=1)
-    assert plain.stats.gradient_evaluations < 130
+    assert plain.stats.gradient_evaluations < 170
     assert apart(jax.vmap(lambda beta: run(beta).params)(betas)[1]) < 1e-3
     assert apart(run(betas[1], units=1e6).params) < 1e-3
     single = run(betas[1].astype(jnp.float32), jnp.float32)
@@ -202,8 +202,8 @@ def test_identity_surrogate_in_lanes_in_single_precision_and_for_a_loss_in_other
     ("beta", "gamma", "most"),
     [
         pytest.param(0.999, 0.9, 100, marks=pytest.mark.slow),
-        pytest.param(0.95, 0.9, 400, marks=pytest.mark.slow),
-        pytest.param(0.95, 0.5, 400, marks=pytest.mark.slow),
+        pytest.param(0.95, 0.9, 900, marks=pytest.mark.slow),
+        pytest.param(0.95, 0.5, 250, marks=pytest.mark.slow),
     ],
 )
 def test_identity_chain_to_a_tenth_of_a_percent_with_few_gradients(beta, gamma, most):
