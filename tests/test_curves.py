@@ -88,6 +88,7 @@ def test_identity_curves_stay_inside_the_square_near_its_corners(curve, beta, ga
         (lambda: normal_curve(0.9, 0.9, 0), "points must be a whole number of at least 1, got 0"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_failure_says_what_to_do(call, message):
     with pytest.raises(ValueError, match=message):
         call()
