@@ -24,7 +24,16 @@ from adamflow.solve.collocation import (
 from adamflow.solve.endings import meaning, outcome_of
 from adamflow.solve.inputs import check_flow, check_observe, check_resolution, check_run, check_start, check_tolerance
 from adamflow.solve.methods import Method, choose_method, prefers_collocation, step_controller, terms_of
-from adamflow.solve.trajectory import Stats, Trajectory, conclude, divergence_limit, exact_iterations, largest, within
+from adamflow.solve.trajectory import (
+    SETTLING,
+    Stats,
+    Trajectory,
+    conclude,
+    divergence_limit,
+    exact_iterations,
+    largest,
+    within,
+)
 from adamflow.types import Loss, Params, Scalar
 
 
@@ -118,6 +127,7 @@ def solve(
         lambda value: jnp.asarray(value, dtype), (rows, _Numbers(first, steps, rtol, atol, step_size))
     )
     looks = 0 if observe is None else len(rows)
+    later = first == 0 and steps > SETTLING and getattr(flow, "order", 1) >= 2
     with _reverse_mode_alone():
         if collocated:
             reference = _Reference(method, observe, max(max_steps, _REFERENCE_STEPS))
@@ -133,7 +143,7 @@ def solve(
         observed=None if observe is None else run.rows,
         start=params,
         final=run.final,
-        outcome=outcome_of(flow, loss, run, jnp.where(finite, numbers.first, -1.0), times, eager),
+        outcome=outcome_of(flow, loss, run, jnp.where(finite, numbers.first, -1.0), times, eager, later),
         stats=stats,
         name=f"{flow.optimizer.name}, {flow.name}",
         follows_mean=flow.follows_mean,
