@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help figures figures-quick figures-full test test-slow test-torch test-all check bench clean
+.PHONY: help figures figures-quick figures-full test test-slow test-torch test-all fuzz check bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -37,6 +37,9 @@ test-torch: $(VENV)/.installed-test $(VENV)/.installed-torch  ## the tests of th
 
 test-all: $(VENV)/.installed-test  ## every test
 	$(PYTEST) -m ""
+
+fuzz: $(VENV)/.installed-test  ## generated inputs: a true result, or an error that names the argument; 5 minutes
+	$(BIN)/python tests/fuzz.py
 
 check: $(VENV)/.installed-dev  ## lint, format and types
 	$(BIN)/python -m ruff check .

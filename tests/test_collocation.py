@@ -657,3 +657,31 @@ def test_failure_step_limit_and_losses_that_end():
     run = af.solve(flow, loss, jnp.ones(3), 500, solver="collocation")
     assert run.outcome.name == "not_finite"
     assert np.isfinite(run.params).all()
+
+
+def test_identity_steps_do_not_depend_on_what_is_saved():
+    problem = af.problems.quadratic(np.ones(8), start=np.linspace(0.3, 3, 8))
+    flow = af.PaperFlow(af.adam(0.1, 0.95, 0.955))
+    runs = [af.solve(flow, problem.loss, problem.params, 100, save_at=at, rtol=1e-4) for at in ([0, 100], [100])]
+    assert runs[0].stats.accepted_steps == runs[1].stats.accepted_steps
+    np.testing.assert_allclose(runs[0].params[-1], runs[1].params[-1], rtol=1e-9)
+
+
+def test_identity_a_gradient_that_is_not_finite_ahead_shortens_the_first_step():
+    def loss(params):
+        return jnp.sum(1e4 * params + params**-0.5)
+
+    flow, start = af.PaperFlow(af.rmsprop(1e-3, 0.9)), jnp.array([1.5e-3, 1.0])
+    run, reference = (af.solve(flow, loss, start, 50, save_at=[50], rtol=1e-5, solver=s) for s in ("auto", KVAERNO))
+    assert run.outcome.name == reference.outcome.name
+    if run.outcome.successful:
+        np.testing.assert_allclose(run.params, reference.params, rtol=1e-3)
+
+
+def test_identity_rmsprop_is_adam_that_forgets_at_once():
+    def run(gamma):
+        flow = af.PaperFlow(af.adam(1e-3, 0.99, gamma))
+        return af.solve(flow, CHAIN.loss, CHAIN.params, 500, save_at=[500], rtol=1e-4)
+
+    alone, batch = run(0.0), jax.vmap(lambda gamma: run(gamma).stats.gradient_evaluations)(jnp.zeros(1))
+    assert int(batch[0]) <= 1.5 * alone.stats.gradient_evaluations <= 4 * int(batch[0])

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from adamflow.analysis import level_curve, normal_curve, stability_exponent
@@ -84,9 +84,11 @@ def test_identity_curves_stay_inside_the_square_near_its_corners(curve, beta, ga
             lambda: level_curve(np.array([0.8, 0.9]), 0.9, 5),
             r"beta must be a single number, got an array of shape \(2,\)",
         ),
+        (lambda: normal_curve(0.9, 0.9, 2**63), "points must be at most 1000000, got 9223372036854775808"),
         (lambda: normal_curve(0.9, 0.9, 0), "points must be a whole number of at least 1, got 0"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_failure_says_what_to_do(call, message):
     with pytest.raises(ValueError, match=message):
         call()
@@ -97,6 +99,7 @@ DECAYS = st.floats(0, 1, exclude_min=True, exclude_max=True)
 
 
 @pytest.mark.parametrize("curve", [normal_curve, level_curve])
+@example(beta=1e-5, gamma=0.5)
 @given(beta=DECAYS, gamma=DECAYS)
 def test_identity_curves_exist_through_every_point_of_the_square(curve, beta, gamma):
     betas, gammas = curve(beta, gamma, 5)

@@ -79,6 +79,11 @@ def test_identity_rotation_is_the_update_of_noise_over_the_equilibrium_norm(gamm
     assert turn == pytest.approx(af.analysis.rotation_rate(eta, decay, gamma), rel=1e-9)
 
 
+def test_formula_equilibria_whose_squares_no_float_holds():
+    assert af.analysis.equilibrium_norm(1e300, 2.0, 1e-300) == pytest.approx(1e300)
+    assert af.analysis.rotation_rate(2e300, 1e300, 0.0) == pytest.approx(2e300)
+
+
 # --- identity --------------------------------------------------------------------------------------------------------
 
 

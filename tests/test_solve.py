@@ -428,6 +428,22 @@ def test_failure_step_limit_keeps_what_came_before():
     assert "max_steps was used up at iteration" in run.outcome.message
 
 
+def test_failure_a_flow_that_stalls_while_filters_settle_is_told_to_start_later():
+    """One coordinate starts so close to its minimum that its gradient crosses 0 in the second iteration."""
+    problem, optimizer = af.problems.quadratic([0.5, 20.0], start=[1e-3, 1.0]), af.adam(1e-2)
+    flow, options = af.ModifiedFlow(optimizer, order=2), {"save_at": [40], "solver": diffrax.Tsit5()}
+    with pytest.warns(UserWarning, match="holds no rows"):
+        run = af.solve(flow, problem.loss, problem.params, 40, **options)
+    assert run.outcome.name == "stalled"
+    words = "then af.solve(flow, loss, iterates.final[0], steps, start=(20, iterates.final[1]))"
+    assert words in run.outcome.message
+    iterates = af.iterate(optimizer, problem.loss, problem.params, steps=20)
+    later = af.solve(flow, problem.loss, iterates.final[0], 40, start=(20, iterates.final[1]), **options)
+    assert later.outcome.name == "completed"
+    whole = af.iterate(optimizer, problem.loss, problem.params, steps=40, save_at=[40])
+    assert af.compare(whole, later).maximum < 0.05
+
+
 def test_failure_without_any_step_the_start_is_kept():
     flow = af.PaperFlow(af.adam(1e-3))
     run = af.solve(flow, CHAIN.loss, CHAIN.params, 50, max_steps=1, rtol=1e-12, solver=diffrax.Tsit5())

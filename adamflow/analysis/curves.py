@@ -6,7 +6,7 @@ Both functions are NumPy only (float64) and take one start point: their results 
 It writes (β, γ) for the decays of the second and the first moment, where PyTorch and optax write (b2, b1).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -18,6 +18,9 @@ from adamflow.checks import check_count, check_range, check_single
 from adamflow.types import Scalar
 
 Decays: TypeAlias = Float[np.ndarray, "points"]
+
+#: A curve holds them all, and those of a million are drawn as one line anyway.
+MOST_POINTS = 10**6
 
 
 def normal_curve(beta: Scalar, gamma: Scalar, points: int) -> tuple[Decays, Decays]:
@@ -40,7 +43,7 @@ def normal_curve(beta: Scalar, gamma: Scalar, points: int) -> tuple[Decays, Deca
         among them.
 
     Raises:
-        ValueError: β or γ is outside its interval, or `points` is no whole number of at least 1.
+        ValueError: β or γ is outside its interval, or `points` is no whole number from 1 to a million.
 
     Source: [GT] = R. Gould and H. Tanaka, Continuous-Time Analysis of Adaptive Optimization and Normalization,
     arXiv:2411.05746.
@@ -50,7 +53,7 @@ def normal_curve(beta: Scalar, gamma: Scalar, points: int) -> tuple[Decays, Deca
     [0.9928 0.9773 0.9605] [0.915  0.9495 0.9834]
     """
     beta, gamma = _start_point(beta, gamma)
-    count = check_count("points", points)
+    count = check_count("points", points, high=MOST_POINTS)
     # Far from the other borders curves are similar, and cubes of small numbers underflow.
     unit = max(beta, gamma) if max(beta, gamma) < 0.5 else 1.0
     constant = 2 * (beta / unit) ** 3 + (gamma / unit) ** 3
@@ -87,7 +90,7 @@ def level_curve(beta: Scalar, gamma: Scalar, points: int) -> tuple[Decays, Decay
         point is the middle of one of `points` pieces of equal length, strictly inside (0, 1)².
 
     Raises:
-        ValueError: β or γ is outside its interval, or `points` is no whole number of at least 1.
+        ValueError: β or γ is outside its interval, or `points` is no whole number from 1 to a million.
 
     Source: [GT] = R. Gould and H. Tanaka, Continuous-Time Analysis of Adaptive Optimization and Normalization,
     arXiv:2411.05746, for C.
@@ -97,7 +100,7 @@ def level_curve(beta: Scalar, gamma: Scalar, points: int) -> tuple[Decays, Decay
     [0.1137 0.4115 0.7911] [0.1996 0.5478 0.8048]
     """
     beta, gamma = _start_point(beta, gamma)
-    count = check_count("points", points)
+    count = check_count("points", points, high=MOST_POINTS)
     # The coordinate that ends at 1 is the parameter: the other one's slope is then at most 2 everywhere. The curve is
     # written by γ/β, since C itself overflows near the smallest numbers.
     if stability_exponent(beta, gamma) >= 0:
@@ -108,6 +111,7 @@ def level_curve(beta: Scalar, gamma: Scalar, points: int) -> tuple[Decays, Decay
             0.0,
             1.0,
             count,
+            breaks=_around_the_bend(gamma / rest),
         )
     rest = 1 - 2 * (beta / gamma)
     return _middles_of_equal_arcs(
@@ -116,7 +120,17 @@ def level_curve(beta: Scalar, gamma: Scalar, points: int) -> tuple[Decays, Decay
         0.0,
         1.0,
         count,
+        breaks=_around_the_bend(2 * beta / rest),
     )
+
+
+def _around_the_bend(scale: float) -> list[float]:
+    """Where to divide [0, 1] for a level curve that bends near 0 on this scale.
+
+    What is below 1e-14 is a rounding error of the length, since the speed is bounded.
+    """
+    count = int(np.ceil(np.log(1 / scale) / np.log(4))) if 1e-14 < scale < 1 else 0
+    return [scale * 4**index for index in range(count)]
 
 
 def _start_point(beta: Scalar, gamma: Scalar) -> tuple[float, float]:
@@ -134,10 +148,19 @@ def _start_point(beta: Scalar, gamma: Scalar) -> tuple[float, float]:
 
 
 def _middles_of_equal_arcs(
-    curve: Callable, speed: Callable, start: float, end: float, points: int, unit: float = 1.0
+    curve: Callable,
+    speed: Callable,
+    start: float,
+    end: float,
+    points: int,
+    unit: float = 1.0,
+    breaks: Sequence[float] = (),
 ) -> tuple[Decays, Decays]:
-    """`unit` times a curve at the middles of `points` arcs of equal length; `speed` is its length by its parameter."""
-    length = quad(speed, start, end, epsabs=0, epsrel=1e-12, limit=200)[0]
+    """`unit` times a curve at the middles of `points` arcs of equal length; `speed` is its length by its parameter.
+
+    The integral of the speed is divided at `breaks`, between which it is smooth.
+    """
+    length = quad(speed, start, end, epsabs=0, epsrel=1e-12, limit=200, points=breaks or None)[0]
     solution = solve_ivp(
         lambda fraction, parameter: length / speed(parameter),
         (0.0, 1.0),

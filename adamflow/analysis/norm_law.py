@@ -138,7 +138,7 @@ def rotation_rate(learning_rate: Numbers, weight_decay: Numbers, gamma: Numbers)
     _check_rates(learning_rate, weight_decay)
     factor = norm_factor(gamma)
     xp, eta, decay, factor = with_namespace(learning_rate, weight_decay, factor)
-    return xp.sqrt(2 * eta * decay / factor)[()]
+    return (xp.sqrt(eta) * xp.sqrt(2 * decay / factor))[()]
 
 
 def equilibrium_norm(size: Numbers, learning_rate: Numbers, weight_decay: Numbers) -> Numbers:
@@ -164,7 +164,7 @@ def equilibrium_norm(size: Numbers, learning_rate: Numbers, weight_decay: Number
     check_range("weight_decay", weight_decay, 0, low_open=True, hint="without decay there is no equilibrium")
     check_range("size", size, 0, low_open=True)
     xp, size, eta, decay = with_namespace(size, learning_rate, weight_decay)
-    return xp.sqrt(eta * size / (2 * decay))[()]
+    return (xp.sqrt(eta) * (xp.sqrt(size) / xp.sqrt(2 * decay)))[()]
 
 
 def square_norm_recursion(

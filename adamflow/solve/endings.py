@@ -28,7 +28,9 @@ def meaning(result: diffrax.RESULTS, size: jax.Array, limit: jax.Array) -> jax.A
     return code
 
 
-def outcome_of(flow: AbstractFlow, loss: Loss, run: Any, start: jax.Array, times: jax.Array, eager: bool) -> Outcome:
+def outcome_of(
+    flow: AbstractFlow, loss: Loss, run: Any, start: jax.Array, times: jax.Array, eager: bool, later: bool
+) -> Outcome:
     """How a run of a flow ended.
 
     Few runs need an explanation, which is a program of its own: as part of the run it would double what is compiled.
@@ -41,11 +43,12 @@ def outcome_of(flow: AbstractFlow, loss: Loss, run: Any, start: jax.Array, times
         start: the first iteration, -1 if the loss is not finite there.
         times: of the rows.
         eager: whether these are numbers, not tracers.
+        later: whether a run that stalled early could start later.
     """
     code, reached = run.code, run.reached
     if not eager or int(code) in (STALLED, NOT_FINITE):
         code, reached = _explained(flow, loss, code, run.final, reached, (start, times, run.rows, run.finite))
-    return Outcome(code, reached.astype(float))
+    return Outcome(code, reached.astype(float), is_told_to_start_later=later)
 
 
 @program

@@ -50,11 +50,11 @@ def prefers_collocation(flow: AbstractFlow, size: int, rtol: Any) -> bool:
 
 
 def has_finite_edge(flow: AbstractFlow) -> bool:
-    r"""Whether a flow of [GT] becomes unstable beyond some curvature, so that no step may damp what should grow.
+    r"""Whether a flow of [GT] can become unstable beyond some curvature, so that no step may damp what should grow.
 
     With v kept constant, order 1 with one stage obeys $\lambda^2 + a\lambda + a\eta s = 0$ at preconditioned curvature
-    s, which is stable for every s > 0. Each further stage, and order 2, adds a lag, and a lag of more than half a turn
-    an edge (`af.analysis.critical_curvature` has it).
+    s, which is stable for every s > 0. Order 2 and each further stage add a lag, and with it, but for some of them
+    without momentum, an edge (`af.analysis.critical_curvature` has it).
     """
     return isinstance(flow, PaperFlow) and (flow.order != 1 or len(flow.optimizer.stages) > 1)
 

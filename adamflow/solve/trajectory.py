@@ -48,6 +48,15 @@ _UNDERFLOW = (
     "underflowed to 0, and epsilon is 0. Take float64, or multiply the loss by a large number."
 )
 
+#: Flows of order 2 or more that stall within so many iterations of n = 0 are told to leave these to the optimizer.
+SETTLING = 20
+
+_START_LATER = (
+    "Flows of order 2 or more stall most easily in the first iterations, where filters settle; leave these to the "
+    "optimizer: iterates = af.iterate(optimizer, loss, params, steps={first}), then "
+    "af.solve(flow, loss, iterates.final[0], steps, start=({first}, iterates.final[1]))."
+)
+
 #: A run has diverged when a parameter exceeds this many times max(1, its largest initial magnitude).
 DIVERGENCE_LIMIT = 1e8
 
@@ -61,11 +70,14 @@ class Outcome(eqx.Module):
         underflowed: the number of parameters of a discrete run that stood still in its last iteration since their
             second moment had underflowed to 0, with a gradient that was not 0 and ε = 0. That is no rest: in more
             precise arithmetic, or with the loss multiplied by a large number, they move on. `None` for flows.
+        is_told_to_start_later: whether the message of a run that stalled in its first iterations names `start=`: that
+            of a flow of order 2 or more from n = 0.
     """
 
     code: Int[Array, "..."]
     iteration: Real[Array, "..."]
     underflowed: Int[Array, "..."] | None = None
+    is_told_to_start_later: bool = eqx.field(static=True, default=False)
 
     @property
     def successful(self) -> Any:
@@ -87,6 +99,8 @@ class Outcome(eqx.Module):
                 return "not finite: the loss or its gradient is not finite at the start; check the loss there."
             number = f"{iteration:.0f}" if iteration == round(iteration) else f"{iteration:g}"
             words = _SENTENCES[OUTCOMES[code]].format(iteration=number, limit=DIVERGENCE_LIMIT)
+            if self.is_told_to_start_later and OUTCOMES[code] == "stalled" and iteration < SETTLING:
+                return f"{words} {_START_LATER.format(first=SETTLING)}"
             return f"{words} {_UNDERFLOW.format(count=underflowed)}" if underflowed else words
 
         codes, iterations = np.asarray(self.code), np.asarray(self.iteration)

@@ -91,6 +91,7 @@ class IntegrationProblem(NamedTuple):
         loss: of parameters.
         unravel: from a vector to parameters.
         initial_params: θ at the start.
+        start_time: of the run.
         save_times: increasing.
         final_time: of the run.
         rtol: relative tolerance.
@@ -104,6 +105,7 @@ class IntegrationProblem(NamedTuple):
     loss: Loss
     unravel: Callable[[Any], Params]
     initial_params: Vector
+    start_time: Array
     save_times: Array
     final_time: Array
     rtol: Scalar
@@ -156,7 +158,7 @@ class IntegrationProblem(NamedTuple):
 
     def steps_in_lifetime(self, integrator: StepIntegrator) -> Array:
         """How many steps add their errors to each other: as many as an oscillation lives through, at least 1."""
-        run_length = self.final_time - self.save_times[0]
+        run_length = self.final_time - self.start_time
         return jnp.maximum(1.0, jnp.minimum(integrator.memory(), run_length) / integrator.step_size)
 
     def time_after_step(self, time: Array, step_size: Array) -> Array:

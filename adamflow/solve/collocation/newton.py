@@ -174,7 +174,10 @@ class NewtonIntegrator(NamedTuple):
         stage_values = loop.integrator(constant).params[loop.integrator.nodes.radau_indices]
         displacement = stage_values[-1] - state.params
         change = problem.gradient(stage_values[-1]) - state.gradient
-        diagonal = jnp.maximum(change / jnp.where(displacement == 0, 1.0, displacement), 0.0)
+        # Where θ has not moved, or the gradient there is not finite, nothing is known of the curvature.
+        reliable = (displacement != 0) & jnp.isfinite(change)
+        secant = jnp.where(reliable, change, 0.0) / jnp.where(reliable, displacement, 1.0)
+        diagonal = jnp.maximum(secant, 0.0)
         run = run._replace(
             step_size=step_size,
             step_counts=run.step_counts.add_step(False, False, 1),
@@ -226,7 +229,12 @@ class NewtonIntegrator(NamedTuple):
         has_failed = ~jnp.isfinite(norm) | diverges | (loop.newton_iteration + 1 >= _MAX_NEWTON_ITERATIONS)
 
         quadrature_error = _QUADRATURE_WEIGHT * jnp.abs(linearization.quadrature_error)
-        error = self._error(loop, gradients, linearization.solution, hessian, difference, quadrature_error)
+        # Only a step that has converged has an error.
+        error = jax.lax.cond(
+            converged,
+            lambda: self._error(loop, gradients, linearization.solution, hessian, difference, quadrature_error),
+            lambda: jnp.full_like(norm, jnp.inf),
+        )
         return NewtonUpdate(
             gradients,
             linearization.solution,
@@ -359,7 +367,7 @@ class NewtonIntegrator(NamedTuple):
         order = 1 / (self.node_count + 1)
         by_error = 0.9 * jnp.maximum(update.error, 1e-6) ** -order
         by_iterations = jnp.sqrt(6.0 / (loop.newton_iteration + 1))
-        max_factor = jnp.where(loop.run.previous_step_rejected, 1.0, 4.0)
+        max_factor = jnp.where(loop.run.previous_step_rejected, 1.0, jnp.inf)
         longer = jnp.clip(jnp.minimum(by_error, by_iterations), 0.3, max_factor)
         is_known = update.converged & jnp.isfinite(update.error)
         shorter = jnp.where(is_known, jnp.clip(0.8 * update.error**-order, 0.2, 0.9), 0.5)

@@ -34,7 +34,7 @@ def check_collocation(flow: AbstractFlow, params: Params) -> None:
     if flow.order != 1 or len(flow.optimizer.stages) != 1:
         raise ValueError(
             f'solver="collocation" integrates flows of order 1 with one stage, got the {flow.name} of '
-            f"{flow.optimizer.name!r} with {len(flow.optimizer.stages)}: others become unstable beyond a finite "
+            f"{flow.optimizer.name!r} with {len(flow.optimizer.stages)}: others can become unstable beyond a finite "
             'curvature, and its long steps would damp what should grow; take solver="auto"'
         )
     overridden = _overridden(flow)
@@ -166,9 +166,8 @@ def _solve_traced(inputs: RunInputs, options: StaticOptions, reference: Differen
 def _run_diagonal_phase(inputs: RunInputs, options: StaticOptions) -> DiagonalResult:
     """The run as far as the Hessian counts as diagonal."""
     problem = _make_problem(inputs, options)
-    first = jnp.asarray(inputs.settings.first, problem.initial_params.dtype)
     gradient = problem.gradient(problem.initial_params)
-    run = problem.initial_state(flatten_state(inputs.state, first, problem.initial_params, gradient))
+    run = problem.initial_state(flatten_state(inputs.state, problem.start_time, problem.initial_params, gradient))
     return _newton_integrator(problem).run_diagonal(run)
 
 
@@ -193,6 +192,7 @@ def _make_problem(inputs: RunInputs, options: StaticOptions) -> IntegrationProbl
         loss=inputs.loss,
         unravel=unravel,
         initial_params=params,
+        start_time=jnp.asarray(inputs.settings.first, params.dtype),
         save_times=inputs.save_times,
         final_time=inputs.settings.steps,
         rtol=inputs.settings.rtol,

@@ -141,8 +141,11 @@ class StepIntegrator(eqx.Module):
     def memory(self) -> Scalar:
         """How many iterations an error of an oscillating coordinate lives: 1/(a_m/2 − 3 a_v/8), by its filters' rates.
 
-        Oscillations lose a factor e in 2/a_m iterations; relative to √v, which falls meanwhile, it takes longer.
+        Oscillations lose a factor e in 2/a_m iterations; relative to √v, which falls meanwhile, it takes longer (the
+        derivation is in docs/collocation.md). Without a filter that can be negative nothing oscillates.
         """
+        if all(moving_average.nonnegative for moving_average in self._filters):
+            return 0.0
         rate = 0.0
         for moving_average in self._filters:
             weight = -3 / 8 if moving_average.nonnegative else 1 / 2
