@@ -333,6 +333,7 @@ def test_failure_what_has_not_converged_is_marked_with_its_residual(chain):
     assert words.count("not converged") == late.sum()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_failure_of_bad_input(chain):
     loss, optimizer, state = chain
 
