@@ -667,6 +667,7 @@ def test_identity_steps_do_not_depend_on_what_is_saved():
     np.testing.assert_allclose(runs[0].params[-1], runs[1].params[-1], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_identity_a_gradient_that_is_not_finite_ahead_shortens_the_first_step():
     def loss(params):
         return jnp.sum(1e4 * params + params**-0.5)
@@ -678,6 +679,7 @@ def test_identity_a_gradient_that_is_not_finite_ahead_shortens_the_first_step():
         np.testing.assert_allclose(run.params, reference.params, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_identity_rmsprop_is_adam_that_forgets_at_once():
     def run(gamma):
         flow = af.PaperFlow(af.adam(1e-3, 0.99, gamma))

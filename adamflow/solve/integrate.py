@@ -66,11 +66,11 @@ def solve(
     """Integrate a flow over n ∈ [0, steps], beside `steps` iterations of its optimizer.
 
     Time runs in iterations, n = t/η. With solver="auto" a `PaperFlow` of order 1 with one stage whose filters have
-    constant decays is integrated by collocation (docs/collocation.md), beyond 200 parameters only for rtol ≥ 1e-4. Those
-    of order 2, and of k-Adam, which can become unstable beyond a finite curvature, get Dopri8 at a quarter of rtol. Other
-    flows get Kvaerno5 with a chord iteration and dense Jacobians up to 200 parameters, and beyond Tsit5. On 920 random
-    problems 99% of the runs by "auto" were within ten tolerances, and two of them beyond a hundred, relative to the
-    amplification of a perturbed start (docs/accuracy.md). Implicit solvers of diffrax follow the
+    constant decays is integrated by collocation (docs/collocation.md), beyond 200 parameters only for rtol ≥ 1e-4.
+    Those of order 2, and of k-Adam, which can become unstable beyond a finite curvature, get Dopri8 at rtol/4. Other
+    flows get Kvaerno5 with a chord iteration and dense Jacobians up to 200 parameters, and beyond Tsit5. Of 920 random
+    problems 99% were within ten tolerances, and two beyond a hundred, relative to the amplification of a perturbed
+    start (docs/accuracy.md). Implicit solvers of diffrax follow the
     logarithm of filters that cannot be negative, which keeps them positive. For 100 iterations or fewer of a cheap loss
     the discrete run is faster than any flow.
 
