@@ -210,3 +210,10 @@ def test_formula_map_flows_forget_at_the_rate_of_the_truncated_logarithm(order, 
 def test_failure_flows_without_filters_have_no_region():
     with pytest.raises(TypeError, match="got MemorylessFlow: a region says what filters remember"):
         af.analysis.region(BETAS, GAMMAS, kind=["paper", af.MemorylessFlow(af.adam(1e-3))])
+
+
+def test_identity_iterations_in_half_precision_are_those_in_single():
+    half, single = (
+        af.analysis.region([0.9], [0.8], iteration=np.array([0.5, 8.0], kind)) for kind in (np.float16, np.float32)
+    )
+    np.testing.assert_allclose(half.log_bound, single.log_bound, rtol=1e-6)

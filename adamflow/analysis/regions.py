@@ -239,6 +239,8 @@ def _iterations(iteration: Any) -> np.ndarray:
         )
     check_range("iteration", iteration, 0.0, float("inf"), high_open=True, hint="iterations are counted from 0")
     n = np.asarray(iteration)
+    # Axes of xarray hold no half precision.
+    n = n.astype(np.float32) if n.dtype.kind == "f" and n.dtype.itemsize < 4 else n
     if n.ndim > 1 or n.size == 0:
         raise ValueError(f"iteration must be a number or an axis with at least one entry, got shape {n.shape}")
     return n
