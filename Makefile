@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help figures figures-quick figures-full test test-slow test-torch test-all fuzz check bench clean
+.PHONY: accuracy help figures figures-quick figures-full test test-slow test-torch test-all fuzz check bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -49,6 +49,9 @@ check: $(VENV)/.installed-dev  ## lint, format and types
 bench: $(VENV)/.installed-test  ## times as ratios to peers, as a table and as build/bench.json
 	@mkdir -p build
 	$(BIN)/python bench/run.py --out build/bench.json
+
+accuracy: $(VENV)/.installed-test  ## errors over tolerances on 1000 random problems: an hour on two cores
+	$(BIN)/python bench/accuracy.py --seeds 0:1000 --solvers auto --out build/accuracy/runs.jsonl
 
 clean:  ## delete caches and build outputs; .venv and figures/ stay
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
