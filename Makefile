@@ -50,8 +50,10 @@ bench: $(VENV)/.installed-test  ## times as ratios to peers, as a table and as b
 	@mkdir -p build
 	$(BIN)/python bench/run.py --out build/bench.json
 
-accuracy: $(VENV)/.installed-test  ## errors over tolerances on 1000 random problems: an hour on two cores
-	$(BIN)/python bench/accuracy.py --seeds 0:1000 --solvers auto --out build/accuracy/runs.jsonl
+accuracy: ACCURACY = $(BIN)/python bench/accuracy.py --resume --seconds 1e6
+accuracy: $(VENV)/.installed-test  ## errors of solvers over rtol on 1000 random problems: hours; goes on where it stopped
+	$(ACCURACY) --seeds 0:1000 --solvers auto,dopri8,tsit5 --out build/accuracy/runs.jsonl
+	$(ACCURACY) --seeds 0:200 --solvers kvaerno5,kencarp4,radau,bdf,lsoda --out build/accuracy/peers.jsonl
 
 clean:  ## delete caches and build outputs; .venv and figures/ stay
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis

@@ -8,6 +8,7 @@ which that fails too has no reference, and says why.
 
 import dataclasses
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from random_problems import VERSION, RandomProblem
+from random_problems import VERSION, RandomProblem, draw
 
 import adamflow as af
 
@@ -195,3 +196,22 @@ def _kvaerno5(flow: af.PaperFlow, loss: Any, start: jax.Array, times: jax.Array,
         max_steps=IMPLICIT_STEPS,
         throw=False,
     ).ys
+
+
+def bundle(seeds: list[int], cache: Path | None, out: Path) -> None:
+    """Write rows and amplifications of the problems that have a reference into one file, for tests."""
+    found = {seed: reference_of(draw(seed), cache) for seed in seeds}
+    good = {seed: reference for seed, reference in found.items() if reference.good}
+    arrays = {f"rows_{seed}": reference.rows for seed, reference in good.items()}
+    amplification = np.array([reference.amplification for reference in good.values()])
+    partial = out.with_suffix(".partial")
+    with partial.open("wb") as handle:
+        np.savez_compressed(handle, seeds=np.array(list(good)), amplification=amplification, **arrays)
+    partial.replace(out)
+
+
+if __name__ == "__main__":
+    # python bench/references.py tests/accuracy_references.npz 50 70 0 110: blocks of ten seeds from these on.
+    jax.config.update("jax_enable_x64", True)
+    first_seeds = [int(text) for text in sys.argv[2:]]
+    bundle([seed for first in first_seeds for seed in range(first, first + 10)], None, Path(sys.argv[1]))
