@@ -202,7 +202,7 @@ def bundle(seeds: list[int], cache: Path | None, out: Path) -> None:
     """Write rows and amplifications of the problems that have a reference into one file, for tests."""
     found = {seed: reference_of(draw(seed), cache) for seed in seeds}
     good = {seed: reference for seed, reference in found.items() if reference.good}
-    arrays = {f"rows_{seed}": reference.rows for seed, reference in good.items()}
+    arrays: dict[str, Any] = {f"rows_{seed}": reference.rows for seed, reference in good.items()}
     amplification = np.array([reference.amplification for reference in good.values()])
     partial = out.with_suffix(".partial")
     with partial.open("wb") as handle:

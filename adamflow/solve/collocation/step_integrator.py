@@ -125,9 +125,9 @@ class StepIntegrator(eqx.Module):
             terms.append((weights @ radau_to_fine, derivative))
             gained = gained + derivative * (weights @ change)
         kernel = self.parameter_propagator.input_weights[self.nodes.radau_indices]
-        jacobian = sum(
-            (kernel[:, None] * weights.T) @ jax.vmap(self._force)(derivative) for weights, derivative in terms
-        )
+        jacobian = jnp.zeros((self.node_count, *gradients.shape), gradients.dtype)
+        for weights, derivative in terms:
+            jacobian = jacobian + (kernel[:, None] * weights.T) @ jax.vmap(self._force)(derivative)
         forces = jax.vmap(self._force)(solution.direction)
         skipped = self.nodes.skipped
         defect = jnp.asarray(self.nodes.skipped_weights, forces.dtype) @ forces
