@@ -147,7 +147,7 @@ def _with_amplification(
     """A good reference with all that is to be known of its problem."""
     if any(len(other) < len(rows) for other in perturbed):
         return Reference("none: a perturbed run fails", rows, uncertainty)
-    amplification, growth = np.max([amplification_of(rows, other) for other in perturbed], axis=0)
+    amplification, growth = np.max(np.array([amplification_of(rows, other) for other in perturbed]), axis=0)
     return Reference(status, rows, uncertainty, float(amplification), float(growth), _gradients(problem))
 
 
@@ -203,10 +203,11 @@ def bundle(seeds: list[int], cache: Path | None, out: Path) -> None:
     found = {seed: reference_of(draw(seed), cache) for seed in seeds}
     good = {seed: reference for seed, reference in found.items() if reference.good}
     arrays: dict[str, Any] = {f"rows_{seed}": reference.rows for seed, reference in good.items()}
-    amplification = np.array([reference.amplification for reference in good.values()])
+    arrays["seeds"] = np.array(list(good))
+    arrays["amplification"] = np.array([reference.amplification for reference in good.values()])
     partial = out.with_suffix(".partial")
     with partial.open("wb") as handle:
-        np.savez_compressed(handle, seeds=np.array(list(good)), amplification=amplification, **arrays)
+        np.savez_compressed(handle, **arrays)
     partial.replace(out)
 
 
