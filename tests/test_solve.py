@@ -444,6 +444,13 @@ def test_failure_a_flow_that_stalls_while_filters_settle_is_told_to_start_later(
     assert af.compare(whole, later).maximum < 0.05
 
 
+def test_failure_a_solution_that_becomes_infinite_is_told_as_diverged():
+    # dθ/dn = .1 θ³ from 1 is infinite at n = 5; steps become too small long before θ exceeds any bound.
+    run = af.solve(af.PaperFlow(af.sgd(0.1)), lambda p: -jnp.sum(p**4) / 4, jnp.ones(2), 50, save_at=[0, 4, 50])
+    assert run.outcome.name == "diverged"
+    assert 4.9 < float(run.outcome.iteration) < 5.1
+
+
 def test_failure_without_any_step_the_start_is_kept():
     flow = af.PaperFlow(af.adam(1e-3))
     run = af.solve(flow, CHAIN.loss, CHAIN.params, 50, max_steps=1, rtol=1e-12, solver=diffrax.Tsit5())

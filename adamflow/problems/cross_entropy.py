@@ -21,7 +21,6 @@ def mean_cross_entropy(logits: Float[Array, "*examples classes"], labels: Int[Ar
 
     Example:
         >>> import jax.numpy as jnp
-    import numpy as np
         >>> round(float(mean_cross_entropy(jnp.zeros((2, 10)), jnp.array([3, 9]))), 4)  # ln 10
         2.3026
     """

@@ -11,7 +11,8 @@ from adamflow.losses import program
 from adamflow.solve.trajectory import COMPLETED, DIVERGED, NOT_FINITE, STALLED, STEP_LIMIT, Outcome, largest
 from adamflow.types import Loss
 
-#: Parameters that would grow outwards by this factor within an iteration explode.
+#: Parameters beyond the first number that would grow outwards by the second as a factor within an iteration explode.
+_LARGE = 100.0
 _EXPLOSIVE_GROWTH = 1e4
 
 
@@ -71,7 +72,8 @@ def _ahead(flow: AbstractFlow, loss: Loss, state: Any, time: jax.Array) -> tuple
     after = jax.tree.map(jnp.add, state, change)
     moved = jax.tree.map(jnp.subtract, flow.params(after), params)
     outwards = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(moved), strict=True)) > 0
-    explodes = outwards & (largest(moved) > _EXPLOSIVE_GROWTH * jnp.maximum(1.0, largest(params)))
+    size = largest(params)
+    explodes = outwards & (size > _LARGE) & (largest(moved) > _EXPLOSIVE_GROWTH * size)
 
     def all_finite(*values: Any) -> jax.Array:
         return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(values)]).all()
