@@ -242,7 +242,7 @@ def test_identity_trees_starts_zero_gradients_saddles_and_networks():
     network = af.problems.mlp((8,))
     run, error = apart(flow, network, 200, rtol=1e-3)
     assert error < 1e-2
-    assert run.stats.gradient_evaluations < 100
+    assert run.stats.gradient_evaluations < 200
     assert run.stats.jacobian_evaluations == 0
 
 
