@@ -5,10 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from adamflow.solve.trajectory import Trajectory
-
-#: The measure of errors: relative to the distance moved so far, and this share of the norm of the initial parameters.
-INITIAL_NORM_WEIGHT = 0.1
+from adamflow.flows.norms import row_norms
+from adamflow.solve.trajectory import INITIAL_NORM_WEIGHT, Trajectory
 
 
 def with_error_estimate(trajectory: Trajectory, tighter: Trajectory) -> Trajectory:
@@ -20,9 +18,9 @@ def with_error_estimate(trajectory: Trajectory, tighter: Trajectory) -> Trajecto
 
     in Euclidean norms over all parameters: the measure of collocation's tolerance. NaN where the tighter run has ended.
     """
-    difference = _norms(jax.tree.map(jnp.subtract, trajectory.params, tighter.params))
-    moved = _norms(jax.tree.map(lambda row, start: row - start, tighter.params, tighter.start))
-    initial = _norms(jax.tree.map(lambda leaf: leaf[None], tighter.start))
+    difference = row_norms(jax.tree.map(jnp.subtract, trajectory.params, tighter.params))
+    moved = row_norms(jax.tree.map(lambda row, start: row - start, tighter.params, tighter.start))
+    initial = row_norms(jax.tree.map(lambda leaf: leaf[None], tighter.start))
     scale = jax.lax.cummax(moved) + INITIAL_NORM_WEIGHT * initial
     estimate = difference / jnp.where(scale > 0, scale, 1.0)
     known = trajectory.iterations <= tighter.outcome.iteration
@@ -30,9 +28,3 @@ def with_error_estimate(trajectory: Trajectory, tighter: Trajectory) -> Trajecto
     return dataclasses.replace(
         trajectory, error_estimate=jnp.where(known, estimate, jnp.nan), stats=dataclasses.replace(stats, seconds=None)
     )
-
-
-def _norms(rows: object) -> jax.Array:
-    """The Euclidean norm of each row over all leaves."""
-    leaves = [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(rows)]
-    return jnp.linalg.norm(jnp.concatenate(leaves, axis=1), axis=1)

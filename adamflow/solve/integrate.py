@@ -125,7 +125,7 @@ def solve(
         raise ValueError(
             "estimate_error compares the parameters of two runs, which observe= keeps none of: leave one out"
         )
-    problem = _Problem(flow, loss, params, start, observe, rows, first, steps, solver, max_steps, progress)
+    problem = _Problem(flow, loss, params, start, observe, rows, solver, max_steps, progress)
     numbers = _Numbers(first, steps, rtol, atol, step_size)
     started = time.perf_counter()
     trajectory = _solve_once(problem, numbers)
@@ -143,8 +143,6 @@ class _Problem(NamedTuple):
     start: Start | None
     observe: Callable[[Snapshot], Any] | None
     rows: Any
-    first: int
-    steps: int
     solver: Any
     max_steps: int
     progress: bool
@@ -152,7 +150,7 @@ class _Problem(NamedTuple):
 
 def _solve_once(problem: _Problem, numbers: "_Numbers") -> Trajectory:
     """A run, with all rows that were asked for."""
-    flow, loss, params, start, observe, rows, _, _, solver, max_steps, progress = problem
+    flow, loss, params, start, observe, rows, solver, max_steps, progress = problem
     rtol, step_size = numbers.rtol, numbers.step_size
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     plain = solver == "auto" and step_size is None and not progress
@@ -167,11 +165,11 @@ def _solve_once(problem: _Problem, numbers: "_Numbers") -> Trajectory:
     eager = is_concrete(state, finite, flow, loss, rtol, numbers.atol, step_size)
     counter = _COUNTER if eager and not collocated and method.fields is None else None
     counted = _COUNTER.count
+    later = numbers.first == 0 and numbers.steps > SETTLING and getattr(flow, "order", 1) >= 2
     dtype = jnp.result_type(*jax.tree.leaves(params))
     numbers = numbers._replace(rtol=tolerance_of(solver, flow, rtol, float(jnp.finfo(dtype).eps)))
     times, numbers = jax.tree.map(lambda value: jnp.asarray(value, dtype), (rows, numbers))
     looks = 0 if observe is None else len(rows)
-    later = problem.first == 0 and problem.steps > SETTLING and getattr(flow, "order", 1) >= 2
     with _reverse_mode_alone():
         if collocated:
             reference = _Reference(method, observe, max(max_steps, _REFERENCE_STEPS))

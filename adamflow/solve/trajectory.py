@@ -61,6 +61,10 @@ _START_LATER = (
 DIVERGENCE_LIMIT = 1e8
 
 
+#: Errors are relative to the distance moved so far, plus this share of the norm of the initial parameters.
+INITIAL_NORM_WEIGHT = 0.1
+
+
 class Outcome(eqx.Module):
     """How a run ended, one entry for each lane of a batch.
 

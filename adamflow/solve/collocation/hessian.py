@@ -9,13 +9,13 @@ from jax.scipy.linalg import lu_factor, lu_solve
 from jaxtyping import Array, Bool, Float
 
 from adamflow.solve.collocation.nodes import reduce_over_nodes
+from adamflow.solve.collocation.step_integrator import StageValues
 
 #: A coordinate that moves less than this share of the mean gives no reliable secant.
 _MIN_RELATIVE_DISPLACEMENT = 0.1
 #: A Hessian counts as diagonal if no coordinate's row has more than this off the diagonal, scaled to a unit diagonal.
 _OFF_DIAGONAL_LIMIT = 0.2
 
-StageValues = Float[Array, "node size"]
 StageJacobian = Float[Array, "node node size"]
 #: Solves (I + J H) x = b for stacked b.
 LinearSolver = Callable[[Float[Array, "stack node size"]], Float[Array, "stack node size"]]

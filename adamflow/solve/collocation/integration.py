@@ -22,11 +22,9 @@ from adamflow.solve.collocation.step_integrator import (
     flatten_filters,
     unflatten_filters,
 )
-from adamflow.solve.trajectory import COMPLETED, DIVERGED, NOT_FINITE, STALLED, STEP_LIMIT
+from adamflow.solve.trajectory import COMPLETED, DIVERGED, INITIAL_NORM_WEIGHT, NOT_FINITE, STALLED, STEP_LIMIT
 from adamflow.types import Loss, Params, Scalar
 
-#: The scale of errors is the distance moved, plus this share of the norm of the initial parameters.
-_INITIAL_NORM_WEIGHT = 0.1
 #: Two interpolants agree within this share of the distance that a coordinate could have gone in a step.
 _INTERPOLANT_TOLERANCE = 3e-3
 
@@ -195,7 +193,7 @@ class IntegrationProblem(NamedTuple):
         moved = jnp.sqrt(jnp.mean((params - self.initial_params) ** 2))
         initial_norm = jnp.sqrt(jnp.mean(self.initial_params**2))
         least = jnp.maximum(previous, jnp.sqrt(jnp.finfo(moved.dtype).tiny))
-        return jnp.maximum(moved + _INITIAL_NORM_WEIGHT * initial_norm, least)
+        return jnp.maximum(moved + INITIAL_NORM_WEIGHT * initial_norm, least)
 
     def save_dense_output(
         self,
