@@ -75,14 +75,6 @@ def check_rising(name: str, values: Real[np.ndarray, " entries"]) -> None:
         raise ValueError(f"{name} must be finite and rise strictly, got {repr(values.tolist())[:60]}")
 
 
-def check_inside(name: str, values: Real[np.ndarray, "..."], low: float, high: float, *, low_open: bool) -> None:
-    """Raise `ValueError` unless all values lie in the interval, whose upper end is excluded."""
-    inside = (values > low if low_open else values >= low) & (values < high)
-    if not inside.all():
-        left = "(" if low_open else "["
-        raise ValueError(f"{name} must lie in {left}{low:g}, {high:g}), got {float(values[~inside].flat[0])!r}")
-
-
 def log_scale(ax: Any, *drawn: Any) -> None:
     """Make the vertical axis logarithmic, unless no number is positive, so that nothing would show."""
     if any(((np.asarray(values) > 0) & np.isfinite(values)).any() for values in drawn):

@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
-from adamflow.plotting.arguments import check_data, check_inside, check_labels, log_scale
+from adamflow.checks import check_range
+from adamflow.plotting.arguments import check_data, check_labels, log_scale
 
 Table: TypeAlias = Float[np.ndarray, "runs times"]
 Runs: TypeAlias = Float[np.ndarray, "runs"]
@@ -45,7 +46,7 @@ def sharpness_of_runs(ax: Axes, iterations: Times, sharpness: Table, edges: Runs
     iterations, sharpness, edges = check_data(
         {"iterations": (iterations, "times"), "sharpness": (sharpness, "runs times"), "edges": (edges, "runs")}
     )
-    check_inside("edges", edges, 0.0, np.inf, low_open=True)
+    check_range("edges", edges, 0.0, np.inf, low_open=True, high_open=True)
     _curves(ax, iterations, sharpness)
     log_scale(ax, sharpness)
     lines = np.unique(edges)

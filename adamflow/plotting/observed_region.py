@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 
-from adamflow.plotting.arguments import check_data, check_inside, check_rising, check_rows
+from adamflow.checks import check_range
+from adamflow.plotting.arguments import check_data, check_rising, check_rows
 from adamflow.plotting.phase import lines_at
 
 Points: TypeAlias = Float[np.ndarray, "points"]
@@ -55,12 +56,12 @@ def map_of_updates(
         }
     )
     for name, edges in (("beta_edges", beta_edges), ("gamma_edges", gamma_edges)):
-        check_inside(name, edges, 0.0, 1.0, low_open=False)
+        check_range(name, edges, 0.0, 1.0, low_open=False, high_open=True)
         check_rising(name, edges)
     levels, end = check_data({"thresholds": (thresholds, "lines"), "top": (top, "")})
-    check_inside("thresholds", levels, 0.0, np.inf, low_open=True)
+    check_range("thresholds", levels, 0.0, np.inf, low_open=True, high_open=True)
     check_rising("thresholds", levels)
-    check_inside("top", end, 1.0, np.inf, low_open=True)
+    check_range("top", end, 1.0, np.inf, low_open=True, high_open=True)
     x, y = (-np.log10(1 - edges) for edges in (beta_edges, gamma_edges))
     mesh = ax.pcolormesh(x, y, largest.T, norm=LogNorm(1, top), rasterized=True)
     middles = ((edges[1:] + edges[:-1]) / 2 for edges in (x, y))
@@ -139,7 +140,7 @@ def chances(ax: Axes, learning_rates: Points, rows: Mapping[str, Points]) -> Axe
 def _against_learning_rates(ax: Axes, learning_rates: Points, rows: Mapping[str, Points]) -> dict[str, Points]:
     """Draw the rows and return them; they are checked first."""
     (learning_rates,) = check_data({"learning_rates": (learning_rates, "points")})
-    check_inside("learning_rates", learning_rates, 0.0, np.inf, low_open=True)
+    check_range("learning_rates", learning_rates, 0.0, np.inf, low_open=True, high_open=True)
     checked = check_rows("rows", rows, "points", {"learning_rates": (learning_rates, "points")})
     ax.set_xscale("log")
     styles = itertools.cycle(zip(_COLOURS, _MARKERS, strict=True))

@@ -16,7 +16,8 @@ from matplotlib.colors import SymLogNorm
 from matplotlib.contour import QuadContourSet
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from adamflow.plotting.arguments import check_data, check_inside, check_rising
+from adamflow.checks import check_range
+from adamflow.plotting.arguments import check_data, check_rising
 
 _BLUE, _VERMILLION, _GREEN, _ORANGE, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7"
 _BLACK = "#000000"
@@ -33,7 +34,7 @@ def decay_scale(axis: Any, values: Any, label: str) -> None:
         label: what stands beside the axis.
     """
     (values,) = check_data({"decays": (np.ravel(values), "entries")})
-    check_inside("decays on an axis", values, 0.0, 1.0, low_open=False)
+    check_range("decays on an axis", values, 0.0, 1.0, low_open=False, high_open=True)
     low, high = float(np.min(values)), float(np.max(values))
     if low == high:
         raise ValueError(f"an axis of decays needs two different ones, got {low!r}; draw over the other axis")
@@ -82,7 +83,7 @@ def _check_plane(betas: Any, gammas: Any, finite: bool = True, **tables: Any) ->
         arrays | {name: (table, "columns rows") for name, table in tables.items()}, least=2, finite=finite
     )
     for name, decays in (("betas", betas), ("gammas", gammas)):
-        check_inside(name, decays, 0.0, 1.0, low_open=False)
+        check_range(name, decays, 0.0, 1.0, low_open=False, high_open=True)
         check_rising(name, decays)
     return [betas, gammas, *rest]
 
@@ -148,7 +149,7 @@ def growth(
     """
     betas, gammas, rates = _check_plane(betas, gammas, rates=rates)
     (end,) = check_data({"largest": (largest, "")})
-    check_inside("largest", end, 0.0, np.inf, low_open=True)
+    check_range("largest", end, 0.0, np.inf, low_open=True, high_open=True)
     decay_plane(ax, betas, gammas)
     norm = SymLogNorm(largest / 1000, vmin=-largest, vmax=largest, base=10)
     tail = np.geomspace(largest / 1000, largest, 13)
@@ -182,7 +183,7 @@ def edges(
         curvature: the range of ηs to show.
     """
     gamma, curvature = check_data({"gamma": (gamma, "points"), "curvature": (curvature, "levels")})
-    check_inside("curvature", curvature, 0.0, np.inf, low_open=True)
+    check_range("curvature", curvature, 0.0, np.inf, low_open=True, high_open=True)
     if curvature[0] == curvature[-1]:
         raise ValueError(f"curvature must be a range of ηs, with two different ends, got only {float(curvature[0])!r}")
     for name, edge in edges.items():

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
-from adamflow.plotting.arguments import check_data, check_inside, check_labels, check_mapping, check_rows
+from adamflow.checks import check_range
+from adamflow.plotting.arguments import check_data, check_labels, check_mapping, check_rows
 
 Gammas: TypeAlias = Float[np.ndarray, " gammas"]
 Table: TypeAlias = Float[np.ndarray, "rows columns"]
@@ -207,7 +208,7 @@ def _check_gammas(
 ) -> dict[str, Float[np.ndarray, "..."]]:
     """The values by name, one for each γ, or a `ValueError`."""
     (checked,) = check_data({"gammas": (gammas, "gammas")})
-    check_inside("gammas", checked, 0.0, 1.0, low_open=False)
+    check_range("gammas", checked, 0.0, 1.0, low_open=False, high_open=True)
     return check_rows(name, values, axes, {"gammas": (checked, "gammas")})
 
 
