@@ -25,6 +25,8 @@ from adamflow.solve.collocation.step_integrator import (
 from adamflow.solve.trajectory import COMPLETED, DIVERGED, INITIAL_NORM_WEIGHT, NOT_FINITE, STALLED, STEP_LIMIT
 from adamflow.types import Loss, Params, Scalar
 
+#: The rate at which corrections of an iteration grow beyond which they diverge.
+DIVERGENCE_RATE = 1.5
 #: Two interpolants agree within this share of the distance that a coordinate could have gone in a step.
 _INTERPOLANT_TOLERANCE = 3e-3
 
@@ -244,6 +246,35 @@ class IntegrationProblem(NamedTuple):
     def flow_state(self, state: FlatState) -> FlowState:
         """The state of the flow with parameters as users have them."""
         return FlowState(self.unravel(state.params), None, unflatten_filters(self.unravel, state.filters))
+
+
+def step_size_factor(
+    run: IntegrationState,
+    error: Array,
+    accepted: Array,
+    *,
+    converged: Array,
+    node_count: int,
+    cost_factor: Array,
+    max_factor: float,
+) -> Array:
+    """By how much the next step is longer: by the error of this one, and by what it cost.
+
+    Args:
+        run: before this step.
+        error: of this step, in units of the tolerance; its order is one more than there are nodes.
+        accepted: whether it was.
+        converged: whether its equations were solved, so that the error means something.
+        node_count: of the step.
+        cost_factor: the most by which steps of this cost are lengthened.
+        max_factor: the most for any step; 1 after one that was rejected.
+    """
+    order = 1 / (node_count + 1)
+    by_error = 0.9 * jnp.maximum(error, 1e-6) ** -order
+    limit = jnp.where(run.previous_step_rejected, 1.0, max_factor)
+    longer = jnp.clip(jnp.minimum(by_error, cost_factor), 0.3, limit)
+    shorter = jnp.where(converged & jnp.isfinite(error), jnp.clip(0.8 * error**-order, 0.2, 0.9), 0.5)
+    return jnp.where(accepted, longer, shorter)
 
 
 def flatten_state(state: FlowState, time: Array, params: Vector, gradient: Vector) -> FlatState:

@@ -10,7 +10,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from adamflow.solve.collocation.batched_loop import compacting_while_loop
 from adamflow.solve.collocation.hessian import DiagonalHessian, Hessian, is_nearly_diagonal, positive_part
-from adamflow.solve.collocation.integration import IntegrationProblem, IntegrationState
+from adamflow.solve.collocation.integration import (
+    DIVERGENCE_RATE,
+    IntegrationProblem,
+    IntegrationState,
+    step_size_factor,
+)
 from adamflow.solve.collocation.step_integrator import (
     FlatState,
     StageValues,
@@ -27,8 +32,6 @@ _FILTER_ERROR_WEIGHT = 0.3
 #: Weight of the quadrature error, which is that of a polynomial of one degree less: with 1 kinks take twice the steps.
 _QUADRATURE_WEIGHT = 0.1
 _MAX_NEWTON_ITERATIONS = 10
-#: The rate at which corrections grow beyond which they diverge.
-_DIVERGENCE_RATE = 1.5
 #: A diagonal Hessian is checked after so many steps whose Newton iteration diverges (each that takes four iterations or
 #: more counts half, ten others undo one); if it is diagonal for all that, after twice as many.
 _SLOW_STEP_LIMIT = 2.5
@@ -225,7 +228,7 @@ class NewtonIntegrator(NamedTuple):
         rate = norm / loop.correction_norm
         below_tolerance = norm * jnp.minimum(rate, 1.0) < _NEWTON_TOLERANCE
         converged = jnp.where(first, norm < 0.1 * _NEWTON_TOLERANCE, below_tolerance)
-        diverges = (loop.newton_iteration > 2) & (rate > _DIVERGENCE_RATE)
+        diverges = (loop.newton_iteration > 2) & (rate > DIVERGENCE_RATE)
         has_failed = ~jnp.isfinite(norm) | diverges | (loop.newton_iteration + 1 >= _MAX_NEWTON_ITERATIONS)
 
         quadrature_error = _QUADRATURE_WEIGHT * jnp.abs(linearization.quadrature_error)
@@ -281,7 +284,16 @@ class NewtonIntegrator(NamedTuple):
         old = run.state, run.error_scale, run.is_finite
         state, error_scale, is_finite = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)
         # A constant step whose Newton iteration diverges ends the run: a step size of 0 says so.
-        step_size = integrator.step_size * self._step_size_factor(loop, update, accepted)
+        factor = step_size_factor(
+            run,
+            update.error,
+            accepted,
+            converged=update.converged,
+            node_count=self.node_count,
+            cost_factor=jnp.sqrt(6.0 / (loop.newton_iteration + 1)),
+            max_factor=jnp.inf,
+        )
+        step_size = integrator.step_size * factor
         step_size = step_size if constant is None else jnp.where(accepted, constant, 0.0)
         clipped = self.problem.clip_step_to_end(state.time, step_size)
         step_size = jnp.where(finished, clipped, integrator.step_size).astype(integrator.step_size.dtype)
@@ -361,14 +373,3 @@ class NewtonIntegrator(NamedTuple):
             self.problem.error_scale(params, loop.run.error_scale),
             is_finite,
         )
-
-    def _step_size_factor(self, loop: LoopState, update: NewtonUpdate, accepted: Array) -> Array:
-        """By how much the next step is longer: by its error, and by the Newton iterations that this one took."""
-        order = 1 / (self.node_count + 1)
-        by_error = 0.9 * jnp.maximum(update.error, 1e-6) ** -order
-        by_iterations = jnp.sqrt(6.0 / (loop.newton_iteration + 1))
-        max_factor = jnp.where(loop.run.previous_step_rejected, 1.0, jnp.inf)
-        longer = jnp.clip(jnp.minimum(by_error, by_iterations), 0.3, max_factor)
-        is_known = update.converged & jnp.isfinite(update.error)
-        shorter = jnp.where(is_known, jnp.clip(0.8 * update.error**-order, 0.2, 0.9), 0.5)
-        return jnp.where(accepted, longer, shorter)

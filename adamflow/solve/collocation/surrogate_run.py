@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from adamflow.solve.collocation.batched_loop import compacting_while_loop
-from adamflow.solve.collocation.integration import IntegrationProblem, IntegrationState
+from adamflow.solve.collocation.integration import IntegrationProblem, IntegrationState, step_size_factor
 from adamflow.solve.collocation.low_rank_hessian import LowRankHessian, truncate_rank, zero_hessian
 from adamflow.solve.collocation.step_integrator import FlatState, make_step_integrator
 from adamflow.solve.collocation.surrogate_step import GradientHistory, SurrogateSettings, SurrogateStep, TrialStep
@@ -66,7 +66,15 @@ class SurrogateIntegrator(NamedTuple):
         new = _without_saved(self._state_after_acceptance(loop, trial, step_size))
         old = _without_saved(loop._replace(contraction_rate=jnp.full_like(loop.contraction_rate, 0.5)))
         next_state = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)
-        factor = self._step_size_factor(run, trial, error, accepted)
+        factor = step_size_factor(
+            run,
+            error,
+            accepted,
+            converged=trial.converged,
+            node_count=self.settings.nodes,
+            cost_factor=jnp.sqrt(_TARGET_GRADIENTS / jnp.maximum(trial.gradient_evaluations, 1)),
+            max_factor=3.0,
+        )
         run = next_state.run._replace(
             saved=saved,
             step_size=(step_size * factor).astype(step_size.dtype),
@@ -99,16 +107,6 @@ class SurrogateIntegrator(NamedTuple):
             is_finite=jnp.all(jnp.isfinite(trial.end_gradient)) & jnp.all(jnp.isfinite(params)),
         )
         return loop._replace(run=run, history=history, contraction_rate=jnp.clip(rate, 0.1, 1.0))
-
-    def _step_size_factor(self, run: IntegrationState, trial: TrialStep, error: Array, accepted: Array) -> Array:
-        """By how much the next step is longer: by its error, and so that a few gradients will do for it."""
-        order = 1 / (self.settings.nodes + 1)
-        by_error = 0.9 * jnp.maximum(error, 1e-6) ** -order
-        by_gradients = jnp.sqrt(_TARGET_GRADIENTS / jnp.maximum(trial.gradient_evaluations, 1))
-        max_factor = jnp.where(run.previous_step_rejected, 1.0, 3.0)
-        shorter = jnp.clip(0.8 * error**-order, 0.2, 0.9)
-        shorter = jnp.where(trial.converged & jnp.isfinite(error), shorter, 0.5)
-        return jnp.where(accepted, jnp.clip(jnp.minimum(by_error, by_gradients), 0.3, max_factor), shorter)
 
 
 def _without_saved(loop: SurrogateLoopState) -> SurrogateLoopState:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from adamflow.solve.collocation.integration import DIVERGENCE_RATE
 from adamflow.solve.collocation.low_rank_hessian import (
     LowRankHessian,
     LowRankSolver,
@@ -23,8 +24,6 @@ from adamflow.types import Scalar
 
 #: A correction beyond this, in units of the tolerance, will not converge.
 _MAX_CORRECTION = 1e6
-#: The rate at which corrections grow beyond which they diverge.
-_DIVERGENCE_RATE = 1.5
 #: Inner iterations stop at this share of the last correction, after the first gradient at a share of the tolerance.
 _INNER_TOLERANCE_RATIO = 0.03
 _FIRST_INNER_TOLERANCE = 0.3
@@ -257,7 +256,7 @@ class SurrogateStep(eqx.Module):
         end_settled = displacement * jnp.minimum(rate, 1.0) < settings.outer_tolerance
         settled = end_settled & (noise_left < settings.noise_tolerance * self.rtol)
         converged = ~first & settled & (inner_norm <= settings.outer_tolerance)
-        diverges = (trial.outer_iteration > 2) & (rate > _DIVERGENCE_RATE) & (displacement > settings.outer_tolerance)
+        diverges = (trial.outer_iteration > 2) & (rate > DIVERGENCE_RATE) & (displacement > settings.outer_tolerance)
         has_failed = ~inner_converged | (~first & ~(displacement < _MAX_CORRECTION)) | diverges
         stop = converged | has_failed | (trial.outer_iteration >= settings.max_outer_iterations)
         previous = (trial.end_params, trial.end_gradient, trial.hessian, trial.noise)
