@@ -33,7 +33,7 @@ test-slow: $(VENV)/.installed-test  ## the slow tests, and the examples of the d
 	$(PYTEST) -m "slow or examples"
 
 test-torch: $(VENV)/.installed-test $(VENV)/.installed-torch  ## the tests of the PyTorch optimizer; installs PyTorch
-	$(PYTEST) tests/test_torch.py adamflow/torch.py
+	$(PYTEST) tests/test_torch.py adamflow/torch
 
 test-all: $(VENV)/.installed-test  ## every test
 	$(PYTEST) -m ""

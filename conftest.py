@@ -22,7 +22,7 @@ hypothesis.settings.register_profile("adamflow", derandomize=True, deadline=None
 hypothesis.settings.load_profile("adamflow")
 
 # The one module of the package that needs an extra at its import.
-collect_ignore = [] if importlib.util.find_spec("torch") else ["adamflow/torch.py"]
+collect_ignore = [] if importlib.util.find_spec("torch") else ["adamflow/torch"]
 
 import adamflow as af  # noqa: E402
 import adamflow.losses  # noqa: E402

@@ -39,7 +39,7 @@ from adamflow.optimizers import (
     signsgd,
 )
 from adamflow.problems import Problem
-from adamflow.solve import (
+from adamflow.runs import (
     CHORD,
     OUTCOMES,
     Comparison,

@@ -24,7 +24,7 @@ from jax.flatten_util import ravel_pytree
 from scipy.integrate import solve_ivp
 
 import adamflow as af
-from adamflow.analysis.eigenvalues import dominant_of
+from adamflow.analysis.stability.eigenvalues import dominant_of
 
 jax.config.update("jax_enable_x64", True)
 

@@ -29,7 +29,7 @@ from typing import Any
 import figure
 import matplotlib.pyplot as plt
 import numpy as np
-from invariance_runs import ARMS, CONFIGS, compute
+from fig09_runs import ARMS, CONFIGS, compute
 from matplotlib.figure import Figure
 
 from adamflow.plotting import scale_invariance as pictures

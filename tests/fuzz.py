@@ -545,7 +545,7 @@ def plots(draw: Draw) -> str:
         "losses": (p.edge.losses, {"iterations": n, "loss": t(other, count)}),
         "hovering": (p.edge.hovering, {"ratios": t(other, 2, count), "labels": ["a"] * other}),
         "distances": (
-            p.edge_flow.distances,
+            p.two_branch_flow.distances,
             {"iterations": n, "errors": t(1, other, count), "flows": ["f"] * other, "labels": ["c"]},
         ),
         "against": (p.generalization.against, {"x": n, "table": t(count, other), "label": "a"}),

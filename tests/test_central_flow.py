@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import adamflow as af
-from adamflow.flows._cone import complementary
+from adamflow.flows.central.complementarity import complementary
 
 EULER: Any = {"solver": diffrax.Euler(), "step_size": 0.25}
 
@@ -149,7 +149,7 @@ def test_identity_the_covariance_solves_the_complementarity_problem(key):
 
 @pytest.mark.slow
 def test_identity_lanczos_and_dense_eigenvectors_give_one_flow(monkeypatch):
-    import adamflow.flows.central as central
+    import adamflow.flows.central.flow as central
 
     problem, fields = af.problems.mlp((4,)).flatten(), []
     flow = af.CentralFlow(af.rmsprop(0.01, 0.99, 1e-3), modes=2, iterations=60)

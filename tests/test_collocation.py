@@ -11,11 +11,11 @@ import pytest
 from scipy.integrate import quad
 
 import adamflow as af
-from adamflow.solve.collocation import low_rank_hessian
-from adamflow.solve.collocation.batched_loop import compacting_while_loop
-from adamflow.solve.collocation.hessian import finite_difference_hessian
-from adamflow.solve.collocation.nodes import lagrange_weights, nodes
-from adamflow.solve.collocation.step_integrator import FlatState, make_step_integrator
+from adamflow.runs.collocation import low_rank_hessian
+from adamflow.runs.collocation.batched_loop import compacting_while_loop
+from adamflow.runs.collocation.hessian import finite_difference_hessian
+from adamflow.runs.collocation.nodes import lagrange_weights, nodes
+from adamflow.runs.collocation.step_integrator import FlatState, make_step_integrator
 from conftest import KVAERNO, SEED
 from tests.stages import AdaBeliefStage, AdaFomStage
 

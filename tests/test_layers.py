@@ -10,14 +10,14 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = sorted((ROOT / "adamflow").rglob("*.py"))
 SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
 
-LAYERS = ("plotting", "sweeps", "analysis", "solve", "flows", "optimizers")
+LAYERS = ("plotting", "analysis", "runs", "flows", "optimizers")
 BESIDE = ("problems",)
 #: The optimizers in another library's terms.
 PORTS = ("torch",)
 SHARED = ("types", "checks", "losses")
 ONLY_IN = {
-    "diffrax": ("solve", "flows"),
-    "diffrax.diffeqsolve": ("solve",),
+    "diffrax": ("runs", "flows"),
+    "diffrax.diffeqsolve": ("runs",),
     "matplotlib": ("plotting",),
     "torch": PORTS,
 }
@@ -36,7 +36,7 @@ def may_import(part: str) -> tuple[str, ...]:
     if part in LAYERS:
         return LAYERS[LAYERS.index(part) :] + SHARED
     if part in PORTS:
-        return ("optimizers", *SHARED)
+        return (part, "optimizers", *SHARED)
     return SHARED if part in SHARED else (part, *SHARED)
 
 
@@ -106,24 +106,28 @@ def test_layers_functions_are_small_and_files_are_named():
 @pytest.mark.parametrize(
     ("file", "source", "fault"),
     [
-        ("flows/paper.py", "from ..solve import iterate", "imports adamflow.solve.iterate, but flows may import only"),
-        ("flows/paper.py", "def f():\n    import adamflow.problems", "imports adamflow.problems"),
-        ("flows/paper.py", "from adamflow import adam", "imports adamflow.adam"),
-        ("flows/paper.py", "import adamflow as af", "imports adamflow, but"),
-        ("flows/paper.py", "import diffrax\ndiffrax.diffeqsolve", "only ('solve',) may use diffrax.diffeqsolve"),
+        (
+            "flows/gould_tanaka.py",
+            "from ..runs import iterate",
+            "imports adamflow.runs.iterate, but flows may import only",
+        ),
+        ("flows/gould_tanaka.py", "def f():\n    import adamflow.problems", "imports adamflow.problems"),
+        ("flows/gould_tanaka.py", "from adamflow import adam", "imports adamflow.adam"),
+        ("flows/gould_tanaka.py", "import adamflow as af", "imports adamflow, but"),
+        ("flows/gould_tanaka.py", "import diffrax\ndiffrax.diffeqsolve", "only ('runs',) may use diffrax.diffeqsolve"),
         (
             "problems/chain.py",
             "from .. import optimizers",
             "problems may import only ('problems', 'types', 'checks', 'losses')",
         ),
-        ("types.py", "from .solve import Trajectory", "types may import only"),
-        ("analysis/region.py", "import matplotlib.pyplot as plt", "only ('plotting',) may use matplotlib"),
-        ("analysis/region.py", "from diffrax import ODETerm", "only ('solve', 'flows') may use diffrax"),
-        ("solve/iterate.py", "import torch.nn", "only ('torch',) may use torch"),
+        ("types.py", "from .runs import Trajectory", "types may import only"),
+        ("analysis/bounds/regions.py", "import matplotlib.pyplot as plt", "only ('plotting',) may use matplotlib"),
+        ("analysis/bounds/regions.py", "from diffrax import ODETerm", "only ('runs', 'flows') may use diffrax"),
+        ("runs/discrete.py", "import torch.nn", "only ('torch',) may use torch"),
         (
-            "torch.py",
-            "from adamflow.solve import iterate",
-            "torch may import only ('optimizers', 'types', 'checks', 'losses')",
+            "torch/kadam.py",
+            "from adamflow.runs import iterate",
+            "torch may import only ('torch', 'optimizers', 'types', 'checks', 'losses')",
         ),
         ("extras.py", "", "belongs to no layer"),
     ],
@@ -139,10 +143,13 @@ def test_layers_failure_names_file_import_and_rule(file, source, fault):
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("flows/paper.py", "from ..optimizers.adam import adam\nfrom ..types import Params\nfrom . import modified"),
-        ("flows/paper.py", "import diffrax\ndiffrax.ODETerm"),
-        ("solve/__init__.py", "from .iterate import iterate\nfrom diffrax import diffeqsolve\nimport matplotlibx"),
-        ("plotting/grids.py", "from matplotlib.axes import Axes\nfrom ..analysis.region import C"),
+        (
+            "flows/gould_tanaka.py",
+            "from ..optimizers.adam import adam\nfrom ..types import Params\nfrom . import modified",
+        ),
+        ("flows/gould_tanaka.py", "import diffrax\ndiffrax.ODETerm"),
+        ("runs/__init__.py", "from .discrete import iterate\nfrom diffrax import diffeqsolve\nimport matplotlibx"),
+        ("plotting/grids.py", "from matplotlib.axes import Axes\nfrom ..analysis.bounds import region"),
         ("problems/chain.py", "from adamflow.checks import check_count"),
     ],
 )

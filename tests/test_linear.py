@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import adamflow as af
-from adamflow.analysis.eigenvalues import MEASURES, dominant_of
+from adamflow.analysis.stability.eigenvalues import MEASURES, dominant_of
 from tests.stages import AdaBeliefStage, AdaFomStage, AdanStage, AMSGradStage
 
 ETA, GAMMA, DECAY = 0.01, 0.9, 7.0

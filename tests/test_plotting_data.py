@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import adamflow as af
-from adamflow.plotting import edge, edge_flow, generalization, kadam, observed_region, phase, region, worst_case
+from adamflow.plotting import edge, generalization, kadam, observed_region, phase, region, two_branch_flow, worst_case
 from adamflow.plotting import scale_invariance as invariance
 
 N, ONE = np.arange(4.0), np.ones(4)
@@ -26,16 +26,16 @@ PICTURES = {
     "edge.sharpness_over_edge": (edge.sharpness_over_edge, [N, table(2)]),
     "edge.losses": (edge.losses, [N, table(2)]),
     "edge.hovering": (lambda ax, ratios: edge.hovering(ax, ratios, ["a", "b"]), [table(6).reshape(2, 3, 4)]),
-    "edge_flow.distances": (
-        lambda ax, n, errors: edge_flow.distances(ax, n, errors, ["a", "b"], ["c"]),
+    "two_branch_flow.distances": (
+        lambda ax, n, errors: two_branch_flow.distances(ax, n, errors, ["a", "b"], ["c"]),
         [N, table(2)[None]],
     ),
-    "edge_flow.sharpness": (
-        lambda ax, n, values: edge_flow.sharpness(ax, n, [{"sharpness": values}], np.array([38.0])),
+    "two_branch_flow.sharpness": (
+        lambda ax, n, values: two_branch_flow.sharpness(ax, n, [{"sharpness": values}], np.array([38.0])),
         [N, ONE],
     ),
-    "edge_flow.beside_iterates": (
-        lambda ax, n, a, b: edge_flow.beside_iterates(ax, n, [{"loss": a, "iterates_loss": b}], "loss"),
+    "two_branch_flow.beside_iterates": (
+        lambda ax, n, a, b: two_branch_flow.beside_iterates(ax, n, [{"loss": a, "iterates_loss": b}], "loss"),
         [N, ONE, ONE],
     ),
     "generalization.against": (lambda ax, x, y: generalization.against(ax, x, y, label="a"), [N, table(4, 2)]),

@@ -1,33 +1,60 @@
-"""Functions of records and trajectories: update bounds, stability regions, sharpness and edges."""
+"""What theory says of optimizers and of their runs, in four packages with a question each.
 
-from adamflow.analysis.bounds import growth_rate, log_update_bound, stability_exponent, update_bound
-from adamflow.analysis.critical import critical_curvature
-from adamflow.analysis.crossing import EdgeCrossing, edge_crossing, unstable_multipliers
-from adamflow.analysis.curves import level_curve, normal_curve
-from adamflow.analysis.cycles import TwoCycle, two_cycle
-from adamflow.analysis.linear import dominant_eigenvalue, linear_stability, linear_system
-from adamflow.analysis.norm_law import (
+- `bounds`: how large can an update become?
+- `stability`: where does a step, or a flow, become unstable?
+- `orbits`: which fixed points and cycles are there?
+- `invariance`: what does normalization do to a run?
+
+Every public name of the four is here too. Functions take optimizers and trajectories; results with axes are xarray
+datasets.
+"""
+
+from adamflow.analysis import bounds, invariance, orbits, stability
+from adamflow.analysis.bounds import (
+    GradientSignal,
+    bound_report,
+    growth_rate,
+    largest_update,
+    level_curve,
+    log_update_bound,
+    normal_curve,
+    region,
+    region_sign,
+    stability_exponent,
+    update_bound,
+    worst_case_gradients,
+)
+from adamflow.analysis.invariance import (
+    InvarianceRow,
+    direction_distance,
     equilibrium_norm,
+    equivalent_two_adam,
+    iterate_on_spheres,
     norm_factor,
+    observe_invariance,
     rotation_rate,
+    scale_invariance_report,
     square_norm_law,
     square_norm_recursion,
 )
-from adamflow.analysis.orbit import PeriodicOrbit, periodic_orbit
-from adamflow.analysis.phase import phase_diagram
-from adamflow.analysis.regions import region, region_sign
-from adamflow.analysis.report import bound_report, largest_update
-from adamflow.analysis.scale_invariance import InvarianceRow, observe_invariance, scale_invariance_report
-from adamflow.analysis.sharpness import (
+from adamflow.analysis.orbits import PeriodicOrbit, TwoCycle, periodic_orbit, two_cycle
+from adamflow.analysis.stability import (
+    EdgeCrossing,
     Sharpness,
     SharpnessRow,
+    Spectrum,
     adaptive_edge,
+    critical_curvature,
+    dominant_eigenvalue,
+    edge_crossing,
+    jacobian_spectrum,
+    linear_stability,
+    linear_system,
     observe_sharpness,
+    phase_diagram,
     preconditioned_sharpness,
+    unstable_multipliers,
 )
-from adamflow.analysis.spectrum import Spectrum, jacobian_spectrum
-from adamflow.analysis.two_adam import direction_distance, equivalent_two_adam, iterate_on_spheres
-from adamflow.analysis.worst_case import GradientSignal, worst_case_gradients
 
 __all__ = [
     "EdgeCrossing",
@@ -40,6 +67,7 @@ __all__ = [
     "TwoCycle",
     "adaptive_edge",
     "bound_report",
+    "bounds",
     "critical_curvature",
     "direction_distance",
     "dominant_eigenvalue",
@@ -47,6 +75,7 @@ __all__ = [
     "equilibrium_norm",
     "equivalent_two_adam",
     "growth_rate",
+    "invariance",
     "iterate_on_spheres",
     "jacobian_spectrum",
     "largest_update",
@@ -58,6 +87,7 @@ __all__ = [
     "normal_curve",
     "observe_invariance",
     "observe_sharpness",
+    "orbits",
     "periodic_orbit",
     "phase_diagram",
     "preconditioned_sharpness",
@@ -67,6 +97,7 @@ __all__ = [
     "scale_invariance_report",
     "square_norm_law",
     "square_norm_recursion",
+    "stability",
     "stability_exponent",
     "two_cycle",
     "unstable_multipliers",

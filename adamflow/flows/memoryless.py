@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from adamflow.checks import check_precision
 from adamflow.flows.flow import AbstractFlow, Snapshot, Start
 from adamflow.optimizers import AdamStage, Optimizer, RMSpropStage, check_standard
-from adamflow.optimizers.numbers import flag_called
+from adamflow.optimizers.hyperparameters import flag_called
 from adamflow.types import Leaf, Loss, Params, Scalar
 
 

@@ -17,9 +17,9 @@ from scipy.special import bernoulli
 from adamflow.flows import averages
 from adamflow.flows.averages import AbstractAveragesFlow, FlowState
 from adamflow.flows.flow import Start
-from adamflow.flows.smoothness import has_kinks
+from adamflow.flows.kinks import has_kinks
 from adamflow.optimizers import Optimizer, check_optimizer
-from adamflow.optimizers.numbers import count_called
+from adamflow.optimizers.hyperparameters import count_called
 from adamflow.types import Filters, Loss, Params, Scalar
 
 #: Terms of Bernoulli's series at −ln α < 1: each is smaller than the one before by 1/2π.

@@ -4,11 +4,11 @@ import equinox as eqx
 import jax
 
 from adamflow.checks import check_choice
-from adamflow.optimizers.numbers import check_decays, is_zero, number_called
+from adamflow.optimizers.hyperparameters import check_decays, is_zero, number_called
 from adamflow.optimizers.optimizer import Optimizer
+from adamflow.optimizers.per_tensor import TensorAdamStage, TensorRMSpropStage
 from adamflow.optimizers.rmsprop import RMSpropStage
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, Signal
-from adamflow.optimizers.tensor import TensorAdamStage, TensorRMSpropStage
 from adamflow.types import Leaf, Scalar
 
 GRANULARITIES = ("elementwise", "tensor")

@@ -5,7 +5,7 @@ import numpy as np
 
 from adamflow.checks import check_choice, check_count
 from adamflow.optimizers.adam import adam_stage
-from adamflow.optimizers.numbers import check_decays, is_zero, number
+from adamflow.optimizers.hyperparameters import check_decays, is_zero, number
 from adamflow.optimizers.optimizer import Optimizer
 from adamflow.types import Scalar
 

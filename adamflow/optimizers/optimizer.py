@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from adamflow.checks import check_count, check_precision, check_range, describe, is_concrete
-from adamflow.optimizers.numbers import beside, flag_called, is_zero, number_called
+from adamflow.optimizers.hyperparameters import beside, flag_called, is_zero, number_called
 from adamflow.optimizers.record import Record
 from adamflow.optimizers.stage import AbstractStage, Signal
 from adamflow.types import Filters, Leaf, Loss, Params, Scalar

@@ -5,7 +5,7 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 
-from adamflow.optimizers.numbers import check_decays, number_called
+from adamflow.optimizers.hyperparameters import check_decays, number_called
 from adamflow.optimizers.optimizer import Optimizer
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, Signal
 from adamflow.types import Leaf, Scalar

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 
 from adamflow.checks import check_range
-from adamflow.optimizers.numbers import is_zero, number_called
+from adamflow.optimizers.hyperparameters import is_zero, number_called
 from adamflow.optimizers.optimizer import Optimizer
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, Signal
 from adamflow.types import Leaf, Scalar

@@ -2,13 +2,13 @@
 
 from adamflow.plotting import (
     edge,
-    edge_flow,
     generalization,
     kadam,
     observed_region,
     phase,
     region,
     scale_invariance,
+    two_branch_flow,
     worst_case,
 )
 from adamflow.plotting.runs import convergence, errors, sharpness, trajectories
@@ -16,7 +16,6 @@ from adamflow.plotting.runs import convergence, errors, sharpness, trajectories
 __all__ = [
     "convergence",
     "edge",
-    "edge_flow",
     "errors",
     "generalization",
     "kadam",
@@ -26,5 +25,6 @@ __all__ = [
     "scale_invariance",
     "sharpness",
     "trajectories",
+    "two_branch_flow",
     "worst_case",
 ]

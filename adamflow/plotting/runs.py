@@ -17,8 +17,8 @@ from matplotlib.lines import Line2D
 
 from adamflow.checks import check_count
 from adamflow.plotting.arguments import check_axes, check_data, log_scale
-from adamflow.solve import Comparison, Convergence, Trajectory
-from adamflow.solve.trajectory import check_rows
+from adamflow.runs import Comparison, Convergence, Trajectory
+from adamflow.runs.trajectory import check_rows
 
 #: A number for each saved iteration.
 Values: TypeAlias = Sequence[float | int] | Real[np.ndarray | Array, "saved"]

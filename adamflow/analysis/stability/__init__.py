@@ -1,0 +1,41 @@
+"""Where does a step, or a flow, become unstable? Linear stability, critical curvatures, and sharpness at a state.
+
+- `linear`: how fast perturbations of a step or a flow grow.
+- `eigenvalues`: the dominant eigenvalue of many small matrices.
+- `critical`: the curvature at which stability ends.
+- `instability`: in which way it ends: period 2, rotation, growth.
+- `phase`: how these depend on the hyperparameters.
+- `sharpness`: the largest eigenvalue of the preconditioned Hessian at a state.
+- `spectrum`, by `krylov`: the leading eigenvalues of the step at a state.
+"""
+
+from adamflow.analysis.stability.critical import critical_curvature
+from adamflow.analysis.stability.instability import EdgeCrossing, edge_crossing, unstable_multipliers
+from adamflow.analysis.stability.linear import dominant_eigenvalue, linear_stability, linear_system
+from adamflow.analysis.stability.phase import phase_diagram
+from adamflow.analysis.stability.sharpness import (
+    Sharpness,
+    SharpnessRow,
+    adaptive_edge,
+    observe_sharpness,
+    preconditioned_sharpness,
+)
+from adamflow.analysis.stability.spectrum import Spectrum, jacobian_spectrum
+
+__all__ = [
+    "EdgeCrossing",
+    "Sharpness",
+    "SharpnessRow",
+    "Spectrum",
+    "adaptive_edge",
+    "critical_curvature",
+    "dominant_eigenvalue",
+    "edge_crossing",
+    "jacobian_spectrum",
+    "linear_stability",
+    "linear_system",
+    "observe_sharpness",
+    "phase_diagram",
+    "preconditioned_sharpness",
+    "unstable_multipliers",
+]

@@ -1,0 +1,234 @@
+"""What goes into a run by collocation, and what comes out."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import equinox.internal
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from adamflow.flows import AbstractFlow, PaperFlow, Snapshot
+from adamflow.flows.averages import FlowState
+from adamflow.optimizers import Optimizer, overrides
+from adamflow.runs.collocation.integration import IntegrationProblem, IntegrationState, SavedStates, flatten_state
+from adamflow.runs.collocation.newton import DiagonalResult, NewtonIntegrator
+from adamflow.runs.collocation.step_integrator import unflatten_filters
+from adamflow.runs.collocation.surrogate_run import SurrogateIntegrator
+from adamflow.runs.collocation.surrogate_step import SurrogateSettings
+from adamflow.runs.trajectory import COMPLETED, divergence_limit
+from adamflow.types import Loss, Params
+
+#: Up to so many parameters the Hessian is computed where it is not diagonal, instead of estimated.
+EXACT_HESSIAN_LIMIT = 32
+
+
+def check_collocation(flow: AbstractFlow, params: Params) -> None:
+    """Raise unless collocation can integrate the flow from these parameters."""
+    if not isinstance(flow, PaperFlow):
+        raise TypeError(
+            f'solver="collocation" integrates a PaperFlow, got the {flow.name}; take solver="auto", or for order 1 of '
+            'ModifiedFlow the same flow as PaperFlow(optimizer, rate="exact")'
+        )
+    if flow.order != 1 or len(flow.optimizer.stages) != 1:
+        raise ValueError(
+            f'solver="collocation" integrates flows of order 1 with one stage, got the {flow.name} of '
+            f"{flow.optimizer.name!r} with {len(flow.optimizer.stages)}: others can become unstable beyond a finite "
+            'curvature, and its long steps would damp what should grow; take solver="auto"'
+        )
+    overridden = _overridden(flow)
+    if overridden:
+        raise ValueError(
+            'solver="collocation" has equations of its own for the step of Optimizer and for PaperFlow, but '
+            f'{" and ".join(overridden)}, which it would ignore; take solver="auto"'
+        )
+    if not supports_collocation(flow, params):
+        dtypes = sorted({leaf.dtype.name for leaf in jax.tree.leaves(params)})
+        raise ValueError(
+            'solver="collocation" needs a stage that keeps a filter, all of constant decay, and parameters of one '
+            f'type; {flow.optimizer.name!r} with {" and ".join(dtypes)} does not meet this; take solver="auto"'
+        )
+
+
+def supports_collocation(flow: AbstractFlow, params: Params) -> bool:
+    """Whether collocation can integrate a flow: order 1, one stage, constant decays, parameters of one type.
+
+    What a subclass of the flow or of its optimizer overrides is not in the equations of collocation.
+    """
+    if not isinstance(flow, PaperFlow) or flow.order != 1 or len(flow.optimizer.stages) != 1 or _overridden(flow):
+        return False
+    filters = flow.optimizer.stages[0].filters()
+    constant = bool(filters) and not any(callable(moving_average.decay) for moving_average in filters)
+    return constant and len({leaf.dtype for leaf in jax.tree.leaves(params)}) == 1
+
+
+def _overridden(flow: PaperFlow) -> list[str]:
+    """What subclasses of the flow and of its optimizer override, in words."""
+    bases = ((flow, PaperFlow), (flow.optimizer, Optimizer))
+    changed = [(type(instance).__name__, overrides(instance, base)) for instance, base in bases]
+    return [f"{name} overrides {', '.join(methods)}" for name, methods in changed if methods]
+
+
+class CollocationResult(NamedTuple):
+    """A run: saved values, whether the loss is finite at each if observed, the state and code of its end, its cost."""
+
+    rows: Any
+    finite: jax.Array | None
+    final: FlowState
+    code: jax.Array
+    reached: jax.Array
+    accepted: jax.Array
+    rejected: jax.Array
+    gradients: jax.Array
+    hessians: jax.Array
+
+
+class RunInputs(NamedTuple):
+    """What a run starts from; all that derivatives can reach."""
+
+    flow: PaperFlow
+    loss: Loss
+    state: FlowState
+    save_times: jax.Array
+    settings: Any
+
+
+class StaticOptions(NamedTuple):
+    """What users observe, and the most trial steps."""
+
+    observe: Callable[[Snapshot], Any] | None
+    max_steps: int
+
+
+#: A differentiable run of the same flow: from the inputs to saved values, final state and outcome.
+DifferentiableRun = Callable[[RunInputs], tuple[Any, FlowState, jax.Array]]
+
+
+def solve_by_collocation(
+    inputs: RunInputs, options: StaticOptions, reference: DifferentiableRun, eager: bool
+) -> CollocationResult:
+    """Integrate from the initial state to the final time.
+
+    What follows a diagonal Hessian is compiled when a run first needs it, or with the first part if the run is traced.
+    """
+    if not eager:
+        return _solve_traced(inputs, options, reference)
+    diagonal = _run_diagonal_phase(inputs, options)
+    run = _run_coupled_phase(inputs, options, diagonal) if bool(diagonal.is_coupled) else diagonal.run
+    return _result(inputs, options, run)
+
+
+@eqx.filter_jit
+def _solve_traced(inputs: RunInputs, options: StaticOptions, reference: DifferentiableRun) -> CollocationResult:
+    """A run inside another program.
+
+    The loops of a run have no fixed length, so reverse-mode differentiation goes through a run of the reference
+    instead, which only then takes place.
+    """
+    # What the loss closes over becomes an input, which derivatives reach.
+    inputs = inputs._replace(loss=eqx.filter_closure_convert(inputs.loss, inputs.state.params))
+
+    @eqx.filter_custom_vjp
+    def solve(inputs: RunInputs) -> CollocationResult:
+        diagonal = _run_diagonal_phase(inputs, options)
+        # In a batch the second part runs if one element needs it, and leaves the others, which have ended, unchanged.
+        run = jax.lax.cond(
+            eqx.internal.unvmap_any(diagonal.is_coupled),
+            lambda: _run_coupled_phase(inputs, options, diagonal),
+            lambda: diagonal.run,
+        )
+        return _result(inputs, options, run)
+
+    def forward(perturbed: Any, inputs: RunInputs) -> tuple[CollocationResult, jax.Array]:
+        result = solve(inputs)
+        return result, result.code
+
+    def backward(code: jax.Array, gradient: CollocationResult, perturbed: Any, inputs: RunInputs) -> RunInputs:
+        outputs, vjp = eqx.filter_vjp(reference, inputs)
+        # What the reference did not reach would count as constants.
+        reference_failed = (outputs[2] != COMPLETED) & (code == COMPLETED)
+        cotangents = jax.tree.map(
+            lambda g, x: jax.tree.map(_zero, x) if g is None else g,
+            (gradient.rows, gradient.final),
+            outputs[:2],
+            is_leaf=lambda x: x is None,
+        )
+        cotangents = jax.tree.map(lambda leaf: jnp.where(reference_failed, jnp.nan, leaf), cotangents)
+        return vjp((*cotangents, None))[0]
+
+    solve.def_fwd(forward)
+    solve.def_bwd(backward)
+    return solve(inputs)
+
+
+@eqx.filter_jit
+def _run_diagonal_phase(inputs: RunInputs, options: StaticOptions) -> DiagonalResult:
+    """The run as far as the Hessian counts as diagonal."""
+    problem = _make_problem(inputs, options)
+    gradient = problem.gradient(problem.initial_params)
+    run = problem.initial_state(flatten_state(inputs.state, problem.start_time, problem.initial_params, gradient))
+    return _newton_integrator(problem).run_diagonal(run)
+
+
+@eqx.filter_jit
+def _run_coupled_phase(inputs: RunInputs, options: StaticOptions, diagonal: DiagonalResult) -> IntegrationState:
+    """The rest of the run: with the Hessian itself, or with a surrogate of the gradient for many parameters."""
+    problem = _make_problem(inputs, options)
+    if problem.initial_params.size <= EXACT_HESSIAN_LIMIT:
+        return _newton_integrator(problem).run_dense(diagonal)
+    return SurrogateIntegrator(problem, SurrogateSettings()).run(diagonal.run)
+
+
+def _newton_integrator(problem: IntegrationProblem) -> NewtonIntegrator:
+    few = problem.initial_params.size <= EXACT_HESSIAN_LIMIT
+    return NewtonIntegrator(problem, node_count=3 if few else 2, verifies=few)
+
+
+def _make_problem(inputs: RunInputs, options: StaticOptions) -> IntegrationProblem:
+    params, unravel = ravel_pytree(inputs.state.params)
+    return IntegrationProblem(
+        flow=inputs.flow,
+        loss=inputs.loss,
+        unravel=unravel,
+        initial_params=params,
+        start_time=jnp.asarray(inputs.settings.first, params.dtype),
+        save_times=inputs.save_times,
+        final_time=inputs.settings.steps,
+        rtol=inputs.settings.rtol,
+        step_size=inputs.settings.step_size,
+        divergence_limit=divergence_limit(inputs.state.params),
+        max_steps=options.max_steps,
+        saves_filters=options.observe is not None,
+    )
+
+
+@eqx.filter_jit
+def _result(inputs: RunInputs, options: StaticOptions, run: IntegrationState) -> CollocationResult:
+    """What users get of a run: saved parameters or what was observed, its end, and what it cost."""
+    problem, observe, counts = _make_problem(inputs, options), options.observe, run.step_counts
+    saved, loss_is_finite = jax.vmap(problem.unravel)(run.saved.params), None
+    if observe is not None:
+
+        def evaluate_observer(row: tuple[jax.Array, SavedStates]) -> tuple[Any, jax.Array]:
+            time, (params, filters) = row
+            state = FlowState(problem.unravel(params), None, unflatten_filters(problem.unravel, filters))
+            snapshot = inputs.flow.snapshot(time, state, inputs.loss)
+            return jax.tree.map(jnp.asarray, observe(snapshot)), jnp.isfinite(snapshot.loss)
+
+        saved, loss_is_finite = jax.lax.map(evaluate_observer, (inputs.save_times, run.saved))
+    return CollocationResult(
+        rows=saved,
+        finite=loss_is_finite,
+        final=problem.flow_state(run.state),
+        code=problem.outcome_code(run),
+        reached=jnp.asarray(run.state.time),
+        accepted=counts.accepted,
+        rejected=counts.rejected,
+        gradients=counts.gradients + (problem.initial_params.size + 1) * counts.hessians,
+        hessians=counts.hessians,
+    )
+
+
+def _zero(leaf: Any) -> Any:
+    return jnp.zeros_like(leaf) if eqx.is_inexact_array(leaf) else None

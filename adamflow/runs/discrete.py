@@ -1,0 +1,473 @@
+"""The discrete run: one driver for every optimizer."""
+
+import dataclasses
+import functools
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import diffrax
+import equinox as eqx
+import equinox.internal
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adamflow.checks import check_count, is_concrete
+from adamflow.flows import Snapshot
+from adamflow.losses import count_program, loss_and_aux, program
+from adamflow.optimizers import Optimizer, OptimizerState
+from adamflow.runs.input_checks import check_observe, check_optimizer, check_run
+from adamflow.runs.trajectory import (
+    DIVERGED,
+    INTERRUPTED,
+    NOT_FINITE,
+    Outcome,
+    Stats,
+    Trajectory,
+    conclude,
+    divergence_limit,
+    exact_iterations,
+    largest,
+    largest_exact_float,
+    within,
+)
+from adamflow.types import Batch, Loss, Params
+
+
+def iterate(
+    optimizer: Optimizer,
+    loss: Loss,
+    params: Params,
+    steps: int,
+    *,
+    save_at: Any = None,
+    observe: Callable[[Snapshot], Any] | None = None,
+    batches: Callable[[Any], Batch] | None = None,
+    has_aux: bool = False,
+    progress: bool = False,
+) -> Trajectory:
+    """Run the discrete optimizer: θₙ₊₁ = θₙ − η (λ θₙ + uₙ), n = 0 … steps − 1.
+
+    Args:
+        optimizer: the record.
+        loss: `loss(params)`, or `loss(params, batch)` with `batches`; a real scalar. Programs are cached by the
+            identity of the function: a lambda made anew for each call is compiled anew (after the 20th a
+            warning says so, and from time to time all programs are released), and an object whose attributes
+            have changed since its first run, or the object behind a bound method, still runs what it was then. Make it
+            an `equinox.Module`, whose arrays are inputs of the program.
+        params: θ₀, any pytree of float32 or float64 arrays.
+        steps: number of iterations, at least 1.
+        save_at: increasing whole iterations in [0, steps]; by default each of 0 … steps.
+        observe: a jax-traceable function of a `Snapshot`, called at the saved iterations; what it returns is kept in
+            `observed` *instead of* the parameters. That of the last iteration costs a gradient of its own.
+        batches: a jax-traceable function from the iteration to the batch that the loss gets. Batches 0 … steps − 1 are
+            drawn, and batch `steps` only if the last iteration is saved and `observe` uses more there than `iteration`
+            and `params`.
+        has_aux: whether the loss returns (value, aux), aux any pytree of arrays: `observe` finds it as `snapshot.aux`.
+        progress: whether to show a bar.
+
+    Returns:
+        the trajectory. A run that explodes or leaves the finite numbers ends there, says so in `outcome`, and keeps
+        what it has; so does one that Ctrl-C ends, unless it is a part of a larger program. Memory is bounded by what is
+        saved. Works under `jax.jit`, `jax.vmap` and `jax.grad`.
+
+    Raises:
+        TypeError: if the optimizer is none.
+        ValueError: if an argument is out of its range, or loss or gradient is not finite at the start.
+
+    Example:
+        >>> import adamflow as af
+        >>> problem = af.problems.chain(dimension=10)
+        >>> run = af.iterate(af.adam(1e-3), problem.loss, problem.params, 50, observe=lambda snapshot: snapshot.loss)
+        >>> run.observed.shape
+        (51,)
+    """
+    check_optimizer(optimizer)
+    check_observe(observe)
+    check_count("steps", steps, high=jnp.iinfo(jnp.result_type(int)).max - 1)
+    params, steps, rows = check_run(loss, params, steps, save_at)
+    if batches is not None and not callable(batches):
+        raise ValueError(f"batches must be a function of the iteration, got {type(batches).__name__}")
+    if np.any(rows != np.round(rows)):
+        raise ValueError(
+            f"save_at must hold whole iterations in a discrete run, got {rows[rows != np.round(rows)][0]:g}"
+        )
+    count_program(loss)
+    started = time.perf_counter()
+    meter = diffrax.TqdmProgressMeter() if progress else diffrax.NoProgressMeter()
+    task = _Task(optimizer, loss, params, observe, batches, bool(has_aux), meter, jnp.asarray(rows.astype(int)))
+    plan = _plan(steps, rows, observe is not None)
+    # A loss may close over a tracer that only the result shows: then the run is part of a larger program, too.
+    ended = _in_parts(task, plan) if is_concrete(task) else None
+    saved, carry, looked = _in_one_program(task, plan) if ended is None else ended
+    code, last = carry.code, carry.reached
+    if is_concrete(code, last) and np.any(np.asarray(last) < 0):
+        raise ValueError("the loss or its gradient is not finite at the start; check the loss at `params`")
+    done = jnp.minimum(last + 1, steps)
+    none = jnp.zeros_like(done)
+    trajectory = Trajectory(
+        iterations=exact_iterations(rows),
+        params=saved if observe is None else None,
+        observed=None if observe is None else saved,
+        start=params,
+        final=(carry.params, carry.state),
+        outcome=Outcome(code, last if steps > largest_exact_float() else last.astype(float), carry.underflowed),
+        stats=Stats(done + (last == steps) if looked else done, jnp.minimum(last, steps), none, none, None),
+        name=f"{optimizer.name}, discrete",
+    )
+    return conclude(trajectory, started)
+
+
+#: From so many blocks on, one more of them for the look at the end does not matter.
+_MANY_BLOCKS = 16
+
+#: The iterations of the first part of a run, and the seconds that the later ones should take.
+_FIRST_PART = 16
+_SECONDS_OF_PART = 0.5
+
+
+class _Task(NamedTuple):
+    """What a run is made of."""
+
+    optimizer: Optimizer
+    loss: Loss
+    params: Params
+    observe: Callable[[Snapshot], Any] | None
+    batches: Callable[[Any], Batch] | None
+    has_aux: bool
+    meter: Any
+    saved_at: jax.Array
+
+
+class _Plan(NamedTuple):
+    """The shape of a run.
+
+    In one program it is a scan over blocks of `stride` iterations, the longest such that every saved iteration starts
+    one (or ends the last). A look at the end takes a block more, if it is in the loop: outside of it that would be
+    compiled a second time. But where blocks are few and long, reverse-mode derivatives would store far more for that
+    block than for what it does.
+    """
+
+    steps: int
+    stride: int
+    saves_all: bool
+    #: Whether `observe` looks at the end.
+    looks_at_end: bool
+
+
+def _plan(steps: int, rows: np.ndarray, observed: bool) -> _Plan:
+    stride = math.gcd(steps, *rows.astype(int).tolist())
+    return _Plan(steps, stride, len(rows) == steps + 1, bool(rows[-1] == steps) and observed)
+
+
+class _Carry(NamedTuple):
+    """The last parameters within bounds, the last iteration at which all was finite, and the code of a failure.
+
+    And how many parameters stood still in the last iteration because their second moment underflowed.
+    """
+
+    params: Params
+    state: OptimizerState
+    reached: jax.Array
+    code: jax.Array
+    underflowed: jax.Array
+
+
+class _Loop(NamedTuple):
+    """Where a run is: before an iteration, with the number of rows that are saved, the rows, and the bar."""
+
+    carry: _Carry
+    iteration: jax.Array
+    saved: jax.Array
+    rows: Any
+    ticks: Any
+
+
+class _Driver(NamedTuple):
+    """The parts of a run: `start`, `evaluate`, `step`, and `look`."""
+
+    task: _Task
+    plan: _Plan
+    limit: jax.Array
+    #: Whether the last row is that of an iteration with a gradient and, where there are batches, with one.
+    end_is_evaluated: bool
+
+    @classmethod
+    def make(cls, task: _Task, plan: _Plan) -> "_Driver":
+        driver = cls(task, plan, divergence_limit(task.params), plan.looks_at_end)
+        batch_is_spared = plan.looks_at_end and task.batches is not None and not driver.sees_batch()
+        return driver._replace(end_is_evaluated=plan.looks_at_end and not batch_is_spared)
+
+    def start(self) -> _Loop:
+        zero = jnp.zeros((), int)
+        params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), self.task.params)
+        carry = _Carry(params, self.task.optimizer.initial_state(params), zero - 1, zero, zero)
+        size = len(self.task.saved_at)
+        rows = jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype), self.shape_of_row())
+        return _Loop(carry, zero, zero, rows, self.task.meter.init())
+
+    def value(self, params: Params, n: jax.Array) -> tuple[jax.Array, Any]:
+        batch = () if self.task.batches is None else (self.task.batches(n),)
+        return loss_and_aux(self.task.loss, params, *batch, has_aux=self.task.has_aux)
+
+    def evaluate(self, params: Params, state: OptimizerState, n: jax.Array) -> tuple[Snapshot, OptimizerState]:
+        (value, aux), gradient = jax.value_and_grad(self.value, has_aux=True)(params, n)
+        direction, state = self.task.optimizer.update(gradient, state, n)
+        return Snapshot(n, params, gradient, direction, state.filters, value, aux=aux), state
+
+    def look(self, snapshot: Snapshot) -> Any:
+        return None if self.task.observe is None else jax.tree.map(jnp.asarray, self.task.observe(snapshot))
+
+    def shape_of_snapshot(self) -> Snapshot:
+        def first(params: Params) -> Snapshot:
+            return self.evaluate(params, self.task.optimizer.initial_state(params), jnp.zeros((), int))[0]
+
+        return jax.eval_shape(first, self.task.params)
+
+    def shape_of_row(self) -> Any:
+        params = self.task.params
+        return params if self.task.observe is None else jax.eval_shape(self.look, self.shape_of_snapshot())
+
+    def sees_batch(self) -> bool:
+        """Whether what is observed depends on more than the iteration and the parameters."""
+        shape = self.shape_of_snapshot()
+        place = {"iteration": shape.iteration, "params": shape.params}
+        others = {name: value for name, value in vars(shape).items() if name not in place}
+
+        def look(others: dict[str, Any]) -> Any:
+            return self.look(Snapshot(**_zeros_like(place), **others))
+
+        return _depends_on_inputs(jax.make_jaxpr(look)(others).jaxpr)
+
+    def step(self, loop: tuple[_Carry, Any], place: tuple[jax.Array, jax.Array]) -> tuple[tuple[_Carry, Any], None]:
+        """Iteration n, if the run has not failed: look at it if that is wanted, then move on, unless n is the end."""
+        n, wanted = place
+
+        def work(carry: _Carry, row: Any) -> tuple[_Carry, Any]:
+            snapshot, state = self.evaluate(carry.params, carry.state, n)
+            if self.task.observe is not None:
+                row = jax.lax.cond(wanted, self.look, lambda _: row, snapshot)
+            params = self.task.optimizer.apply(carry.params, snapshot.direction)
+            alive, ends = carry.code == 0, n == self.plan.steps
+            finite = jnp.where(ends, jnp.isfinite(snapshot.loss), _is_finite(snapshot))
+
+            def classify() -> tuple[jax.Array, jax.Array]:
+                failure = jnp.where(finite & jnp.isfinite(largest(params)), DIVERGED, NOT_FINITE)
+                return jnp.where(alive, failure, carry.code), jnp.where(alive & finite, n, carry.reached)
+
+            good = alive & finite & (ends | within(params, self.limit))
+            code, reached = jax.lax.cond(good, lambda: (carry.code, n), classify)
+            new, old = (params, state), (carry.params, carry.state)
+            kept = jax.tree.map(lambda moved, stayed: jnp.where(good & ~ends, moved, stayed), new, old)
+            underflowed = jnp.where(alive & ~ends, self.underflowed(snapshot), carry.underflowed)
+            return _Carry(kept[0], kept[1], reached, code, underflowed), row
+
+        # Of a batch all lanes work while one is alive, so that `wanted` stays one for all.
+        alive = eqx.internal.unvmap_any(loop[0].code == 0) & (n <= self.plan.steps)
+        return jax.lax.cond(alive, work, lambda *unchanged: unchanged, *loop), None
+
+    def underflowed(self, snapshot: Snapshot) -> jax.Array:
+        """The number of parameters whose second moment is 0 beside a gradient that is not, where ε = 0."""
+        squares = snapshot.filters[0].get("second_moment")
+        if squares is None:
+            return jnp.zeros((), int)
+        pairs = zip(jax.tree.leaves(snapshot.gradient), jax.tree.leaves(squares), strict=True)
+        counts = [jnp.sum((gradient != 0) & (square == 0), dtype=int) for gradient, square in pairs]
+        return jnp.where(self.task.optimizer.epsilon == 0, jnp.stack(counts).sum(), 0)
+
+    def block(self, loop: _Loop, repeat: Callable[..., Any]) -> _Loop:
+        """Iterations of which only the first may be saved: how many, `repeat` knows."""
+        saved_at = self.task.saved_at
+        slot = jnp.minimum(loop.saved, len(saved_at) - 1)
+        wanted = jnp.asarray(True)
+        if not self.plan.saves_all:
+            wanted = (loop.saved < len(saved_at)) & (saved_at[slot] == loop.iteration)
+        saved, rows = loop.saved + wanted, loop.rows
+        # Without `observe` the row is what the block starts from; with it, what its first step looks at.
+        if self.task.observe is None:
+            rows, row = _write(rows, slot, loop.carry.params, wanted), None
+        else:
+            row = _zeros_like(self.shape_of_row())
+        (carry, row), iteration = repeat((loop.carry, row), loop.iteration, wanted, saved)
+        if self.task.observe is not None:
+            rows = _write(rows, slot, row, wanted)
+        ticks = self.task.meter.step(loop.ticks, iteration / self.plan.steps)
+        return _Loop(carry, iteration, saved, rows, ticks)
+
+    def end(self, loop: _Loop) -> _Loop:
+        """The row of the last iteration and a look at the loss there, for a loop that ends before it."""
+        n, carry = jnp.asarray(self.plan.steps), loop.carry
+        finite = jnp.asarray(True)
+        if self.end_is_evaluated:
+            snapshot, _ = self.evaluate(carry.params, carry.state, n)
+            row, finite = self.look(snapshot), jnp.isfinite(snapshot.loss)
+        elif self.plan.looks_at_end:
+            blank = _zeros_like(self.shape_of_snapshot())
+            row = self.look(dataclasses.replace(blank, iteration=n, params=carry.params))
+        else:
+            row = carry.params
+        if not self.end_is_evaluated and self.task.batches is None:
+            finite = jnp.isfinite(self.value(carry.params, n)[0])
+        code = jnp.where((carry.code == 0) & ~finite, NOT_FINITE, carry.code)
+        reached = jnp.where(code == 0, self.plan.steps, carry.reached)
+        rows = loop.rows
+        if self.task.observe is None or self.plan.looks_at_end:
+            slot = len(self.task.saved_at) - 1
+            rows = _write(rows, slot, row, self.task.saved_at[slot] == n)
+        return loop._replace(carry=carry._replace(code=code, reached=reached), rows=rows)
+
+
+@program
+def _in_one_program(task: _Task, plan: _Plan) -> tuple:
+    """A run as a part of a larger program, which may be differentiated or batched: blocks of iterations in a scan."""
+    driver, blocks = _Driver.make(task, plan), plan.steps // plan.stride
+    ends_in_loop = driver.end_is_evaluated and blocks >= _MANY_BLOCKS
+
+    def repeat(work: tuple[_Carry, Any], n: jax.Array, wanted: jax.Array, _: jax.Array) -> tuple:
+        if plan.stride == 1:
+            return driver.step(work, (n, wanted))[0], n + 1
+        places = (n + jnp.arange(plan.stride), wanted & (jnp.arange(plan.stride) == 0))
+        return jax.lax.scan(driver.step, work, places)[0], n + plan.stride
+
+    def block(loop: _Loop, _: None) -> tuple[_Loop, None]:
+        return driver.block(loop, repeat), None
+
+    loop, _ = jax.lax.scan(block, driver.start(), length=blocks + ends_in_loop)
+    if not ends_in_loop:
+        loop = driver.end(loop)
+    task.meter.close(loop.ticks)
+    carry = loop.carry
+    return loop.rows, carry, driver.end_is_evaluated
+
+
+def _in_parts(task: _Task, plan: _Plan) -> tuple | None:
+    """A run by itself, in parts of about half a second, so that Ctrl-C is heard between them and keeps what is saved.
+
+    `None` if the loss turned out to hold a tracer.
+    """
+    # Without `observe` the start knows nothing of the loss, so that all losses share its program.
+    beginning = task if task.observe is not None else task._replace(loss=_no_loss, batches=None)
+    loop, stop, size = _begin(beginning, plan), 0, _FIRST_PART
+    with _Interruption() as interruption:
+        while True:
+            stop = min(stop + size, plan.steps + 1)
+            begun = time.perf_counter()
+            loop, finished, looked = _advance((task, plan, jnp.asarray(stop)), loop)
+            if not is_concrete(loop, finished):
+                return None
+            if bool(finished):
+                break
+            if interruption.asked:
+                code = jnp.full_like(loop.carry.code, INTERRUPTED)
+                loop = loop._replace(carry=loop.carry._replace(code=code))
+                break
+            growth = _SECONDS_OF_PART / max(time.perf_counter() - begun, 1e-9)
+            size = int(size * min(max(growth, 0.5), 64)) + 1
+    task.meter.close(loop.ticks)
+    carry = loop.carry
+    return loop.rows, carry, looked
+
+
+def _no_loss(params: Params) -> jax.Array:
+    return jnp.zeros(())
+
+
+@program
+def _begin(task: _Task, plan: _Plan) -> _Loop:
+    return _Driver.make(task, plan).start()
+
+
+@functools.partial(program, donate="all-except-first")
+def _advance(given: tuple[_Task, _Plan, jax.Array], loop: _Loop) -> tuple[_Loop, jax.Array, bool]:
+    """Go on until iteration `stop`, and tell whether the run has ended and whether the end takes a gradient."""
+    task, plan, stop = given
+    driver = _Driver.make(task, plan)
+    stop = jnp.minimum(stop, plan.steps + driver.end_is_evaluated)
+
+    def goes_on(loop: _Loop) -> jax.Array:
+        return (loop.iteration < stop) & (loop.carry.code == 0)
+
+    def repeat(work: tuple[_Carry, Any], first: jax.Array, wanted: jax.Array, saved: jax.Array) -> tuple:
+        if plan.saves_all:
+            return driver.step(work, (first, wanted))[0], first + 1
+        size = len(task.saved_at)
+        following = jnp.where(saved < size, task.saved_at[jnp.minimum(saved, size - 1)], stop)
+
+        def unsaved(inner: tuple) -> jax.Array:
+            work, n = inner
+            return (n < jnp.minimum(following, stop)) & (work[0].code == 0)
+
+        def step(inner: tuple) -> tuple:
+            work, n = inner
+            return driver.step(work, (n, wanted & (n == first)))[0], n + 1
+
+        return jax.lax.while_loop(unsaved, step, (work, first))
+
+    loop = jax.lax.while_loop(goes_on, lambda loop: driver.block(loop, repeat), loop)
+    failed, at_end = loop.carry.code != 0, loop.iteration == plan.steps + driver.end_is_evaluated
+    if not driver.end_is_evaluated:
+        loop = jax.lax.cond(at_end & ~failed, driver.end, lambda unchanged: unchanged, loop)
+    return loop, failed | at_end, driver.end_is_evaluated
+
+
+class _Interruption:
+    """Ctrl-C as a flag, while a run is at work; a second one raises `KeyboardInterrupt` as ever."""
+
+    asked = False
+
+    def __enter__(self) -> "_Interruption":
+        # Signals are for the main thread; whoever has a handler of their own keeps it.
+        handler = signal.getsignal(signal.SIGINT)
+        at_main = threading.current_thread() is threading.main_thread()
+        self._listens = at_main and handler is signal.default_int_handler
+        if self._listens:
+            signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._listens:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _ask(self, *_: Any) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _depends_on_inputs(program: Any) -> bool:
+    """Whether any output of a program, or an effect in it, depends on one of its inputs."""
+    known = set(program.invars)
+
+    def depends(values: Any) -> bool:
+        return any(not hasattr(value, "val") and value in known for value in values)
+
+    for equation in program.eqns:
+        if depends(equation.invars):
+            if equation.effects:
+                return True
+            known.update(equation.outvars)
+    return depends(program.outvars)
+
+
+def _is_finite(snapshot: Snapshot) -> jax.Array:
+    """Whether the loss, the gradient and its square, which the filters keep, are finite."""
+    finite = [jnp.all(jnp.isfinite(leaf * leaf)) for leaf in jax.tree.leaves(snapshot.gradient)]
+    return jnp.stack([jnp.isfinite(snapshot.loss), *finite]).all()
+
+
+def _zeros_like(shapes: Any) -> Any:
+    """Zeros of given shapes and types."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def _write(buffer: Any, slot: Any, row: Any, wanted: jax.Array) -> Any:
+    """Rows with a new one in a slot, if it is wanted."""
+
+    def written(into: jax.Array, leaf: jax.Array) -> jax.Array:
+        leaf = jnp.where(wanted, leaf, into[slot])
+        return jax.lax.dynamic_update_index_in_dim(into, leaf, slot, 0)
+
+    return jax.tree.map(written, buffer, row)
