@@ -28,7 +28,7 @@ import adamflow as af  # noqa: E402
 import adamflow.losses  # noqa: E402
 
 #: What references are integrated with: a stiff solver of diffrax, with the chord iteration that "auto" gives it.
-KVAERNO = diffrax.Kvaerno5(root_finder=af.CHORD)
+KVAERNO = diffrax.Kvaerno5(root_finder=af.CHORD_ROOT_FINDER)
 SEED = int(os.environ.get("ADAMFLOW_SEED", "0"))
 
 

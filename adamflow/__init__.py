@@ -5,20 +5,20 @@ arXiv:2411.05746 (2024), cited as [GT] in the docstrings.
 """
 
 import importlib
-from types import ModuleType
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, Any
 
 from adamflow import analysis, problems
 from adamflow.flows import (
     AbstractFlow,
     CentralFlow,
-    EdgeFlow,
     FlowState,
-    MapFlow,
+    GouldTanakaFlow,
+    InterpolatingFlow,
     MemorylessFlow,
     ModifiedFlow,
-    PaperFlow,
     Snapshot,
+    TwoBranchFlow,
 )
 from adamflow.optimizers import (
     AbstractStage,
@@ -26,11 +26,11 @@ from adamflow.optimizers import (
     Filter,
     Optimizer,
     OptimizerState,
+    PerTensorAdamStage,
+    PerTensorRMSpropStage,
     RMSpropStage,
-    Signal,
     SignStage,
-    TensorAdamStage,
-    TensorRMSpropStage,
+    StageInput,
     adam,
     adamw,
     kadam,
@@ -40,7 +40,7 @@ from adamflow.optimizers import (
 )
 from adamflow.problems import Problem
 from adamflow.runs import (
-    CHORD,
+    CHORD_ROOT_FINDER,
     OUTCOMES,
     Comparison,
     Convergence,
@@ -48,10 +48,10 @@ from adamflow.runs import (
     Stats,
     Trajectory,
     compare,
-    convergence,
     iterate,
+    mean_and_oscillation,
+    measure_convergence,
     solve,
-    split_oscillation,
 )
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "CHORD",
+    "CHORD_ROOT_FINDER",
     "OUTCOMES",
     "AbstractFlow",
     "AbstractStage",
@@ -68,44 +68,59 @@ __all__ = [
     "CentralFlow",
     "Comparison",
     "Convergence",
-    "EdgeFlow",
     "Filter",
     "FlowState",
-    "MapFlow",
+    "GouldTanakaFlow",
+    "InterpolatingFlow",
     "MemorylessFlow",
     "ModifiedFlow",
     "Optimizer",
     "OptimizerState",
     "Outcome",
-    "PaperFlow",
+    "PerTensorAdamStage",
+    "PerTensorRMSpropStage",
     "Problem",
     "RMSpropStage",
     "SignStage",
-    "Signal",
     "Snapshot",
+    "StageInput",
     "Stats",
-    "TensorAdamStage",
-    "TensorRMSpropStage",
     "Trajectory",
+    "TwoBranchFlow",
     "adam",
     "adamw",
     "analysis",
     "compare",
-    "convergence",
     "iterate",
     "kadam",
+    "mean_and_oscillation",
+    "measure_convergence",
     "plotting",
     "problems",
     "rmsprop",
     "sgd",
     "signsgd",
     "solve",
-    "split_oscillation",
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
-    """Import `plotting` when it is first used: it needs matplotlib, which the rest does not."""
+#: Former names of version 0.1, kept for one version.
+_FORMER_NAMES = {
+    "CHORD": "CHORD_ROOT_FINDER",
+    "EdgeFlow": "TwoBranchFlow",
+    "MapFlow": "InterpolatingFlow",
+    "PaperFlow": "GouldTanakaFlow",
+    "convergence": "measure_convergence",
+    "split_oscillation": "mean_and_oscillation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import `plotting` at its first use, since the rest does not need matplotlib; find objects by former names."""
     if name == "plotting":
         return importlib.import_module("adamflow.plotting")
+    if name in _FORMER_NAMES:
+        present = _FORMER_NAMES[name]
+        warnings.warn(f"adamflow.{name} is now called adamflow.{present}", DeprecationWarning, stacklevel=2)
+        return globals()[present]
     raise AttributeError(f"module 'adamflow' has no attribute {name!r}")

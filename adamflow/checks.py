@@ -3,8 +3,11 @@
 A value that jax is tracing has no number yet, so it passes: ranges are checked where the values are concrete.
 """
 
+import functools
+import inspect
 import operator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.core
@@ -13,6 +16,15 @@ import numpy as np
 
 #: Messages show so many characters of a value.
 _SHOWN = 80
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+#: What optax and PyTorch call the two decays.
+_OTHER_NAMES = {"b1": "gamma", "b2": "beta"}
+_WHICH_IS_WHICH = (
+    "beta is the decay of the second moment (b2 in optax, the second of betas in PyTorch), gamma that of the first (b1)"
+)
 
 
 def is_concrete(*values: Any) -> bool:
@@ -182,3 +194,49 @@ def check_params(params: Any, name: str = "params") -> Any:
     if not any(leaf.size for leaf in jax.tree.leaves(params)):
         raise ValueError(f"{name} has no entries; give at least one number to optimize")
     return params
+
+
+def keyword_decays(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Let a function take its decays by keyword only, by this package's names or by those of optax and PyTorch.
+
+    `beta`, `gamma` may be given as `b2`, `b1`, or together as `betas=(b1, b2)`. By position they would be taken the
+    wrong way round: [GT] names the decay of the second moment first.
+
+    Raises:
+        TypeError: in the function, where decays are given by position or twice, or with `lr=` for `learning_rate=`.
+    """
+    name = function.__name__
+    parameters = inspect.signature(function).parameters.values()
+    positional = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+
+    @functools.wraps(function)
+    def checked(*args: Any, **given: Any) -> Any:
+        if len(args) > len(positional):
+            raise TypeError(
+                f"{name} takes {' and '.join(positional) or 'nothing'} by position, got {len(args)} values; write "
+                f"{name}({', '.join([*positional, 'beta=…', 'gamma=…'])}): {_WHICH_IS_WHICH}"
+            )
+        if "lr" in given:
+            raise TypeError(f"{name} has no argument lr; the learning rate is called learning_rate")
+        return function(*args, **_own_names(name, given))
+
+    return checked  # pyright: ignore[reportReturnType]
+
+
+def _own_names(function: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call, with the decays under the names that this package has for them."""
+    if "betas" in given:
+        betas = given["betas"]
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            raise TypeError(f"betas must be the two decays (b1, b2), got {describe(betas)}; {_WHICH_IS_WHICH}")
+        given = {name: value for name, value in given.items() if name != "betas"}
+        for other, value in zip(("b1", "b2"), betas, strict=True):
+            if other in given:
+                raise TypeError(f"{function} got {other} twice, as {other}= and in betas=; give one")
+            given[other] = value
+    for other, own in _OTHER_NAMES.items():
+        if other in given:
+            if own in given:
+                raise TypeError(f"{function} got {own} twice: {other} is another name for it; {_WHICH_IS_WHICH}")
+            given = {own if name == other else name: value for name, value in given.items()}
+    return given

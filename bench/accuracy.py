@@ -50,8 +50,8 @@ SOLVERS: dict[str, tuple[Any, int]] = {
     "collocation": ("collocation", 100_000),
     "tsit5": (diffrax.Tsit5(), 100_000),
     "dopri8": (diffrax.Dopri8(), 100_000),
-    "kvaerno5": (diffrax.Kvaerno5(root_finder=af.CHORD), 5_000),
-    "kencarp4": (diffrax.KenCarp4(root_finder=af.CHORD), 5_000),
+    "kvaerno5": (diffrax.Kvaerno5(root_finder=af.CHORD_ROOT_FINDER), 5_000),
+    "kencarp4": (diffrax.KenCarp4(root_finder=af.CHORD_ROOT_FINDER), 5_000),
 }
 EVERY = (*SOLVERS, *SCIPY)
 

@@ -201,11 +201,11 @@ class RandomProblem:
     steps: int
 
     @property
-    def flow(self) -> af.PaperFlow:
+    def flow(self) -> af.GouldTanakaFlow:
         """The flow of its optimizer, with arrays of one type: numbers of another kind would be compiled anew."""
         settings: dict[str, Any] = {name: jnp.asarray(value, jnp.float64) for name, value in self.settings.items()}
         optimizer = af.kadam(self.shape.k, **settings, strategy=self.strategy)
-        return af.PaperFlow(optimizer, self.shape.order, self.shape.rate)
+        return af.GouldTanakaFlow(optimizer, self.shape.order, self.shape.rate)
 
     @property
     def save_at(self) -> np.ndarray:

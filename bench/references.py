@@ -30,7 +30,7 @@ IMPLICIT_STEPS = 5_000
 DIVERGED = "none: diverged"
 
 _DOPRI8 = diffrax.Dopri8()
-_KVAERNO5 = diffrax.Kvaerno5(root_finder=af.CHORD)
+_KVAERNO5 = diffrax.Kvaerno5(root_finder=af.CHORD_ROOT_FINDER)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +181,7 @@ def _implicit(problem: RandomProblem, start: jax.Array, rtol: float) -> np.ndarr
 
 
 @eqx.filter_jit
-def _kvaerno5(flow: af.PaperFlow, loss: Any, start: jax.Array, times: jax.Array, tolerances: jax.Array) -> Any:
+def _kvaerno5(flow: af.GouldTanakaFlow, loss: Any, start: jax.Array, times: jax.Array, tolerances: jax.Array) -> Any:
     state = flow.initial_state(loss, start)
     coordinates = flow.coordinates(state)
     return diffrax.diffeqsolve(

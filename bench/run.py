@@ -88,7 +88,7 @@ def discrete(dimension: int, steps: int, repeats: int) -> Row:
 
 def continuous(beta: float, gamma: float, repeats: int) -> Row:
     """`solve` by itself against diffrax with its default implicit solver, on the same flow and tolerance."""
-    problem, flow = af.problems.chain(10), af.PaperFlow(af.adam(1e-3, beta, gamma))
+    problem, flow = af.problems.chain(10), af.GouldTanakaFlow(af.adam(1e-3, beta=beta, gamma=gamma))
 
     @jax.jit
     def diffrax_alone() -> Any:
@@ -123,8 +123,11 @@ def collocation(
 
     The error is relative to the distance moved, against a diffrax solver at its rtol (and an atol far below v).
     """
-    optimizer, saved = af.adam(*numbers, epsilon=epsilon), np.linspace(0, steps, 21)
-    flow = af.PaperFlow(optimizer)
+    optimizer, saved = (
+        af.adam(numbers[0], beta=numbers[1], gamma=numbers[2], epsilon=epsilon),
+        np.linspace(0, steps, 21),
+    )
+    flow = af.GouldTanakaFlow(optimizer)
 
     # Parameters are arguments: XLA would take minutes to compute with constants what does not change.
     @jax.jit
@@ -154,14 +157,18 @@ def collocation(
         exact = af.solve(flow, problem.loss, problem.params, steps, save_at=saved, **options)
         if not exact.outcome.successful:
             raise RuntimeError(f"the reference of {where}: {exact.outcome}")
-        name += f", error {af.compare(exact, run).maximum:.0e}"
+        name += f", error {af.compare(exact, run).max_relative_error:.0e}"
     sides = lambda: ours(problem.params).params, lambda: scan(problem.params)
     return Row(f"{name} / scan", *sides, repeats, first=first)
 
 
 def chains() -> Iterator[Row]:
     """Collocation on chains of growing size, and with smaller learning rates at ηN = 2."""
-    chain, slow, implicit = af.problems.chain(10), (0.999, 0.9), (diffrax.Kvaerno5(root_finder=af.CHORD), 1e-10)
+    chain, slow, implicit = (
+        af.problems.chain(10),
+        (0.999, 0.9),
+        (diffrax.Kvaerno5(root_finder=af.CHORD_ROOT_FINDER), 1e-10),
+    )
     for pair in PAIRS:
         yield collocation("chain(10)", chain, (1e-3, *pair), 2000, reference=implicit)
     for eta in (1e-2, 1e-4, 1e-5):
@@ -209,13 +216,15 @@ def sweep(eta: float, side: int, saved: int = 1) -> Row:
     @jax.jit
     @jax.vmap
     def flows(lane: jax.Array) -> Any:
-        flow = af.PaperFlow(af.adam(eta, *lane))
+        flow = af.GouldTanakaFlow(af.adam(eta, beta=lane[0], gamma=lane[1]))
         return af.solve(flow, problem.loss, problem.params, steps, save_at=save_at, rtol=1e-3).params
 
     @jax.jit
     @jax.vmap
     def discrete_runs(lane: jax.Array) -> Any:
-        return af.iterate(af.adam(eta, *lane), problem.loss, problem.params, steps, save_at=save_at).params
+        return af.iterate(
+            af.adam(eta, beta=lane[0], gamma=lane[1]), problem.loss, problem.params, steps, save_at=save_at
+        ).params
 
     name = f"sweep, {side} x {side} (beta, gamma), chain(10), eta {eta:g}, {saved} saved, flows / iterate"
     return Row(name, lambda: flows(lanes), lambda: discrete_runs(lanes), 3)
@@ -229,7 +238,7 @@ def sweep_by_scipy(side: int, sample: int) -> Row:
     chosen = lanes[(part * which + part // 2) * side + part * ((3 * which + 1) % sample) + part // 2]
 
     def field_of(pair: np.ndarray) -> tuple[Callable[..., np.ndarray], np.ndarray]:
-        flow = af.PaperFlow(af.adam(1e-3, *pair))
+        flow = af.GouldTanakaFlow(af.adam(1e-3, beta=pair[0], gamma=pair[1]))
         state = flow.initial_state(problem.loss, problem.params)
         coordinates = flow.coordinates(state)
         start, unravel = ravel_pytree(coordinates.encode(state))
@@ -284,13 +293,13 @@ def evaluation(where: str, problem: af.Problem, flow: af.AbstractFlow, repeats: 
 
 
 def evaluations(repeats: int) -> Iterator[Row]:
-    """Gradient equivalents: by time, where `gradient_equivalents` of a flow counts without what XLA merges."""
+    """Gradient equivalents: by time, where `gradients_per_evaluation` of a flow counts without what XLA merges."""
     optimizer = af.adam(1e-3)
     small = af.problems.char_transformer(layers=1, heads=2, width=32, context=32, batch_size=8)
     # Order 5 compiles for a minute on a transformer.
     for where, problem, highest in (("perceptron", af.problems.mlp(), 5), ("transformer", small, 4)):
         flows = [af.ModifiedFlow(optimizer, order) for order in range(1, highest + 1)]
-        flows += [af.MapFlow(optimizer, 2), af.MemorylessFlow(optimizer)]
+        flows += [af.InterpolatingFlow(optimizer, 2), af.MemorylessFlow(optimizer)]
         yield from (evaluation(where, problem, flow, repeats) for flow in flows)
 
 
@@ -303,8 +312,8 @@ def discretes() -> Iterator[Row]:
 def spectra() -> Iterator[Row]:
     """Eigenvalues of the discrete step and of both flows."""
     yield eigenvalues("discrete step", "discrete", 20)
-    yield eigenvalues("flow of order 1", af.PaperFlow(af.adam(1.0)), 20)
-    yield eigenvalues("flow of order 2", af.PaperFlow(af.adam(1.0), order=2), 20)
+    yield eigenvalues("flow of order 1", af.GouldTanakaFlow(af.adam(1.0)), 20)
+    yield eigenvalues("flow of order 2", af.GouldTanakaFlow(af.adam(1.0), order=2), 20)
 
 
 def sweeps() -> Iterator[Row]:

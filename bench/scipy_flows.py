@@ -56,12 +56,12 @@ def run_scipy(problem: RandomProblem, solver: str) -> tuple[np.ndarray, dict[str
         with np.errstate(all="ignore"):
             found = solve_ivp(field, (0, problem.steps), initial, SCIPY[solver], jac=jacobian, **options)
     except _StepLimitError:
-        return nothing, counts | {"outcome": "step_limit"}
+        return nothing, counts | {"outcome": "max_steps_reached"}
     except ValueError as error:
         # SciPy's linear algebra refuses what is not finite.
         return nothing, counts | {"outcome": f"ValueError: {error}"}
     rows = np.asarray(programs.rows(leaves, found.y.T)) if np.size(found.y) else nothing
-    return rows, counts | {"outcome": "completed" if found.success else "stalled"}
+    return rows, counts | {"outcome": "completed" if found.success else "min_step_reached"}
 
 
 @functools.cache

@@ -28,7 +28,7 @@ def train(optimizer: af.Optimizer) -> tuple[float, jax.Array]:
     run = af.iterate(optimizer, problem.loss, problem.params, STEPS, save_at=[STEPS], batches=batches)
     if not run.outcome.successful:
         raise RuntimeError(run.outcome.message)
-    params = run.final[0]
+    params = run.final_state[0]
     return float(evaluate(params)), ravel_pytree(params)[0]
 
 

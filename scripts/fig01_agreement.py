@@ -153,7 +153,7 @@ def flow_runs(
     """The flow of one kind for each optimizer, and the same integrated more tightly, as a check."""
 
     def run(weight_decay: float, rtol: float) -> af.Trajectory:
-        flow = af.PaperFlow(declare(config, weight_decay), *kind)
+        flow = af.GouldTanakaFlow(declare(config, weight_decay), *kind)
         result = af.solve(flow, loss, start, config.steps, save_at=config.iterations, rtol=rtol)
         if not result.outcome.successful:
             raise RuntimeError(f"the run {result.name!r} {result.outcome.message}")
@@ -171,8 +171,8 @@ def of_optimizer(iterates: af.Trajectory, table: Table, flows: Sequence[tuple], 
         "sharpness": table[:, 0],
         "sharpness_residual": table[:, 1],
         "flow_coordinates": np.stack([np.asarray(run.params)[:, shown] for run, _ in flows]),
-        "flow_errors": np.stack([af.compare(iterates, run).relative for run, _ in flows]),
-        "integration_errors": np.stack([af.compare(tighter, run).relative for run, tighter in flows]),
+        "flow_errors": np.stack([af.compare(iterates, run).relative_error for run, _ in flows]),
+        "integration_errors": np.stack([af.compare(tighter, run).relative_error for run, tighter in flows]),
         "gradient_evaluations": np.asarray([run.stats.gradient_evaluations for run, _ in flows]),
     }
 
@@ -261,11 +261,13 @@ def draw_parameters(ax: Axes, data: figure.Data, optimizer: int, order: int) -> 
     """How far single parameters have moved, along the iterates and along the flow of the first rate."""
     flow = int(np.flatnonzero(data["orders"] == order)[0])
     n, zero = jnp.asarray(data["iterations"]), jnp.zeros((), int)
-    shell: Any = dict(observed=None, final=None, outcome=af.Outcome(zero, n[-1]))
+    shell: Any = dict(observed=None, final_state=None, outcome=af.Outcome(zero, n[-1]))
     stats = af.Stats(zero, zero, zero, zero, None)
 
     def moved(table: Table, name: str) -> af.Trajectory:
-        return af.Trajectory(iterations=n, params=table - table[0], start=table[0], stats=stats, name=name, **shell)
+        return af.Trajectory(
+            iterations=n, params=table - table[0], initial_params=table[0], stats=stats, name=name, **shell
+        )
 
     discrete = moved(data["discrete_coordinates"][optimizer], f"{data['optimizers'][optimizer]}, discrete")
     name = f"flow of order {order}, {data['rates'][flow]} rate"

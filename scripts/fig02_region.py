@@ -80,13 +80,15 @@ def compute(config: Config) -> figure.Data:
     beta_edges, betas = logit_cells(*config.beta_range, config.grid)
     gamma_edges, gammas = logit_cells(*config.gamma_range, config.grid)
     border = logit_cells(gamma_edges[0], gamma_edges[-1], 200)[1]
-    curve = af.analysis.normal_curve(0.999, 0.9, config.curve_points)
+    curve = af.analysis.normal_curve(config.curve_points, beta=0.999, gamma=0.9)
     lanes = [(config.seed, beta, gamma) for beta in betas for gamma in gammas]
     lanes += [(seed, beta, gamma) for seed in config.curve_seeds for beta, gamma in zip(*curve, strict=True)]
     updates = train(config, lanes)
     _, beta, gamma = np.array(lanes).T[..., None]
     n = np.arange(config.steps + 1)
-    discrete, paper = (np.asarray(af.analysis.log_update_bound(beta, gamma, n, kind)) for kind in ("discrete", "paper"))
+    discrete, paper = (
+        np.asarray(af.analysis.log_update_bound(n, beta=beta, gamma=gamma, kind=kind)) for kind in ("discrete", "paper")
+    )
     cells, points = slice(config.grid**2), slice(config.grid**2, None)
     data = {
         "beta_edges": beta_edges,
@@ -123,7 +125,7 @@ def train(config: Config, lanes: list[tuple[int, float, float]]) -> np.ndarray:
         seed, beta, gamma = lane
         loss, params = problems[seed].loss, problems[seed].params
         batches = problems[seed].batches(config.batch_size, seed)
-        optimizer = af.adam(config.learning_rate, beta, gamma)
+        optimizer = af.adam(config.learning_rate, beta=beta, gamma=gamma)
         result = af.iterate(optimizer, loss, params, config.steps, observe=largest_updates, batches=batches)
         return np.pad(result.observed, ((0, config.steps + 1 - len(result)), (0, 0)), constant_values=np.nan)
 
@@ -161,8 +163,8 @@ def map_of(config: Config, beta: Any, gamma: Any, updates: np.ndarray, log_bound
     """What the map shows and its claims need, by β and γ."""
     largest = np.nanmax(updates, axis=1)
     columns = {
-        "cell_exponent": af.analysis.stability_exponent(beta, gamma),
-        "cell_rate": af.analysis.growth_rate(beta, gamma, "discrete"),
+        "cell_exponent": af.analysis.stability_exponent(beta=beta, gamma=gamma),
+        "cell_rate": af.analysis.bound_growth_rate(beta=beta, gamma=gamma, kind="discrete"),
         "cell_largest": largest.max(axis=1),
         "cell_bound": np.exp(log_bounds.max(axis=1)),
         "cell_of_character": largest[:, 0] > largest[:, 1],
@@ -181,8 +183,8 @@ def slopes_of(config: Config, beta: Any, gamma: Any, updates: np.ndarray, log_bo
         "slope_at": config.slope_at,
         "curve_beta": beta,
         "curve_gamma": gamma,
-        "curve_exponent": af.analysis.stability_exponent(beta, gamma),
-        "curve_rate": af.analysis.growth_rate(beta, gamma, "discrete"),
+        "curve_exponent": af.analysis.stability_exponent(beta=beta, gamma=gamma),
+        "curve_rate": af.analysis.bound_growth_rate(beta=beta, gamma=gamma, kind="discrete"),
         "curve_logs": logs,
         "curve_log_bounds": log_bounds,
         "curve_slopes": logs @ weights / np.sum(weights**2),

@@ -75,8 +75,8 @@ CONFIGS = {
 #: The models of the rows, in their order; of a flow only its settings count.
 MODELS: dict[str, Any] = {
     "discrete": "discrete",
-    "order 1": af.PaperFlow(af.adam(1.0)),
-    "order 2": af.PaperFlow(af.adam(1.0), order=2),
+    "order 1": af.GouldTanakaFlow(af.adam(1.0)),
+    "order 2": af.GouldTanakaFlow(af.adam(1.0), order=2),
 }
 
 
@@ -90,7 +90,7 @@ def compute(config: Config) -> figure.Data:
     plane = nines(*config.plane_range, config.map_grid)
     data: dict[str, Any] = {"plane": plane, "beta": betas, "gamma": gammas, "curvatures": config.curvatures}
     for kind in ("paper", "discrete"):
-        dataset = af.analysis.region(plane, plane, kind=kind)
+        dataset = af.analysis.bounded_update_region(beta=plane, gamma=plane, kind=kind)
         data |= {f"exponent_{kind}": dataset.exponent, f"region_{kind}": dataset.region}
 
     numbers = {"learning_rate": 1.0, "gamma": gammas}
@@ -125,7 +125,7 @@ def measure_edge(config: Config) -> dict[str, Any]:
     problem = af.problems.quadratic([1.0], start=[1e-100])
 
     def grows(gamma: jax.Array, curvature: jax.Array) -> jax.Array:
-        optimizer = af.adam(epsilon * curvature, 0.999, gamma, epsilon, bias_correction=False)
+        optimizer = af.adam(epsilon * curvature, beta=0.999, gamma=gamma, epsilon=epsilon, bias_correction=False)
         run = af.iterate(optimizer, problem.loss, problem.params, steps)
         size = jnp.log(jnp.maximum(jnp.abs(jnp.asarray(run.params))[1:, 0], 1e-300))
         _, early, _, late = size.reshape(4, steps // 4).max(axis=1)
@@ -143,11 +143,15 @@ def train(config: Config) -> dict[str, Any]:
     betas, gammas = (nines(*ends, config.grid) for ends in (config.beta_range, config.gamma_range))
 
     def run(decays: tuple[float, float]) -> list[Any]:
-        optimizer = af.adam(config.learning_rate, *decays)
-        look = af.analysis.observe_sharpness(optimizer, problem.loss)
+        optimizer = af.adam(config.learning_rate, beta=decays[0], gamma=decays[1])
+        look = af.analysis.sharpness_observer(optimizer, problem.loss)
         result = af.iterate(optimizer, problem.loss, problem.params, config.steps, save_at=[config.steps], observe=look)
         seen = result.observed
-        return [seen.value[0], seen.residual[0], seen.lowest[0]] if result.outcome.successful else [np.nan] * 3
+        return (
+            [seen.value[0], seen.residual[0], seen.lowest_eigenvalue_bound[0]]
+            if result.outcome.successful
+            else [np.nan] * 3
+        )
 
     pairs = [(float(beta), float(gamma)) for beta in betas for gamma in gammas]
     with cores.threads() as pool:
@@ -156,7 +160,7 @@ def train(config: Config) -> dict[str, Any]:
         found += figure.progress(pool.map(run, pairs[1:]), "training", total=len(pairs) - 1)
     sharpness, residual, lowest = np.moveaxis(np.reshape(found, (config.grid, config.grid, 3)), -1, 0)
     data = {"net_beta": betas, "net_gamma": gammas, "net_residual": residual}
-    data["net_exponent"] = af.analysis.region(betas, gammas).exponent
+    data["net_exponent"] = af.analysis.bounded_update_region(beta=betas, gamma=gammas).exponent
     records = jax.vmap(lambda gamma: af.adam(1.0, gamma=gamma))(jnp.asarray(gammas))
     for end, values in (("curvature", sharpness), ("lowest", lowest)):
         curvature = data[f"net_{end}"] = config.learning_rate * values

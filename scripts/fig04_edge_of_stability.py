@@ -129,7 +129,7 @@ def compute(config: Config) -> figure.Data:
     def train(lane: tuple[Any, int]) -> np.ndarray:
         (beta, gamma, learning_rate, decay, width), seed = lane
         problem = af.problems.mlp((width,), seed=seed)
-        optimizer = af.adamw(learning_rate, beta, gamma, weight_decay=decay)
+        optimizer = af.adamw(learning_rate, beta=beta, gamma=gamma, weight_decay=decay)
         # In wide networks more eigenvalues are near the largest.
         watch = Watch(optimizer, problem, max(config.lanczos_iterations, width))
         run = af.iterate(optimizer, problem.loss, problem.params, config.steps, save_at=n, observe=watch)
@@ -147,7 +147,9 @@ def compute(config: Config) -> figure.Data:
             bar.update()
     curves = np.reshape(results, (len(config.runs), len(config.seeds), 5, -1))
     numbers = dict(zip(("beta", "gamma", "learning_rate", "decay", "width"), np.transpose(config.runs), strict=True))
-    optimizers = [af.adamw(eta, beta, gamma, weight_decay=decay) for beta, gamma, eta, decay, _ in config.runs]
+    optimizers = [
+        af.adamw(eta, beta=beta, gamma=gamma, weight_decay=decay) for beta, gamma, eta, decay, _ in config.runs
+    ]
     edges = [float(optimizer.learning_rate * af.analysis.critical_curvature(optimizer)) for optimizer in optimizers]
     rows = dict(zip(("sharpness", "residual", "loss", "accuracy", "change"), np.moveaxis(curves, 2, 0), strict=True))
     last_from = np.asarray((1 - config.last_part) * config.steps)

@@ -133,7 +133,7 @@ def compute(config: Config) -> figure.Data:
             bar.update()
     scaled = results.pop()[0]
     largest, excess, code = (np.concatenate(parts) for parts in zip(*results, strict=True))
-    last = af.analysis.log_update_bound(betas[:, None], gammas, config.iterations[-1], "discrete")
+    last = af.analysis.log_update_bound(config.iterations[-1], beta=betas[:, None], gamma=gammas, kind="discrete")
     return {
         "beta_edges": beta_edges,
         "gamma_edges": gamma_edges,
@@ -173,10 +173,10 @@ def run_cells(
     """For each lane the largest update up to each length, by how much ln‖uₙ‖∞ exceeds its bound, and the outcome."""
 
     def cell(eta, beta, gamma, hessians, starts):
-        bound = af.analysis.log_update_bound(beta, gamma, jnp.arange(lengths[-1] + 1), "discrete")
+        bound = af.analysis.log_update_bound(jnp.arange(lengths[-1] + 1), beta=beta, gamma=gamma, kind="discrete")
 
         def lane(hessian, start):
-            optimizer, watch = af.adam(eta, beta, gamma), af.analysis.largest_update
+            optimizer, watch = af.adam(eta, beta=beta, gamma=gamma), af.analysis.largest_update
             run = af.iterate(optimizer, Quadratic(hessian), start, lengths[-1], observe=watch)
             largest = jnp.stack([jnp.max(run.observed[: length + 1]) for length in lengths])
             return largest, jnp.max(jnp.log(run.observed) - bound), run.outcome.code
@@ -196,7 +196,10 @@ def shares(data: figure.Data) -> tuple[np.ndarray, np.ndarray]:
 def borders(data: figure.Data) -> dict[str, np.ndarray]:
     """By name the cells inside: of the theories, and of two other borders for comparison."""
     beta, gamma = data["beta"][:, None], data["gamma"]
-    discrete, paper = (np.asarray(af.analysis.region_sign(beta, gamma, kind)) > 0 for kind in ("discrete", "paper"))
+    discrete, paper = (
+        np.asarray(af.analysis.bounded_update_sign(beta=beta, gamma=gamma, kind=kind)) > 0
+        for kind in ("discrete", "paper")
+    )
     return {"γ² < β": discrete, "C > 0 [GT]": paper, "γ < β": gamma < beta, "γ⁴ < β": gamma**4 < beta}
 
 

@@ -91,7 +91,7 @@ def compute(config: Config) -> figure.Data:
     with figure.progress(total=len(pairs) * 4, describe="runs") as bar:
         columns = [of_pair(config, *pair, bar) for pair in pairs]
     beta, gamma = np.array(pairs).T
-    exponent = af.analysis.stability_exponent(beta, gamma)
+    exponent = af.analysis.stability_exponent(beta=beta, gamma=gamma)
     data = {name: np.stack([column[name] for column in columns]) for name in columns[0]}
     n = np.arange(config.steps + 1.0)
     return data | {"iterations": n, "beta": beta, "gamma": gamma, "exponent": exponent}
@@ -99,8 +99,8 @@ def compute(config: Config) -> figure.Data:
 
 def of_pair(config: Config, beta: float, gamma: float, bar: Any) -> dict[str, np.ndarray]:
     """What the figure shows of one pair; flows have a row for each rate."""
-    n, optimizer = np.arange(config.steps + 1), af.adam(1e-3, beta, gamma)
-    worst = jnp.asarray(af.analysis.worst_case_gradients(beta, gamma, len(n)))
+    n, optimizer = np.arange(config.steps + 1), af.adam(1e-3, beta=beta, gamma=gamma)
+    worst = jnp.asarray(af.analysis.worst_case_gradients(len(n), beta=beta, gamma=gamma))
     update = discrete_updates(optimizer, worst[:, None])[:, 0]
     bar.update()
     generator = np.random.default_rng(config.seed)
@@ -108,17 +108,17 @@ def of_pair(config: Config, beta: float, gamma: float, bar: Any) -> dict[str, np
     bar.update()
     signals, starts, updates, flow_bounds = [], [], [], []
     for rate in RATES:
-        signal: Any = af.analysis.worst_case_gradients(beta, gamma, len(n), "flow", rate)
+        signal: Any = af.analysis.worst_case_gradients(len(n), beta=beta, gamma=gamma, kind="flow", rate=rate)
         signals.append(jax.vmap(signal)(n))
         starts.append(signal.start)
-        updates.append(flow_updates(af.PaperFlow(optimizer, 1, rate), signal, config.rtol))
-        flow_bounds.append(af.analysis.update_bound(beta, gamma, n, "flow", rate))
+        updates.append(flow_updates(af.GouldTanakaFlow(optimizer, 1, rate), signal, config.rtol))
+        flow_bounds.append(af.analysis.update_bound(n, beta=beta, gamma=gamma, kind="flow", rate=rate))
         bar.update()
     return {
         "discrete_gradient": np.asarray(worst),
         "discrete_update": update,
-        "discrete_bound": np.asarray(af.analysis.update_bound(beta, gamma, n, "discrete")),
-        "paper_bound": np.asarray(af.analysis.update_bound(beta, gamma, n)),
+        "discrete_bound": np.asarray(af.analysis.update_bound(n, beta=beta, gamma=gamma, kind="discrete")),
+        "paper_bound": np.asarray(af.analysis.update_bound(n, beta=beta, gamma=gamma)),
         "random_quantiles": np.quantile(random, (0.05, 0.25, 0.5, 0.75, 0.95), axis=1),
         "random_largest": random.max(axis=1),
         "flow_gradient": np.stack(signals),
@@ -141,7 +141,7 @@ def direction_sizes(snapshot: af.Snapshot) -> jax.Array:
 
 
 @eqx.filter_jit
-def flow_updates(flow: af.PaperFlow, signal: af.analysis.GradientSignal, rtol: float) -> jax.Array:
+def flow_updates(flow: af.GouldTanakaFlow, signal: af.analysis.GradientSignal, rtol: float) -> jax.Array:
     """|u(n)| at n = 0, 1, … along the integrated flow of one parameter whose gradient is the signal."""
     times = jnp.arange(signal.end + 1.0)
     start = flow.initial_state(lambda theta: signal.start * theta, jnp.zeros(()))
@@ -200,7 +200,7 @@ def by_pair(data: figure.Data, what: str, values: np.ndarray) -> dict[str, float
 
 def draw(data: figure.Data) -> Figure:
     n, names = data["iterations"], {1: "B₊", 0: "B₀", -1: "B₋"}
-    signs = np.asarray(af.analysis.region_sign(data["beta"], data["gamma"]))
+    signs = np.asarray(af.analysis.bounded_update_sign(beta=data["beta"], gamma=data["gamma"]))
     drawn, axes = plt.subplots(3, len(signs), figsize=(12, 9), sharex=True)
     for place, column in enumerate(axes.T):
         top, middle, bottom = column

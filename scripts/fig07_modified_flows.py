@@ -98,8 +98,8 @@ CONFIGS = {
     "full": Config(STUDIES + MORE, dict(layers=2, width=64, heads=4, context=64, batch_size=16), 1e-4, 380, 4),
 }
 NUMBERS = ("epsilon", "beta", "gamma", "order", "learning_rate", "error", "slope")
-FLOWS: dict[str, Any] = {"paper": af.PaperFlow, "modified": af.ModifiedFlow, "map": af.MapFlow}
-FLOWS["memoryless"] = lambda optimizer, _: af.MemorylessFlow(optimizer, early=True)
+FLOWS: dict[str, Any] = {"paper": af.GouldTanakaFlow, "modified": af.ModifiedFlow, "map": af.InterpolatingFlow}
+FLOWS["memoryless"] = lambda optimizer, _: af.MemorylessFlow(optimizer, include_transient=True)
 MARKS = ("o-", "s--", "^:")
 
 
@@ -147,10 +147,19 @@ def measure(study: Study, order: int, seed: int) -> np.ndarray:
     for pair in study.pairs:
 
         def flow(rate: float, pair: tuple[float, float] = pair) -> af.AbstractFlow:
-            optimizer = af.adamw(rate, *pair, study.epsilon, epsilon_inside=True, weight_decay=study.weight_decay)
+            optimizer = af.adamw(
+                rate,
+                beta=pair[0],
+                gamma=pair[1],
+                epsilon=study.epsilon,
+                epsilon_inside_root=True,
+                weight_decay=study.weight_decay,
+            )
             return FLOWS[study.flow](optimizer, order)
 
-        found = af.convergence(flow, problem.loss, problem.params, study.learning_rates, time=study.time, **options)
+        found = af.measure_convergence(
+            flow, problem.loss, problem.params, study.learning_rates, time=study.time, **options
+        )
         for rate, error in zip(found.learning_rates, found.errors, strict=True):
             rows.append((name, study.epsilon, *pair, order, rate, error, found.order))
     return np.array(rows, [("problem", "U12"), *((name, float) for name in NUMBERS)])
@@ -160,9 +169,9 @@ def follow(config: Config) -> dict[str, Any]:
     """The distances of all flows from the iterates on the transformer, relative to the distance moved, and η s."""
     problem = problem_of("transformer", config.seed, config.sizes)
     loss, start, steps = problem.loss, problem.params, config.steps
-    optimizer = af.adamw(config.learning_rate, config.beta, config.gamma, weight_decay=config.weight_decay)
+    optimizer = af.adamw(config.learning_rate, beta=config.beta, gamma=config.gamma, weight_decay=config.weight_decay)
     saved = np.arange(config.save_every, steps + 1, config.save_every, dtype=float)
-    measure = af.analysis.observe_sharpness(optimizer, loss, iterations=config.lanczos_iterations)
+    measure = af.analysis.sharpness_observer(optimizer, loss, iterations=config.lanczos_iterations)
     run = af.iterate(optimizer, loss, start, steps, save_at=saved, observe=lambda s: (s.params, measure(s).value))
     iterates, sharpness = map(np.asarray, run.observed)
     moved = np.maximum.accumulate(np.linalg.norm(iterates - np.asarray(start), axis=1))
@@ -171,7 +180,7 @@ def follow(config: Config) -> dict[str, Any]:
         params, options = start, {}
         if begin:
             first = int(begin[1])
-            params, memory = af.iterate(optimizer, loss, start, first, save_at=[first]).final
+            params, memory = af.iterate(optimizer, loss, start, first, save_at=[first]).final_state
             options["start"] = first, memory
         flow, solver = FLOWS[kind](optimizer, int(order)), diffrax.Tsit5()
         run = af.solve(flow, loss, params, steps, save_at=saved, rtol=config.rtol, solver=solver, **options)
@@ -193,7 +202,11 @@ def drift(config: Config) -> dict[str, Any]:
 
     def run(rate: float, pair: tuple[float, float], c: float) -> np.ndarray:
         steps, loss = round(config.drift_time / rate), Drifting(problem.loss, jnp.asarray(c * rate))
-        return np.asarray(af.iterate(af.adam(rate, *pair), loss, problem.params, steps, batches=jnp.asarray).params)
+        return np.asarray(
+            af.iterate(
+                af.adam(rate, beta=pair[0], gamma=pair[1]), loss, problem.params, steps, batches=jnp.asarray
+            ).params
+        )
 
     rates, pairs = config.drift_rates, config.drift_pairs
     moved = [[np.abs(run(rate, pair, 1.0) - run(rate, pair, 0.0)).max() for rate in rates] for pair in pairs]

@@ -79,7 +79,7 @@ CONFIGS = {
 def compute(config: Config) -> figure.Data:
     """All runs share one program; each seed is one job."""
     pairs = points_of(config)
-    exponent = np.asarray(af.analysis.stability_exponent(pairs[..., 0], pairs[..., 1]))
+    exponent = np.asarray(af.analysis.stability_exponent(beta=pairs[..., 0], gamma=pairs[..., 1]))
     seeds = (*config.tuning_seeds, *config.seeds)
     with resume.Parts("fig08_generalization", config) as parts, cores.threads() as pool:
         # The first run compiles the program that all others share.
@@ -110,11 +110,11 @@ def compute(config: Config) -> figure.Data:
 
 def points_of(config: Config) -> np.ndarray:
     """(β, γ) by curve and point; those of the second curve have the C of the first, as far as β allows, and one γ."""
-    start = config.beta, config.gamma, config.points
-    normal, level = (np.stack(curve(*start), 1) for curve in (af.analysis.normal_curve, af.analysis.level_curve))
-    exponent = np.asarray(af.analysis.stability_exponent(*normal.T))
+    curves = (af.analysis.normal_curve, af.analysis.level_curve)
+    normal, level = (np.stack(curve(config.points, beta=config.beta, gamma=config.gamma), 1) for curve in curves)
+    exponent = np.asarray(af.analysis.stability_exponent(beta=normal[:, 0], gamma=normal[:, 1]))
     # The largest C of the normal curve is beyond what this γ allows.
-    exponent = np.minimum(exponent, af.analysis.stability_exponent(0.9999, config.gamma))
+    exponent = np.minimum(exponent, af.analysis.stability_exponent(beta=0.9999, gamma=config.gamma))
     beta = 1 / (2 / config.gamma - 1 - exponent)
     return np.stack([normal, np.stack([beta, np.full_like(beta, config.gamma)], axis=1), level])
 
@@ -137,7 +137,7 @@ def train(config: Config, problem: af.Problem, batches: Any, pair: np.ndarray, r
     """The test loss every `measure_every` iterations; infinite from the end of a run that failed."""
     rows = np.arange(0, config.steps + 1, config.measure_every)
     run = af.iterate(
-        af.adam(rate, *pair),
+        af.adam(rate, beta=pair[0], gamma=pair[1]),
         problem.loss,
         problem.params,
         config.steps,

@@ -17,7 +17,7 @@ import adamflow as af
 
 jax.config.update("jax_enable_x64", True)
 
-GRANULARITIES = ("elementwise", "tensor")
+GRANULARITIES = ("elementwise", "per_tensor")
 MODELS: tuple[str, ...] = ("iterates", "flow of order 1", "flow of order 2")
 ARMS: tuple[str, ...] = (
     "2-Adam",
@@ -101,10 +101,10 @@ def nearby(problem: af.problems.Problem, away: float, seed: int) -> Any:
     return jax.tree_util.tree_map_with_path(moved, problem.params)
 
 
-def record(config: Config, granularity: str, gamma: Any = None) -> af.Optimizer:
+def record(config: Config, second_moment: str, gamma: Any = None) -> af.Optimizer:
     gamma = config.gamma if gamma is None else gamma
-    numbers: dict[str, Any] = dict(weight_decay=config.weight_decay, granularity=granularity)
-    return af.adamw(config.learning_rate, config.beta, gamma, **numbers)
+    numbers: dict[str, Any] = dict(weight_decay=config.weight_decay, second_moment=second_moment)
+    return af.adamw(config.learning_rate, beta=config.beta, gamma=gamma, **numbers)
 
 
 def lanes(run: Any, gammas: tuple[float, ...]) -> list[af.Trajectory]:
@@ -141,11 +141,11 @@ def of_flow(config: Config, order: int) -> figure.Data:
     problem, eta = af.problems.mlp((16,), "gelu", normalization="layer", seed=config.seed), config.flow_learning_rate
     loss = OfWeights(problem, problem.batches(config.flow_examples, seed=config.seed)(0))
     start, steps = problem.params[0]["weight"].ravel(), config.flow_steps
-    options: dict[str, Any] = dict(save_at=np.arange(0, steps + 1, 2), observe=af.analysis.observe_invariance([""]))
+    options: dict[str, Any] = dict(save_at=np.arange(0, steps + 1, 2), observe=af.analysis.invariance_observer([""]))
 
     def model(gamma: Any) -> Any:
-        optimizer = dataclasses.replace(record(config, "tensor", gamma), learning_rate=jnp.asarray(eta))
-        return af.PaperFlow(optimizer, 1 if order == 1 else 2) if order else optimizer
+        optimizer = dataclasses.replace(record(config, "per_tensor", gamma), learning_rate=jnp.asarray(eta))
+        return af.GouldTanakaFlow(optimizer, 1 if order == 1 else 2) if order else optimizer
 
     def run(gamma: Any) -> af.Trajectory:
         if order == 0:
@@ -164,19 +164,19 @@ def of_gammas(config: Config, kind: str) -> figure.Data:
     """Minibatch runs over γ, on the perceptron or on noise alone: the last quarter of each, beside the laws."""
     noise = kind == "noise"
     problem = problem_of(kind if noise else "perceptron", config, config.seed)
-    observe = af.analysis.observe_invariance(problem.scale_invariant)
+    observe = af.analysis.invariance_observer(problem.scale_invariant)
     batches = problem.batches(1 if noise else config.batch_sizes[0], seed=config.seed)
-    granularity = "elementwise" if noise else kind
+    second_moment = "elementwise" if noise else kind
 
     def run(gamma: Any) -> af.Trajectory:
-        optimizer = record(config, granularity, gamma)
+        optimizer = record(config, second_moment, gamma)
         options: dict[str, Any] = dict(save_at=np.arange(config.steps + 1), observe=observe, batches=batches)
         return af.iterate(optimizer, problem.loss, problem.params, config.steps + 1, **options)
 
     names = ("square_norm", "law_paper", "law_corrected", "law_exact", "rotation", "equilibrium")
     table: dict[str, list[Any]] = {name: [] for name in names}
     for gamma, trajectory in zip(config.gammas, lanes(run, config.gammas), strict=True):
-        report = af.analysis.scale_invariance_report(trajectory, record(config, granularity, gamma))
+        report = af.analysis.scale_invariance_report(trajectory, record(config, second_moment, gamma))
         last = report.isel(iteration=slice(-(config.steps // 4), None)).mean("iteration")
         for name in names:
             table[name].append(last[name].values if name in last else np.full(report.tensor.size, np.nan))
@@ -196,24 +196,24 @@ def of_seed(config: Config, name: str, seed: int) -> figure.Data:
     names, saved = problem.scale_invariant, np.arange(0, config.steps + 1, config.save_every)
     size = config.batch_sizes[config.networks.index(name)]
     batches, other = (problem.batches(size, seed=place) for place in (seed, seed + 1000))
-    observe = Watch(af.analysis.observe_invariance(names, vectors=True))
+    observe = Watch(af.analysis.invariance_observer(names, vectors=True))
 
-    def run(granularity: str, batches: Any, away: float = 0.0) -> af.Trajectory:
+    def run(second_moment: str, batches: Any, away: float = 0.0) -> af.Trajectory:
         options: dict[str, Any] = dict(save_at=saved, observe=observe, batches=batches)
         start = nearby(problem, away, seed)
-        return af.iterate(record(config, granularity), problem.loss, start, steps + 1, **options)
+        return af.iterate(record(config, second_moment), problem.loss, start, steps + 1, **options)
 
     def on_spheres(momentum_correction: bool) -> af.Trajectory:
         mean_square = config.learning_rate / (2 * config.weight_decay)
         options: dict[str, Any] = dict(mean_square=mean_square, momentum_correction=momentum_correction)
         adamw = record(config, "elementwise")
         two_adam = af.analysis.equivalent_two_adam(adamw, **options)
-        options = dict(rest=adamw, save_every=config.save_every, batches=batches)
+        options = dict(other_optimizer=adamw, save_every=config.save_every, batches=batches)
         return af.analysis.iterate_on_spheres(two_adam, problem.loss, problem.params, steps, names, **options)
 
     adamw = run("elementwise", batches)
     report = af.analysis.scale_invariance_report(looks(adamw), record(config, "elementwise"))
-    arms = [on_spheres(True), on_spheres(False), run("tensor", batches), run("elementwise", other)]
+    arms = [on_spheres(True), on_spheres(False), run("per_tensor", batches), run("elementwise", other)]
     arms.append(run("elementwise", batches, away=1e-3))
     distances = [af.analysis.direction_distance(params(adamw), params(arm), names) for arm in arms]
     return {

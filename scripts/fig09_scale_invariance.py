@@ -57,7 +57,7 @@ def claims_of_gammas(data: figure.Data) -> list[tuple]:
     def error(kind: str, law: str) -> np.ndarray:
         return np.abs(data[f"{kind} {law}"] / data[f"{kind} square_norm"] - 1)
 
-    tensor, whole, exact = (error("tensor", law) for law in ("law_corrected", "law_paper", "law_exact"))
+    tensor, whole, exact = (error("per_tensor", law) for law in ("law_corrected", "law_paper", "law_exact"))
     entry, entry_whole = error("elementwise", "law_corrected"), error("elementwise", "law_paper")
     numbers = {"corrected, γ ≤ .9": tensor[near].max(), "corrected, γ ≤ .99": tensor.max()}
     numbers |= {"[GT], γ = .9": whole[shown].min(), "recursion": exact.max()}
@@ -158,7 +158,7 @@ def draw(data: figure.Data) -> Figure:
 
 
 def draw_gammas(axes: Any, data: figure.Data) -> None:
-    words = {"tensor": "one v per tensor", "elementwise": "elementwise v"}
+    words = {"per_tensor": "one v per tensor", "elementwise": "elementwise v"}
     laws = {"law_corrected": "corrected", "law_paper": "[GT]"}
     table = {
         f"{law}, {word}": data[f"{kind} {key}"] / data[f"{kind} square_norm"]

@@ -133,11 +133,13 @@ def train(config: Config, method: Method, problem: tuple[af.Problem, Any], rate:
     task, batches = problem
     # Arrays, which have a type of their own, so that all numbers and strategies share one program.
     eta, beta, gamma, lam = (np.asarray(number) for number in (rate, config.beta, config.gamma, decay))
-    optimizer = af.kadam(method.k, eta, beta, gamma, config.epsilon, weight_decay=lam, strategy=method.strategy)
+    optimizer = af.kadam(
+        method.k, eta, beta=beta, gamma=gamma, epsilon=config.epsilon, weight_decay=lam, strategy=method.strategy
+    )
     run = af.iterate(optimizer, task.loss, task.params, config.steps, save_at=[config.steps], batches=batches)
     if not run.outcome.successful:
         return np.full(len(METRICS), np.nan)
-    return np.asarray(measure(task, run.final[0]))
+    return np.asarray(measure(task, run.final_state[0]))
 
 
 def study(config: Config, name: str, chosen: Sequence[Method]) -> dict[str, np.ndarray]:

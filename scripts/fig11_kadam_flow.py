@@ -96,7 +96,7 @@ def gather(jobs: Iterable[Future]) -> Iterator[np.ndarray]:
 def declare(config: Config, k: int, strategy: str) -> af.Optimizer:
     """k-Adam with arrays as numbers, which have a type of their own, so that all strategies share one program."""
     numbers = [np.asarray(number) for number in (config.learning_rate, config.beta, config.gamma)]
-    return af.kadam(k, *numbers, strategy=strategy)
+    return af.kadam(k, numbers[0], beta=numbers[1], gamma=numbers[2], strategy=strategy)
 
 
 def followed(config: Config, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -113,12 +113,12 @@ def followed(config: Config, k: int) -> tuple[np.ndarray, np.ndarray]:
         optimizer = declare(config, k, strategy)
         iterates = af.iterate(optimizer, loss, start, steps, save_at=saved)
         options: dict[str, Any] = dict(save_at=saved, rtol=config.rtol, solver=diffrax.Tsit5())
-        flow = af.solve(af.PaperFlow(optimizer), loss, start, steps, **options)
+        flow = af.solve(af.GouldTanakaFlow(optimizer), loss, start, steps, **options)
         runs.append((iterates, flow))
     moving = np.flatnonzero(np.asarray(runs[0][0].params)[-1] != start)
     shown = np.random.default_rng(config.seed).choice(moving, config.parameters_shown, replace=False)
     paths = [np.asarray(run.params)[:, shown] - np.asarray(start)[shown] for run in runs[0]]
-    return np.stack([af.compare(*pair).relative for pair in runs]), np.stack(paths)
+    return np.stack([af.compare(*pair).relative_error for pair in runs]), np.stack(paths)
 
 
 def bounded_updates(config: Config, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

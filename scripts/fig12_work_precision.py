@@ -47,8 +47,8 @@ SLOW = 0.999
 DIFFRAX: dict[str, Any] = {
     "collocation": "collocation",
     "Tsit5": diffrax.Tsit5(),
-    "Kvaerno5": diffrax.Kvaerno5(root_finder=af.CHORD),
-    "KenCarp4": diffrax.KenCarp4(root_finder=af.CHORD),
+    "Kvaerno5": diffrax.Kvaerno5(root_finder=af.CHORD_ROOT_FINDER),
+    "KenCarp4": diffrax.KenCarp4(root_finder=af.CHORD_ROOT_FINDER),
 }
 SCIPY = ("Radau", "BDF", "LSODA")
 NAMES = (*DIFFRAX, *SCIPY)
@@ -96,7 +96,7 @@ def compute(config: Config) -> figure.Data:
         for i, name in enumerate(config.solvers):
             run = diffrax_runs(config, problem, name, saved) if name in DIFFRAX else scipy_runs(problem, name, saved)
             for j, pair in enumerate(config.pairs):
-                flow = af.PaperFlow(af.adam(config.learning_rate, *pair))
+                flow = af.GouldTanakaFlow(af.adam(config.learning_rate, beta=pair[0], gamma=pair[1]))
                 for k, rtol in enumerate(config.tolerances):
                     path, gradients[i, j, k], seconds[i, j, k] = run(flow, rtol)
                     errors[i, j, k] = distance(path, references[j])
@@ -122,7 +122,7 @@ def distance(path: np.ndarray, expected: np.ndarray) -> float:
 
 def reference(config: Config, problem: af.Problem, pair: tuple[float, float], saved: np.ndarray) -> np.ndarray:
     """θ by Kvaerno5 at a tolerance far below all others."""
-    flow, tight = af.PaperFlow(af.adam(config.learning_rate, *pair)), config.reference
+    flow, tight = af.GouldTanakaFlow(af.adam(config.learning_rate, beta=pair[0], gamma=pair[1])), config.reference
     solver = DIFFRAX["Kvaerno5"]
     options = {"save_at": saved, "rtol": tight, "atol": tight * 1e-4, "solver": solver, "max_steps": 1_000_000}
     run = af.solve(flow, problem.loss, problem.params, config.steps, **options)
@@ -143,7 +143,7 @@ def timed(function: Callable[[], Any], repeats: int) -> float:
 
 def discrete_seconds(config: Config, problem: af.Problem, beta: float, gamma: float) -> float:
     """The time of a bare scan over the discrete optimizer."""
-    optimizer = af.adam(config.learning_rate, beta, gamma)
+    optimizer = af.adam(config.learning_rate, beta=beta, gamma=gamma)
 
     @jax.jit
     def scan() -> Any:

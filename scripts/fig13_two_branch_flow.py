@@ -1,14 +1,14 @@
 """Past the edge of stability: flows of the mean beside the mean of the iterates, full batch.
 
 a to c: distance of flows from the mean of the iterates, (θₙ₋₁ + 2θₙ + θₙ₊₁)/4, in units of the length of its path so
-far, for each case: `EdgeFlow` (with --full of order 2 too: "edge 2"), `MapFlow` of orders 1 and 2 (the stable flows,
-which end, at a cross, where they are too stiff), and the central flow of Cohen et al. where there is one. All start
-from the iterates' state at n = 20. d to f, for the cases of one problem: η s, the learning rate times the
-preconditioned sharpness at the mean of `EdgeFlow`, over its edge; the amplitude of `EdgeFlow` and (dotted) of the
-iterates, of the three cases with the largest; its mean loss and (dotted) that of the iterates.
+far, for each case: `TwoBranchFlow` (with --full of order 2 too: "edge 2"), `InterpolatingFlow` of orders 1 and 2 (the
+stable flows, which end, at a cross, where they are too stiff), and the central flow of Cohen et al. where there is one.
+All start from the iterates' state at n = 20. d to f, for the cases of one problem: η s, the learning rate times the
+preconditioned sharpness at the mean of `TwoBranchFlow`, over its edge; the amplitude of `TwoBranchFlow` and (dotted) of
+the iterates, of the three cases with the largest; its mean loss and (dotted) that of the iterates.
 
-Claim: past the edge `EdgeFlow` stays beside the mean of the iterates where stable flows leave it, for every record,
-with its amplitude and its mean loss.
+Claim: past the edge `TwoBranchFlow` stays beside the mean of the iterates where stable flows leave it, for every
+record, with its amplitude and its mean loss.
 
 Source: derivation of this project (docs/two-branch-flow.md); the central flow: Cohen et al., arXiv:2410.24206.
 Run time on 2 cores: 3 minutes; --quick 20 seconds; --full, with every record and three learning rates, some hours: it
@@ -51,7 +51,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Settings. Stable flows end after `attempts` steps per iteration; `second`: whether order 2 of `EdgeFlow` runs."""
+    """Settings. Stable flows end after `attempts` steps per iteration; `second`: whether order 2 runs too."""
 
     cases: tuple[Case, ...]
     steps: int = 1220
@@ -68,11 +68,13 @@ class Config:
 RECORDS: dict[str, Callable[[float], af.Optimizer]] = {
     "gradient descent": af.sgd,
     "RMSprop .99": lambda eta: af.rmsprop(eta, 0.99),
-    "Adam .99, .5": lambda eta: af.adam(eta, 0.99, 0.5),
-    "Adam .999, .9": lambda eta: af.adam(eta, 0.999, 0.9),
+    "Adam .99, .5": lambda eta: af.adam(eta, beta=0.99, gamma=0.5),
+    "Adam .999, .9": lambda eta: af.adam(eta, beta=0.999, gamma=0.9),
     # By the name of Adam, so that both share compiled programs.
-    "AdamW .99, .5": lambda eta: dataclasses.replace(af.adamw(eta, 0.99, 0.5, weight_decay=0.1), name="adam"),
-    "2-Adam .99, .5": lambda eta: af.kadam(2, eta, 0.99, 0.5),
+    "AdamW .99, .5": lambda eta: dataclasses.replace(
+        af.adamw(eta, beta=0.99, gamma=0.5, weight_decay=0.1), name="adam"
+    ),
+    "2-Adam .99, .5": lambda eta: af.kadam(2, eta, beta=0.99, gamma=0.5),
 }
 PROBLEMS: dict[str, Callable[[int], af.Problem]] = {
     "perceptron": lambda seed: af.problems.mlp((3,), test_fraction=0.5, seed=seed),
@@ -133,46 +135,46 @@ def saved_iterations(config: Config) -> np.ndarray:
 
 
 def follow(config: Config, case: Case) -> dict[str, np.ndarray]:
-    """One record on one problem: the distances of all flows, what `EdgeFlow` shows, and the iterates' own."""
+    """One record on one problem: the distances of all flows, what `TwoBranchFlow` shows, and the iterates' own."""
     rate = case.learning_rate
     problem, record = PROBLEMS[case.problem](config.seed).flatten(), RECORDS[case.record](rate)
     loss, saved = problem.loss, saved_iterations(config)
     iterates = af.iterate(record, loss, problem.params, config.steps + 1)
-    params, memory = af.iterate(record, loss, problem.params, config.first, save_at=[config.first]).final
-    split, places = af.split_oscillation(iterates), saved.astype(int) - 1
+    params, memory = af.iterate(record, loss, problem.params, config.first, save_at=[config.first]).final_state
+    split, places = af.mean_and_oscillation(iterates), saved.astype(int) - 1
     losses = np.asarray(losses_at(loss, cast(Any, iterates.params)))
     begin: dict[str, Any] = {"save_at": saved, "start": (config.first, memory)}
     euler: dict[str, Any] = begin | {"solver": diffrax.Euler(), "step_size": config.step_size}
     limit = round(config.attempts * config.steps)
     # With the default atol, 1e-5, errors of v, which is smaller, make these flows explode at the edge.
     stable: dict[str, Any] = begin | {"solver": diffrax.Tsit5(), "rtol": 1e-3, "atol": 1e-8, "max_steps": limit}
-    edge = af.solve(af.EdgeFlow(record), loss, params, config.steps, observe=look, **euler)
+    edge = af.solve(af.TwoBranchFlow(record), loss, params, config.steps, observe=look, **euler)
     means, *series = edge.observed
     runs: dict[str, Any] = {"edge": dataclasses.replace(edge, params=means[1], observed=None)}
     for order in case.orders:
-        runs[f"stable {order}"] = af.solve(af.MapFlow(record, order), loss, params, config.steps, **stable)
+        runs[f"stable {order}"] = af.solve(af.InterpolatingFlow(record, order), loss, params, config.steps, **stable)
     if config.second:
         # The longest steps that its stability allows are half as long.
         half: dict[str, Any] = euler | {"step_size": config.step_size / 2}
-        runs["edge 2"] = af.solve(af.EdgeFlow(record, order=2), loss, params, config.steps, **half)
+        runs["edge 2"] = af.solve(af.TwoBranchFlow(record, order=2), loss, params, config.steps, **half)
     if case.central:
         flow = af.CentralFlow(record, config.modes, config.lanczos_iterations, config.step_size)
         runs["central"] = af.solve(flow, loss, params, config.steps, **euler)
     errors = np.full((len(FLOWS), saved.size), np.nan)
     for row, name in zip(errors, FLOWS, strict=True):
         if name in runs and len(runs[name]):
-            row[: len(runs[name])] = af.compare(iterates, runs[name], average="period 2").relative_to_path
+            row[: len(runs[name])] = af.compare(iterates, runs[name], average="period 2").error_per_path_length
     scaled = rate * sharpness(loss, record, means, config.lanczos_iterations)
     shown = [padded(row, saved.size) for row in (scaled, *series)]
     own = [np.asarray(split.amplitude)[places], ((losses[:-2] + 2 * losses[1:-1] + losses[2:]) / 4)[places]]
-    gradients = 2 * edge.stats.accepted_steps / (float(edge.outcome.iteration) - config.first)
+    gradients = 2 * edge.stats.accepted_steps / (float(edge.outcome.last_valid_iteration) - config.first)
     numbers = {"edges": rate * af.analysis.critical_curvature(record), "gradients": gradients}
     return {"errors": errors} | dict(zip(SERIES, [*shown, *own], strict=True)) | jax.tree.map(np.asarray, numbers)
 
 
 # These three are functions of the module, not of `follow`, so that cases share their programs.
 def look(snapshot: Any) -> tuple:
-    """The mean with its iteration and filters, the amplitude and the mean loss, of a snapshot of `EdgeFlow`."""
+    """The mean with its iteration and filters, the amplitude and the mean loss, of a snapshot of `TwoBranchFlow`."""
     return (snapshot.iteration, snapshot.params, snapshot.filters), snapshot.amplitude, snapshot.mean_loss
 
 
@@ -188,7 +190,7 @@ def sharpness(loss: Loss, record: af.Optimizer, means: Any, iterations: int) -> 
     def value(mean: tuple) -> jax.Array:
         n, params, filters = mean
         scale = jnp.ones_like(params)
-        for corrected in record.corrected(filters, n):
+        for corrected in record.bias_corrected(filters, n):
             scale = scale * jnp.sqrt(corrected.get("second_moment", 1.0))
         return af.analysis.preconditioned_sharpness(loss, params, scale, iterations=iterations).value
 
@@ -203,12 +205,12 @@ def padded(row: Any, size: int) -> np.ndarray:
 
 
 def past_edge(data: figure.Data) -> np.ndarray:
-    """By case and iteration, whether η s at the mean of `EdgeFlow` has been at 95% of its edge or more."""
+    """By case and iteration, whether η s at the mean of `TwoBranchFlow` has been at 95% of its edge or more."""
     return np.maximum.accumulate(data["sharpness"] >= 0.95 * data["edges"][:, None], axis=1)
 
 
 def against(edge: np.ndarray, other: np.ndarray) -> float:
-    """The largest distance of `EdgeFlow` over that of another flow, up to where the other ends; NaN without one."""
+    """The largest distance of `TwoBranchFlow` over that of another flow, up to the other's end; NaN without one."""
     known = ~np.isnan(other)
     return float(np.max(edge[known]) / np.max(other[known])) if known.any() else np.nan
 
@@ -219,7 +221,7 @@ def check(data: figure.Data) -> list[figure.Claim]:
     to_stable, to_central = np.nanmax(np.array(pairs)[:, :2], axis=1), np.array(pairs)[:, 2]
     third, late = np.mean(to_stable <= 1 / 3), past_edge(data)
     names = np.array([f"{problem}, {record}, {rate:g}" for problem, record, rate in cases(data)])
-    near = "EdgeFlow stays within 6% of the length of the path from the iterates' mean, in every case, to the end"
+    near = "TwoBranchFlow stays within 6% of the length of the path from the iterates' mean, in every case, to the end"
     nearer = (
         "up to where stable flows end, it is at most a third as far as the better one in 3/4 of the cases or more, and "
         "nowhere farther"
@@ -239,7 +241,9 @@ def check(data: figure.Data) -> list[figure.Claim]:
     if known.any():
         rows = zip(data["errors"][known], late[known], strict=True)
         typical = [np.nanmedian(row[0][keep] / row[3][keep]) for row, keep in rows]
-        words = "where there is a central flow, the median past the edge of EdgeFlow's distance over its is below 1"
+        words = (
+            "where there is a central flow, the median past the edge of TwoBranchFlow's distance over its is below 1"
+        )
         numbers = {f"{name}: median": value for name, value in zip(names[known], typical, strict=True)}
         numbers |= {f"{name}: largest": value for name, value in zip(names[known], to_central[known], strict=True)}
         claims.append((words, np.all(np.array(typical) < 1), numbers))
@@ -247,7 +251,7 @@ def check(data: figure.Data) -> list[figure.Claim]:
 
 
 def check_series(data: figure.Data, late: np.ndarray) -> list[tuple[str, Any, dict[str, float]]]:
-    """What `EdgeFlow` shows past the edge, against the edge and the iterates: sharpness, amplitude, mean loss."""
+    """What `TwoBranchFlow` shows past the edge, against the edge and the iterates: sharpness, amplitude, mean loss."""
 
     def past(*names: str) -> list[list[np.ndarray]]:
         rows = zip(late, *(data[name] for name in names), strict=True)

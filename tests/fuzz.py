@@ -138,7 +138,7 @@ CONSTRUCTORS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "sgd": (af.sgd, ("gamma", "weight_decay")),
     "signsgd": (af.signsgd, ("weight_decay",)),
 }
-FLAGS = ("epsilon_inside", "bias_correction", "granularity", "strategy")
+FLAGS = ("epsilon_inside_root", "bias_correction", "second_moment", "strategy")
 
 
 def constructors(draw: Draw) -> str:
@@ -155,7 +155,7 @@ def constructors(draw: Draw) -> str:
     }
     arguments = {key: values[key] for key in ("learning_rate", *numbers)}
     if name in ("adam", "adamw", "rmsprop", "kadam") and draw.random.random() < 0.5:
-        flag = draw.one_of("epsilon_inside", "bias_correction")
+        flag = draw.one_of("epsilon_inside_root", "bias_correction")
         arguments[flag] = draw.one_of(True, False)
     if name == "kadam":
         arguments["strategy"] = draw.one_of("naive", "uniform", "exponential", "inverse_exponential")
@@ -164,7 +164,7 @@ def constructors(draw: Draw) -> str:
     low = {"learning_rate": 0.0, "k": 1, "beta": 0.0, "gamma": 0.0, "epsilon": 0.0, "weight_decay": 0.0}
     for key in arguments:
         if key in FLAGS:
-            true(key in ("strategy", "granularity") or isinstance(arguments[key], bool), f"{key} was accepted")
+            true(key in ("strategy", "second_moment") or isinstance(arguments[key], bool), f"{key} was accepted")
             continue
         if np.ndim(arguments[key]) > 0:
             # Batches of optimizers: every number of them is checked below.
@@ -205,7 +205,7 @@ def flow_runs(draw: Draw) -> str:
     numbers = {"learning_rate": draw.positive(-4, -2), "epsilon": 1e-3, "weight_decay": draw.one_of(0.0, 0.1)}
     beta, gamma, params = draw.random.uniform(0.9, 0.999), draw.random.uniform(0.1, 0.9), draw.numbers(2)
     arguments: dict[str, Any] = {
-        "flow": af.PaperFlow(af.adamw(beta=beta, gamma=gamma, **numbers)),
+        "flow": af.GouldTanakaFlow(af.adamw(beta=beta, gamma=gamma, **numbers)),
         "loss": quadratic_loss,
         "params": jnp.asarray(params),
         "steps": 8,
@@ -293,7 +293,7 @@ def exponents(draw: Draw) -> str:
     beta, gamma = (np.asarray(arguments[name], dtype=np.float64) for name in ("beta", "gamma"))
     if beta.shape == gamma.shape == ():
         # Rates of the paper: (1−γ)/(1−β) and the like depend on conventions; the sign is that of the region.
-        sign = np.asarray(af.analysis.region_sign(float(beta), float(gamma)))
+        sign = np.asarray(af.analysis.bounded_update_sign(beta=float(beta), gamma=float(gamma)))
         true(abs(float(found)) < 1e-5 or np.sign(float(found)) == sign, f"sign {sign} of exponent {found}")
     return "exponents"
 
@@ -308,7 +308,7 @@ def edges(draw: Draw) -> str:
 
 def critical(draw: Draw) -> str:
     arguments = draw.spoil({"learning_rate": draw.positive(-3, 0), "gamma": draw.random.uniform(0, 0.99)}, share=0.5)
-    optimizer = af.adam(arguments["learning_rate"], 0.999, arguments["gamma"], 1e-8)
+    optimizer = af.adam(arguments["learning_rate"], beta=0.999, gamma=arguments["gamma"], epsilon=1e-8)
     found = np.asarray(af.analysis.critical_curvature(optimizer))
     rate, gamma = (np.asarray(arguments[name], dtype=float) for name in ("learning_rate", "gamma"))
     near(found, np.broadcast_to((2 + 2 * gamma) / (1 - gamma) / rate, found.shape), "critical_curvature", rtol=1e-2)
@@ -348,7 +348,7 @@ def region_maps(draw: Draw) -> str:
         "gammas": np.sort([draw.random.uniform(0.1, 0.999) for _ in range(2)]),
         "iteration": draw.random.randint(1, 1000),
     }
-    data = af.analysis.region(**draw.spoil(arguments, share=0.5))
+    data = af.analysis.bounded_update_region(**draw.spoil(arguments, share=0.5))
     for name, variable in data.items():
         true(variable.dtype.kind != "f" or not np.isnan(variable.values).any(), f"NaN in {name}")
     return "region_maps"

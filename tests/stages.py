@@ -81,7 +81,7 @@ class AdaFomStage(AbstractStage):
                 lambda n: 1 - 1 / (n + 1),
                 lambda signal, _: signal.value**2,
                 nonnegative=True,
-                mass=lambda n: jnp.ones_like(jnp.asarray(n, float)),
+                weight_sum=lambda n: jnp.ones_like(jnp.asarray(n, float)),
             ),
         )
 

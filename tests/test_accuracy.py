@@ -89,7 +89,7 @@ def test_formula_verdict_and_table_count_what_is_beyond(accuracy):
     base |= {"epsilon": 0.0, "gradients": 50, "work": 50, "worst_at": 3}
     records = [base | {"seed": seed, "worst": 2.0, "relative": 1.0} for seed in range(98)]
     records += [base | {"seed": 98, "worst": 300.0, "relative": 150.0}]
-    records += [base | {"seed": 99, "worst": None, "relative": None, "outcome": "stalled"}]
+    records += [base | {"seed": 99, "worst": None, "relative": None, "outcome": "min_step_reached"}]
     assert accuracy.verdict(records) == (
         "the tolerance is not kept: of 99 runs that completed 1 are beyond 10 A rtol, 1 beyond 100 A rtol"
     )

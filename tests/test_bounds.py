@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays
 from scipy.integrate import quad
 
 from adamflow.analysis import (
-    growth_rate,
+    bound_growth_rate,
     log_update_bound,
     stability_exponent,
     update_bound,
@@ -76,17 +76,17 @@ def worst_gradients(beta, gamma, n):
 
 @pytest.mark.parametrize(("beta", "gamma", "exponent", "rate", "paper", "flow", "discrete", "first"), TABLE)
 def test_formula_table_of_bounds_to_all_its_digits(beta, gamma, exponent, rate, paper, flow, discrete, first):
-    assert round(stability_exponent(beta, gamma), 6) == exponent
-    assert round(growth_rate(beta, gamma, "discrete"), 6) == rate
+    assert round(stability_exponent(beta=beta, gamma=gamma), 6) == exponent
+    assert round(bound_growth_rate(beta=beta, gamma=gamma, kind="discrete"), 6) == rate
     for kind, printed in (("paper", paper), ("flow", flow), ("discrete", discrete)):
-        assert f"{update_bound(beta, gamma, 100, kind):.7e}" == f"{float(printed):.7e}"
+        assert f"{update_bound(100, beta=beta, gamma=gamma, kind=kind):.7e}" == f"{float(printed):.7e}"
 
 
 @given(st.floats(1e-6, 1 - 1e-12), st.floats(1e-6, 1 - 1e-12))
 def test_formula_exponent_is_exact_but_for_the_rounding_of_its_terms(beta, gamma):
     b, g = Fraction(beta), Fraction(gamma)
     terms = 2 * (1 - g) / g, (1 - b) / b
-    error = abs(Fraction(float(stability_exponent(beta, gamma))) - (terms[0] - terms[1]))
+    error = abs(Fraction(float(stability_exponent(beta=beta, gamma=gamma))) - (terms[0] - terms[1]))
     assert error <= 4 * np.finfo(float).eps * max(terms)
 
 
@@ -98,7 +98,9 @@ def test_formula_logarithm_against_80_digits(beta, gamma, kind, rate):
         # What the rounding of C, c or δ, which the formula multiplies by n, leaves.
         unavoidable = n * (2 * (1 - gamma) / gamma + (1 - beta) / beta)
         tolerance = 1e-15 * (20 + unavoidable + (0 if np.isinf(expected) else abs(expected)))
-        assert log_update_bound(beta, gamma, n, kind, rate) == pytest.approx(expected, rel=0, abs=tolerance)
+        assert log_update_bound(n, beta=beta, gamma=gamma, kind=kind, rate=rate) == pytest.approx(
+            expected, rel=0, abs=tolerance
+        )
 
 
 @given(decays, st.floats(0, 0.9999), st.integers(0, 200))
@@ -108,7 +110,9 @@ def test_formula_discrete_bound_is_its_sum(beta, gamma, n):
     expected = (
         np.sqrt(1 - np.longdouble(beta) ** (n + 1)) / (1 - np.longdouble(gamma) ** (n + 1)) * np.sqrt(terms.sum())
     )
-    np.testing.assert_allclose(log_update_bound(beta, gamma, n, "discrete"), float(np.log(expected)), atol=1e-11)
+    np.testing.assert_allclose(
+        log_update_bound(n, beta=beta, gamma=gamma, kind="discrete"), float(np.log(expected)), atol=1e-11
+    )
 
 
 @pytest.mark.parametrize("rate", ["exact", "paper"])
@@ -119,26 +123,30 @@ def test_formula_flow_bound_is_the_integral_over_the_past(beta, gamma, rate):
     past = quad(lambda s: (rate_g * np.exp(-rate_g * s)) ** 2 / (rate_b * np.exp(-rate_b * s)), 0, n, epsrel=1e-12)[0]
     start = ((1 - gamma) * np.exp(-rate_g * n)) ** 2 / ((1 - beta) * np.exp(-rate_b * n))
     expected = np.sqrt(1 - beta ** (n + 1)) / (1 - gamma ** (n + 1)) * np.sqrt(start + past)
-    np.testing.assert_allclose(update_bound(beta, gamma, n, "flow", rate), expected, rtol=1e-12)
+    np.testing.assert_allclose(update_bound(n, beta=beta, gamma=gamma, kind="flow", rate=rate), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize(("beta", "gamma"), PAIRS)
 @pytest.mark.parametrize(("kind", "rate"), BOUNDS)
 def test_formula_logarithm_grows_at_the_positive_part_of_the_rate(beta, gamma, kind, rate):
     steps = np.array([10_000_000, 10_001_000])
-    logarithms = log_update_bound(beta, gamma, steps, kind, rate)
-    expected = max(0.0, growth_rate(beta, gamma, kind, rate))
+    logarithms = log_update_bound(steps, beta=beta, gamma=gamma, kind=kind, rate=rate)
+    expected = max(0.0, bound_growth_rate(beta=beta, gamma=gamma, kind=kind, rate=rate))
     np.testing.assert_allclose(np.diff(logarithms) / 1000, [expected], atol=1e-10)
 
 
 @given(decays, decays)
 def test_identity_flow_with_exact_rates_has_the_discrete_region(beta, gamma):
-    rate = growth_rate(beta, gamma, "discrete")
-    assert rate == growth_rate(beta, gamma, "flow")
-    assert growth_rate(beta, gamma, "flow", "paper") == growth_rate(beta, gamma) == -stability_exponent(beta, gamma) / 2
+    rate = bound_growth_rate(beta=beta, gamma=gamma, kind="discrete")
+    assert rate == bound_growth_rate(beta=beta, gamma=gamma, kind="flow")
+    assert (
+        bound_growth_rate(beta=beta, gamma=gamma, kind="flow", rate="paper")
+        == bound_growth_rate(beta=beta, gamma=gamma)
+        == -stability_exponent(beta=beta, gamma=gamma) / 2
+    )
     if abs(rate) > 1e-12:
         assert (rate < 0) == (gamma**2 < beta)
-    if stability_exponent(beta, gamma) > 1e-12:
+    if stability_exponent(beta=beta, gamma=gamma) > 1e-12:
         assert beta > gamma / (2 - gamma)
         assert rate < 0
 
@@ -147,7 +155,7 @@ def test_identity_flow_with_exact_rates_has_the_discrete_region(beta, gamma):
 @pytest.mark.parametrize(("beta", "gamma"), [*PAIRS, (0.9, 0.0)])
 def test_identity_worst_gradients_attain_the_discrete_bound(beta, gamma, n):
     update = adam_update(worst_gradients(beta, gamma, n), beta, gamma)
-    np.testing.assert_allclose(update, update_bound(beta, gamma, n, "discrete"), rtol=1e-10)
+    np.testing.assert_allclose(update, update_bound(n, beta=beta, gamma=gamma, kind="discrete"), rtol=1e-10)
 
 
 magnitudes = arrays.arrays(float, st.integers(1, 60), elements=st.floats(-4, 4))
@@ -156,29 +164,31 @@ magnitudes = arrays.arrays(float, st.integers(1, 60), elements=st.floats(-4, 4))
 @given(decays, st.floats(0, 0.9999), magnitudes, st.integers(0, 2**32 - 1))
 def test_identity_no_gradients_exceed_the_discrete_bound(beta, gamma, logarithms, seed):
     signs = np.random.default_rng(seed).choice([-1.0, 0.0, 1.0], logarithms.shape)
-    bound = update_bound(beta, gamma, len(signs) - 1, "discrete")
+    bound = update_bound(len(signs) - 1, beta=beta, gamma=gamma, kind="discrete")
     assert abs(adam_update(signs * 10**logarithms, beta, gamma)) <= bound * (1 + 1e-9)
 
 
 @pytest.mark.parametrize(("beta", "gamma", "first"), [(*row[:2], row[-1]) for row in TABLE])
 def test_identity_paper_bound_holds_from_one_iteration_on(beta, gamma, first):
     n = np.arange(5000)
-    holds = log_update_bound(beta, gamma, n) >= log_update_bound(beta, gamma, n, "discrete")
+    holds = log_update_bound(n, beta=beta, gamma=gamma) >= log_update_bound(n, beta=beta, gamma=gamma, kind="discrete")
     assert holds.argmax() == first
     assert holds[first:].all()
     worst = worst_gradients(beta, gamma, first - 1)
-    assert adam_update(worst, beta, gamma) > update_bound(beta, gamma, first - 1)
+    assert adam_update(worst, beta, gamma) > update_bound(first - 1, beta=beta, gamma=gamma)
 
 
 @given(decays, decays)
 def test_identity_paper_bound_crosses_the_discrete_bound_once(beta, gamma):
-    exponent, delta = stability_exponent(beta, gamma), np.log(beta) - 2 * np.log(gamma)
+    exponent, delta = stability_exponent(beta=beta, gamma=gamma), np.log(beta) - 2 * np.log(gamma)
     assume(min(abs(exponent), abs(delta)) > 1e-6)
     np.testing.assert_allclose(
         np.expm1(delta) - exponent, (beta - gamma) ** 2 / (beta * gamma**2), atol=1e-9 / gamma**2
     )
     n = np.concatenate([np.arange(1, 7), np.arange(7, 40_000, 7)])
-    logarithm = 2 * (log_update_bound(beta, gamma, n) - log_update_bound(beta, gamma, n, "discrete"))
+    logarithm = 2 * (
+        log_update_bound(n, beta=beta, gamma=gamma) - log_update_bound(n, beta=beta, gamma=gamma, kind="discrete")
+    )
     few = n[:6]
     ratio = np.expm1(delta) * np.expm1(-few * exponent) / exponent / np.expm1(-(few + 1) * delta)
     np.testing.assert_allclose(logarithm[:6], np.log(ratio), atol=1e-8)
@@ -188,37 +198,37 @@ def test_identity_paper_bound_crosses_the_discrete_bound_once(beta, gamma):
 def test_identity_bounds_meet_at_gamma_0():
     n = np.array([0, 3, 50])
     expected = np.sqrt((1 - 0.9 ** (n + 1)) / (1 - 0.9))
-    np.testing.assert_allclose(update_bound(0.9, 0.0, n, "discrete"), expected, rtol=1e-14)
-    np.testing.assert_allclose(update_bound(0.9, 1e-14, n, "discrete"), expected, rtol=1e-12)
-    assert stability_exponent(0.9, 0.0) == np.inf
-    assert growth_rate(0.9, 0.0, "discrete") == growth_rate(0.9, 0.0) == -np.inf
+    np.testing.assert_allclose(update_bound(n, beta=0.9, gamma=0.0, kind="discrete"), expected, rtol=1e-14)
+    np.testing.assert_allclose(update_bound(n, beta=0.9, gamma=1e-14, kind="discrete"), expected, rtol=1e-12)
+    assert stability_exponent(beta=0.9, gamma=0.0) == np.inf
+    assert bound_growth_rate(beta=0.9, gamma=0.0, kind="discrete") == bound_growth_rate(beta=0.9, gamma=0.0) == -np.inf
 
 
 def test_identity_bound_beyond_the_largest_float_is_inf():
-    assert log_update_bound(0.5, 0.9, 10**9) == pytest.approx(10**9 * 0.7777777777777778 / 2, rel=1e-6)
-    assert update_bound(0.5, 0.9, 10**9) == np.inf
+    assert log_update_bound(10**9, beta=0.5, gamma=0.9) == pytest.approx(10**9 * 0.7777777777777778 / 2, rel=1e-6)
+    assert update_bound(10**9, beta=0.5, gamma=0.9) == np.inf
 
 
 @pytest.mark.slow
 def test_identity_numpy_in_float64_and_jax_in_the_dtype_of_its_arguments():
     with jax.enable_x64(False):
-        plain = update_bound(0.999, 0.9, 100)
-        single = update_bound(jnp.float32(0.999), 0.9, np.array([99, 100]))
+        plain = update_bound(100, beta=0.999, gamma=0.9)
+        single = update_bound(np.array([99, 100]), beta=jnp.float32(0.999), gamma=0.9)
         assert isinstance(plain, float)
         assert f"{plain:.7f}" == "2.3148747"
         assert isinstance(single, jax.Array)
         assert single.dtype == jnp.float32
         assert float(single[1]) == pytest.approx(plain, rel=1e-4)
-    assert update_bound(jnp.float64(0.999), 0.9, 100).dtype == jnp.float64
-    assert update_bound(0.999, 0.9, jnp.arange(3)).dtype == jnp.float64
+    assert update_bound(100, beta=jnp.float64(0.999), gamma=0.9).dtype == jnp.float64
+    assert update_bound(jnp.arange(3), beta=0.999, gamma=0.9).dtype == jnp.float64
 
 
 @pytest.mark.parametrize(("kind", "rate"), BOUNDS)
 def test_identity_jit_vmap_and_broadcasting(kind, rate):
     betas, gammas, n = np.array([0.9, 0.99, 0.999]), np.array([0.5, 0.9]), np.array([0, 1, 5, 1000])
-    grid = log_update_bound(betas[:, None, None], gammas[:, None], n, kind, rate)
+    grid = log_update_bound(n, beta=betas[:, None, None], gamma=gammas[:, None], kind=kind, rate=rate)
     assert grid.shape == (3, 2, 4)
-    row = jax.vmap(lambda b, g: log_update_bound(b, g, n, kind, rate), (None, 0))
+    row = jax.vmap(lambda b, g: log_update_bound(n, beta=b, gamma=g, kind=kind, rate=rate), (None, 0))
     traced = jax.jit(jax.vmap(row, (0, None)))(jnp.asarray(betas), jnp.asarray(gammas))
     np.testing.assert_allclose(traced, grid, rtol=1e-12, atol=1e-15)
 
@@ -227,24 +237,33 @@ def test_identity_jit_vmap_and_broadcasting(kind, rate):
 @pytest.mark.parametrize(("beta", "gamma"), [(0.999, 0.9), (0.25, 0.5), (1 / 3, 0.5), (0.9, 0.99)])
 def test_formula_derivative_also_at_the_limits(beta, gamma, kind, rate):
     step = 1e-5
-    slope = jax.grad(lambda b: log_update_bound(b, gamma, 20, kind, rate))(beta)
-    low, high = (log_update_bound(beta + shift, gamma, 20, kind, rate) for shift in (-step, step))
+    slope = jax.grad(lambda b: log_update_bound(20, beta=b, gamma=gamma, kind=kind, rate=rate))(beta)
+    low, high = (log_update_bound(20, beta=beta + shift, gamma=gamma, kind=kind, rate=rate) for shift in (-step, step))
     np.testing.assert_allclose(slope, (high - low) / (2 * step), rtol=1e-3)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: update_bound(1.0, 0.9, 5), r"beta must lie in \(0, 1\), got 1.0; .*b2 in optax"),
-        (lambda: stability_exponent(np.array([0.5, 0.0]), 0.9), r"beta must lie in \(0, 1\), got 0.0"),
-        (lambda: growth_rate(0.9, 1.0), r"gamma must lie in \[0, 1\), got 1.0; .*b1 in optax"),
-        (lambda: update_bound(0.9, -0.1, 5, "discrete"), r"gamma must lie in \[0, 1\), got -0.1"),
-        (lambda: update_bound(0.9, 0.0, 5), r"gamma must lie in \(0, 1\), got 0.0; .*use kind='discrete'"),
-        (lambda: log_update_bound(0.9, 0.0, 5, "flow"), r"kind='flow' is infinite at gamma = 0"),
-        (lambda: update_bound(0.9, 0.9, -1), r"iteration must lie in \[0, inf\), got -1.0; .*counted from 0"),
-        (lambda: update_bound(0.9, 0.9, float("nan")), r"iteration must lie in \[0, inf\), got nan"),
-        (lambda: update_bound(0.9, 0.9, 5, "tight"), "kind must be one of 'paper', 'flow', 'discrete', got 'tight'"),
-        (lambda: growth_rate(0.9, 0.9, "flow", "ours"), "rate must be one of 'exact', 'paper', got 'ours'"),
+        (lambda: update_bound(5, beta=1.0, gamma=0.9), r"beta must lie in \(0, 1\), got 1.0; .*b2 in optax"),
+        (lambda: stability_exponent(beta=np.array([0.5, 0.0]), gamma=0.9), r"beta must lie in \(0, 1\), got 0.0"),
+        (lambda: bound_growth_rate(beta=0.9, gamma=1.0), r"gamma must lie in \[0, 1\), got 1.0; .*b1 in optax"),
+        (lambda: update_bound(5, beta=0.9, gamma=-0.1, kind="discrete"), r"gamma must lie in \[0, 1\), got -0.1"),
+        (lambda: update_bound(5, beta=0.9, gamma=0.0), r"gamma must lie in \(0, 1\), got 0.0; .*use kind='discrete'"),
+        (lambda: log_update_bound(5, beta=0.9, gamma=0.0, kind="flow"), r"kind='flow' is infinite at gamma = 0"),
+        (
+            lambda: update_bound(-1, beta=0.9, gamma=0.9),
+            r"iteration must lie in \[0, inf\), got -1.0; .*counted from 0",
+        ),
+        (lambda: update_bound(float("nan"), beta=0.9, gamma=0.9), r"iteration must lie in \[0, inf\), got nan"),
+        (
+            lambda: update_bound(5, beta=0.9, gamma=0.9, kind="tight"),
+            "kind must be one of 'paper', 'flow', 'discrete', got 'tight'",
+        ),
+        (
+            lambda: bound_growth_rate(beta=0.9, gamma=0.9, kind="flow", rate="ours"),
+            "rate must be one of 'exact', 'paper', got 'ours'",
+        ),
     ],
 )
 def test_failure_says_what_to_do(call, message):
@@ -254,8 +273,8 @@ def test_failure_says_what_to_do(call, message):
 
 def test_failure_traced_gamma_0_gives_the_limit():
     for kind in ("paper", "flow"):
-        assert jax.jit(lambda gamma, kind=kind: log_update_bound(0.9, gamma, 5, kind))(0.0) == jnp.inf
-    assert jnp.isfinite(jax.grad(lambda beta: log_update_bound(beta, 0.0, 5, "discrete"))(0.9))
+        assert jax.jit(lambda gamma, kind=kind: log_update_bound(5, beta=0.9, gamma=gamma, kind=kind))(0.0) == jnp.inf
+    assert jnp.isfinite(jax.grad(lambda beta: log_update_bound(5, beta=beta, gamma=0.0, kind="discrete"))(0.9))
 
 
 @pytest.mark.parametrize(
@@ -267,17 +286,17 @@ def test_failure_traced_gamma_0_gives_the_limit():
     n=st.floats(0, 1e9),
 )
 def test_identity_bounds_are_numbers_for_decays_of_every_size(kind, rate, beta, gamma, n):
-    assert not np.isnan(stability_exponent(beta, gamma))
-    assert not np.isnan(log_update_bound(beta, gamma, n, kind, rate))
+    assert not np.isnan(stability_exponent(beta=beta, gamma=gamma))
+    assert not np.isnan(log_update_bound(n, beta=beta, gamma=gamma, kind=kind, rate=rate))
 
 
 def test_formula_exponent_and_bound_near_the_smallest_numbers():
     smallest = 5e-324
-    assert stability_exponent(smallest, 2 * smallest) == -1
-    assert stability_exponent(smallest, smallest) == np.inf
-    assert stability_exponent(1e-320, 1e-300) == -np.inf
+    assert stability_exponent(beta=smallest, gamma=2 * smallest) == -1
+    assert stability_exponent(beta=smallest, gamma=smallest) == np.inf
+    assert stability_exponent(beta=1e-320, gamma=1e-300) == -np.inf
     # For β = γ the square is about β/γ² · 1/C = 1, with C = 1/β.
     for decay in (smallest, 1e-320, 1e-300, 1e-100):
-        assert float(log_update_bound(decay, decay, 1000)) == pytest.approx(0, abs=1e-9)
+        assert float(log_update_bound(1000, beta=decay, gamma=decay)) == pytest.approx(0, abs=1e-9)
     with pytest.raises(ValueError, match=r"beta must be at least 1.18e-38 in float32, or 0 for gamma; smaller numbers"):
-        stability_exponent(jnp.float32(1e-40), 0.9)
+        stability_exponent(beta=jnp.float32(1e-40), gamma=0.9)

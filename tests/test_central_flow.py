@@ -97,7 +97,7 @@ def test_identity_modes_that_are_not_at_the_edge_change_nothing():
 def test_identity_below_the_edge_it_is_the_papers_flow(bias_correction):
     record = af.rmsprop(1e-3, 0.9, 1e-4, weight_decay=0.1, bias_correction=bias_correction)
     problem = af.problems.chain(3)
-    flow, paper = af.CentralFlow(record, modes=1), af.PaperFlow(record)
+    flow, paper = af.CentralFlow(record, modes=1), af.GouldTanakaFlow(record)
     state = flow.initial_state(problem.loss, problem.params)
     for time in (0.0, 2.5):
         change, expected = (model.vector_field(time, state, problem.loss) for model in (flow, paper))
@@ -168,7 +168,7 @@ def test_failure_an_edge_that_nothing_holds():
 
 def test_failure_records_without_a_central_flow(unchecked):
     for record in (af.adam(0.1), af.sgd(0.1, 0.9), af.kadam(2, 0.1)):
-        words = f"not for '{record.name}'; take af.EdgeFlow"
+        words = f"not for '{record.name}'; take af.TwoBranchFlow"
         with pytest.raises(TypeError, match=re.escape(words)):
             af.CentralFlow(record)
     with pytest.raises(ValueError, match="modes must be a whole number of at least 1, got 0"):
@@ -192,7 +192,7 @@ def quartic(params):
 )
 @pytest.mark.parametrize("modes", [1, 2])
 def test_identity_without_third_derivatives_it_is_the_stable_flow_below_the_edge(record, modes):
-    flow, stable = af.CentralFlow(record, modes=modes), af.PaperFlow(record)
+    flow, stable = af.CentralFlow(record, modes=modes), af.GouldTanakaFlow(record)
     for loss, params in ((quadratic, jnp.ones(2)), (quadratic, jnp.zeros(2)), (quartic, jnp.zeros(2))):
         state = flow.initial_state(loss, params)
         field, expected = (one.vector_field(0.0, state, loss) for one in (flow, stable))

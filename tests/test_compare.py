@@ -28,15 +28,15 @@ def test_formula_errors_of_made_up_runs():
     reference = {"a": jnp.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]]), "b": jnp.array([0.0, 0.0, 12.0])}
     other = {"a": jnp.array([[0.0, 0.0], [3.0, 3.5], [0.3, 1.4]]), "b": jnp.array([0.0, 0.0, 12.0])}
     result = af.compare(run(reference, range(3), "reference"), run(other, range(3), "other"))
-    np.testing.assert_allclose(result.absolute, [0, 0.5, 0.5])
-    np.testing.assert_allclose(result.absolute_by_leaf["b"], [0, 0, 0])
-    np.testing.assert_allclose(result.relative_by_leaf["a"], [0, 0.1, 0.1])
-    np.testing.assert_allclose(result.relative, [0, 0.1, 0.5 / np.sqrt(145)])
-    assert result.maximum == pytest.approx(0.1)
+    np.testing.assert_allclose(result.absolute_error, [0, 0.5, 0.5])
+    np.testing.assert_allclose(result.absolute_error_by_leaf["b"], [0, 0, 0])
+    np.testing.assert_allclose(result.relative_error_by_leaf["a"], [0, 0.1, 0.1])
+    np.testing.assert_allclose(result.relative_error, [0, 0.1, 0.5 / np.sqrt(145)])
+    assert result.max_relative_error == pytest.approx(0.1)
     assert result.worst_iteration == 1
     largest = af.compare(run(reference, range(3)), run(other, range(3)), norm="maximum")
-    np.testing.assert_allclose(largest.absolute, [0, 0.5, 0.4])
-    np.testing.assert_allclose(largest.relative, [0, 0.5 / 4, 0.4 / 12])
+    np.testing.assert_allclose(largest.absolute_error, [0, 0.5, 0.4])
+    np.testing.assert_allclose(largest.relative_error, [0, 0.5 / 4, 0.4 / 12])
 
 
 def test_formula_report_in_words():
@@ -51,7 +51,7 @@ def test_formula_report_in_words():
 
 def test_identity_a_run_is_at_no_distance_from_itself():
     discrete = af.iterate(ADAM, PROBLEM.loss, PROBLEM.params, 20)
-    assert af.compare(discrete, discrete).maximum == 0.0
+    assert af.compare(discrete, discrete).max_relative_error == 0.0
 
 
 def test_identity_distance_moved_counts_from_the_start_of_the_run():
@@ -59,13 +59,13 @@ def test_identity_distance_moved_counts_from_the_start_of_the_run():
     other = af.iterate(af.adam(1.1e-3), PROBLEM.loss, PROBLEM.params, 20, save_at=[10, 20])
     distance = np.linalg.norm(discrete.params[0] - PROBLEM.params)
     expected = np.linalg.norm(other.params[0] - discrete.params[0]) / distance
-    np.testing.assert_allclose(af.compare(discrete, other).relative[0], expected)
+    np.testing.assert_allclose(af.compare(discrete, other).relative_error[0], expected)
 
 
 @pytest.mark.parametrize("order", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_order_of_the_papers_flows_is_one(order):
-    result = af.convergence(
-        lambda eta: af.PaperFlow(af.adamw(eta, weight_decay=0.1), order),
+    result = af.measure_convergence(
+        lambda eta: af.GouldTanakaFlow(af.adamw(eta, weight_decay=0.1), order),
         PROBLEM.loss,
         PROBLEM.params,
         [8e-3, 4e-3, 2e-3, 1e-3],
@@ -82,8 +82,8 @@ def test_failure_runs_that_do_not_fit(unchecked):
     sparse = af.iterate(ADAM, PROBLEM.loss, PROBLEM.params, 20, save_at=[0, 20])
     with pytest.raises(ValueError, match=r"saved at different iterations .*give both the same save_at="):
         af.compare(discrete, sparse)
-    failed = af.solve(af.PaperFlow(ADAM), PROBLEM.loss, PROBLEM.params, 20, max_steps=1, solver=diffrax.Tsit5())
-    with pytest.raises(ValueError, match="step limit: max_steps was used up"):
+    failed = af.solve(af.GouldTanakaFlow(ADAM), PROBLEM.loss, PROBLEM.params, 20, max_steps=1, solver=diffrax.Tsit5())
+    with pytest.raises(ValueError, match="maximum number of steps reached: max_steps was used up"):
         af.compare(discrete, failed)
     other = af.iterate(ADAM, af.problems.chain(5).loss, af.problems.chain(5).params, 20)
     with pytest.raises(ValueError, match="hold different parameters"):
@@ -109,7 +109,9 @@ def test_failure_runs_that_do_not_fit(unchecked):
 )
 def test_failure_convergence_says_what_is_wrong(rates, time, words, unchecked):
     with pytest.raises(ValueError, match=re.escape(words)):
-        af.convergence(lambda eta: af.PaperFlow(af.adam(eta)), PROBLEM.loss, PROBLEM.params, rates, time=time)
+        af.measure_convergence(
+            lambda eta: af.GouldTanakaFlow(af.adam(eta)), PROBLEM.loss, PROBLEM.params, rates, time=time
+        )
 
 
 def oscillating(iterations, drift, decay):
@@ -122,7 +124,7 @@ def oscillating(iterations, drift, decay):
 
 def test_formula_the_split_is_exact_up_to_second_differences():
     mean, delta, n = oscillating(range(9), 0.2, 1.1)
-    split = af.split_oscillation(run(jax.tree.map(jnp.add, mean, delta), range(9)))
+    split = af.mean_and_oscillation(run(jax.tree.map(jnp.add, mean, delta), range(9)))
     np.testing.assert_array_equal(split.mean.iterations, n[1:-1])
     # ¼Δ² of the mean is −.005, and of 1.1ⁿ it is ¼ (1.1 − 2 + 1/1.1) of it.
     rest = 1 + (1.1 - 2 + 1 / 1.1) / 4
@@ -139,7 +141,7 @@ def test_identity_the_mean_of_what_was_observed_and_of_iterates_saved_in_threes(
     save_at = np.unique(np.add.outer(wanted, [-1, 0, 1]))
     every = af.iterate(ADAM, PROBLEM.loss, PROBLEM.params, 20, observe=lambda s: (s.loss, s.params))
     some = af.iterate(ADAM, PROBLEM.loss, PROBLEM.params, 20, save_at=save_at, observe=lambda s: (s.loss, s.params))
-    whole, parts = af.split_oscillation(every), af.split_oscillation(some)
+    whole, parts = af.mean_and_oscillation(every), af.mean_and_oscillation(some)
     np.testing.assert_array_equal(parts.mean.iterations, wanted)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a[wanted - 1], b, rtol=1e-14), whole.mean.observed, parts.mean.observed
@@ -158,18 +160,20 @@ def test_formula_comparison_with_the_mean_of_an_oscillation():
     np.testing.assert_array_equal(whole.iterations, np.arange(1, 8))
     assert whole.names == ("mean of iterates", "flow")
     # ¼Δ² of the mean of the first leaf is −.005 and .01.
-    np.testing.assert_allclose(whole.absolute, np.sqrt((0.05 + 0.005) ** 2 + (0.05 - 0.01) ** 2 + 0.05**2), rtol=1e-9)
+    np.testing.assert_allclose(
+        whole.absolute_error, np.sqrt((0.05 + 0.005) ** 2 + (0.05 - 0.01) ** 2 + 0.05**2), rtol=1e-9
+    )
     some = af.compare(iterates, run(jax.tree.map(lambda leaf: leaf[3:7:3], shifted), [3, 6]), average="period 2")
-    for name in ("absolute", "path", "relative_to_path"):
+    for name in ("absolute_error", "path_length", "error_per_path_length"):
         np.testing.assert_allclose(getattr(some, name), getattr(whole, name)[jnp.array([2, 5])], rtol=1e-12)
 
 
 def test_formula_the_path_is_longer_than_the_distance_moved():
     circle = jnp.stack([jnp.cos(jnp.linspace(0, 2 * jnp.pi, 13)), jnp.sin(jnp.linspace(0, 2 * jnp.pi, 13))], axis=1)
     result = af.compare(run(circle), run(circle + jnp.array([0.0, 0.1])))
-    np.testing.assert_allclose(result.path, np.arange(13) * 2 * np.sin(np.pi / 12), rtol=1e-12)
-    np.testing.assert_allclose(result.relative_to_path[1:], 0.1 / result.path[1:])
-    assert af.compare(run(circle), run(circle)).relative_to_path.max() == 0
+    np.testing.assert_allclose(result.path_length, np.arange(13) * 2 * np.sin(np.pi / 12), rtol=1e-12)
+    np.testing.assert_allclose(result.error_per_path_length[1:], 0.1 / result.path_length[1:])
+    assert af.compare(run(circle), run(circle)).error_per_path_length.max() == 0
 
 
 def test_failure_means_without_neighbours(unchecked):
@@ -180,13 +184,13 @@ def test_failure_means_without_neighbours(unchecked):
     with pytest.raises(ValueError, match="lacks one of them at n = 0; save every"):
         af.compare(discrete, af.iterate(ADAM, PROBLEM.loss, PROBLEM.params, 1, save_at=[0]), average="period 2")
     with pytest.raises(ValueError, match="no iteration of the run 'adam, discrete' was saved together with the one"):
-        af.split_oscillation(other)
+        af.mean_and_oscillation(other)
     with pytest.raises(ValueError, match="average must be one of 'none', 'period 2', got 'period 4'"):
         af.compare(discrete, other, average="period 4")  # pyright: ignore
     rates = jnp.array([1e-3, 2e-3])
     batch = eqx.filter_vmap(lambda eta: af.iterate(af.adam(eta), PROBLEM.loss, PROBLEM.params, 20))(rates)
     with pytest.raises(ValueError, match="is a batch of runs, or is traced by jit or vmap"):
-        af.split_oscillation(batch)
+        af.mean_and_oscillation(batch)
 
 
 @pytest.fixture
@@ -204,7 +208,7 @@ def test_failure_runs_without_rows(empty):
     readers = (
         lambda: af.compare(empty, empty),
         lambda: af.compare(empty, empty, average="period 2"),
-        lambda: af.split_oscillation(empty),
+        lambda: af.mean_and_oscillation(empty),
         lambda: af.plotting.trajectories(empty, empty),
         lambda: af.analysis.bound_report(empty, af.adam(0.1)),
         lambda: af.analysis.direction_distance(empty, empty, [""]),
@@ -217,13 +221,13 @@ def test_failure_runs_without_rows(empty):
 def test_failure_a_run_that_ended_early_beside_one_that_did_not():
     discrete = af.iterate(ADAM, PROBLEM.loss, PROBLEM.params, 20)
     options = dict(solver=diffrax.Tsit5(), max_steps=3, step_size=2.0)
-    failed = af.solve(af.PaperFlow(ADAM), PROBLEM.loss, PROBLEM.params, 20, **options)
-    words = r"step limit: .* compare what both have: run the other to iteration 6 with the same save_at= up to there"
+    failed = af.solve(af.GouldTanakaFlow(ADAM), PROBLEM.loss, PROBLEM.params, 20, **options)
+    words = r"maximum number of steps reached: .* compare what both have: run the other to iteration 6 with the same save_at="
     assert len(failed) == 7
     with pytest.raises(ValueError, match=words):
         af.compare(discrete, failed)
     shorter = af.iterate(ADAM, PROBLEM.loss, PROBLEM.params, 6)
-    assert af.compare(shorter, failed).maximum < 1
+    assert af.compare(shorter, failed).max_relative_error < 1
 
 
 @pytest.mark.parametrize("save_at", [None, [0, 20, 40, 60]], ids=["every", "sparse"])
@@ -235,18 +239,20 @@ def test_failure_flow_of_the_mean_beside_iterates_that_oscillate(save_at):
 
     start = jnp.array([0.3, 1.0])
     discrete = af.iterate(record, loss, start, 60, save_at=save_at)
-    flow = af.EdgeFlow(record, order=1)
+    flow = af.TwoBranchFlow(record, order=1)
     run = af.solve(flow, loss, start, 60, save_at=save_at, solver=diffrax.Euler(), step_size=0.5)
     assert run.follows_mean
     with pytest.warns(UserWarning, match=r"follows the mean of an oscillation, .* by average=\"period 2\""):
         af.compare(discrete, run)
     if save_at is None:
-        assert af.compare(discrete, run, average="period 2").absolute[-1] < 0.1
+        assert af.compare(discrete, run, average="period 2").absolute_error[-1] < 0.1
     # Far below the edge there is none to speak of.
     calm = af.sgd(0.01)
     slow = af.iterate(calm, loss, start, 20)
     options = dict(solver=diffrax.Euler(), step_size=0.5)
-    assert af.compare(slow, af.solve(af.EdgeFlow(calm, order=1), loss, start, 20, **options)).maximum < 0.1
+    assert (
+        af.compare(slow, af.solve(af.TwoBranchFlow(calm, order=1), loss, start, 20, **options)).max_relative_error < 0.1
+    )
 
 
 @pytest.mark.parametrize(("dtype", "factor"), [(jnp.float32, 1e-25), (jnp.float32, 1e25), (jnp.float64, 1e-250)])
@@ -258,15 +264,15 @@ def test_identity_errors_scale_with_the_parameters(dtype, factor):
         af.compare(*(run(jax.tree.map(lambda leaf, by=by: leaf * by, rows), range(3)) for rows in (reference, other)))
         for by in (1.0, factor)
     )
-    np.testing.assert_allclose(one.relative, [0, 1, 1], rtol=1e-6)
-    np.testing.assert_allclose(scaled.relative, one.relative, rtol=1e-6)
-    np.testing.assert_allclose(np.asarray(scaled.absolute, float) / factor, one.absolute, rtol=1e-6)
-    np.testing.assert_allclose(np.asarray(scaled.path, float) / factor, one.path, rtol=1e-6)
-    np.testing.assert_allclose(scaled.relative_by_leaf["b"], one.relative_by_leaf["b"], rtol=1e-6)
+    np.testing.assert_allclose(one.relative_error, [0, 1, 1], rtol=1e-6)
+    np.testing.assert_allclose(scaled.relative_error, one.relative_error, rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(scaled.absolute_error, float) / factor, one.absolute_error, rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(scaled.path_length, float) / factor, one.path_length, rtol=1e-6)
+    np.testing.assert_allclose(scaled.relative_error_by_leaf["b"], one.relative_error_by_leaf["b"], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("dtype", "factor"), [(jnp.float32, 1e-25), (jnp.float32, 1e25), (jnp.float64, 1e-250)])
 def test_identity_amplitudes_scale_with_the_parameters(dtype, factor):
     params = {"a": jnp.array([[1.0, 2.0], [-1.0, -2.0], [1.0, 2.0]], dtype), "b": jnp.array([2.0, -2.0, 2.0], dtype)}
-    amplitude = af.split_oscillation(run(jax.tree.map(lambda leaf: leaf * factor, params), range(3))).amplitude
+    amplitude = af.mean_and_oscillation(run(jax.tree.map(lambda leaf: leaf * factor, params), range(3))).amplitude
     np.testing.assert_allclose(np.asarray(amplitude, float) / factor, [3.0], rtol=1e-6)

@@ -23,7 +23,7 @@ def flow(rate):
 
     def end(optimizer):
         run = af.solve(
-            af.PaperFlow(optimizer, rate=rate),
+            af.GouldTanakaFlow(optimizer, rate=rate),
             PROBLEM.loss,
             PROBLEM.params,
             STEPS,
@@ -41,13 +41,13 @@ def flow(rate):
 def momentum_vanishes(end, decays):
     """By γ the distance of Adam from RMSprop."""
     limit = end(af.rmsprop(RATE, BETA))
-    return np.array([np.abs(end(af.adam(RATE, BETA, decay)) - limit).max() for decay in decays])
+    return np.array([np.abs(end(af.adam(RATE, beta=BETA, gamma=decay)) - limit).max() for decay in decays])
 
 
 def both_vanish(end, decays):
     """By γ = 2β the distance of Adam from sign descent; at γ = β the first order in γ would cancel."""
     limit = end(af.signsgd(RATE))
-    return np.array([np.abs(end(af.adam(RATE, decay / 2, decay)) - limit).max() for decay in decays])
+    return np.array([np.abs(end(af.adam(RATE, beta=decay / 2, gamma=decay)) - limit).max() for decay in decays])
 
 
 def slope(errors, sizes):
@@ -77,7 +77,9 @@ def test_order_flows_with_exact_rates_reach_their_limit_as_slowly_as_the_logarit
 
 @pytest.mark.parametrize("k", [2, 3])
 def test_identity_kadam_without_memory_is_sign_descent(k):
-    np.testing.assert_allclose(iterates(af.kadam(k, RATE, 1e-14, 1e-14)), iterates(af.signsgd(RATE)), atol=1e-12)
+    np.testing.assert_allclose(
+        iterates(af.kadam(k, RATE, beta=1e-14, gamma=1e-14)), iterates(af.signsgd(RATE)), atol=1e-12
+    )
 
 
 def test_identity_sign_flow_is_the_straight_line_of_the_iterates():

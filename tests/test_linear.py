@@ -18,9 +18,9 @@ ETA, GAMMA, DECAY = 0.01, 0.9, 7.0
 ADAMW = af.adamw(ETA, gamma=GAMMA, weight_decay=DECAY)
 MODELS = {
     "discrete": "discrete",
-    "order 1": af.PaperFlow(ADAMW),
-    "order 2": af.PaperFlow(ADAMW, order=2),
-    "order 2, exact": af.PaperFlow(ADAMW, order=2, rate="exact"),
+    "order 1": af.GouldTanakaFlow(ADAMW),
+    "order 2": af.GouldTanakaFlow(ADAMW, order=2),
+    "order 2, exact": af.GouldTanakaFlow(ADAMW, order=2, rate="exact"),
 }
 gammas = st.floats(0.01, 0.99)
 
@@ -54,11 +54,17 @@ def test_formula_adamw_is_the_block_of_the_equations(model):
     np.testing.assert_allclose(measured, largest(np.stack(matrices), model), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("epsilon_inside", [False, True])
-def test_identity_beta_epsilon_and_bias_correction_change_nothing(epsilon_inside):
+@pytest.mark.parametrize("epsilon_inside_root", [False, True])
+def test_identity_beta_epsilon_and_bias_correction_change_nothing(epsilon_inside_root):
     # s is an eigenvalue of P^{−1/2} H P^{−1/2}, and P has ε in it.
     other = af.adamw(
-        ETA, 0.6, GAMMA, 0.3, weight_decay=DECAY, epsilon_inside=epsilon_inside, bias_correction=epsilon_inside
+        ETA,
+        beta=0.6,
+        gamma=GAMMA,
+        epsilon=0.3,
+        weight_decay=DECAY,
+        epsilon_inside_root=epsilon_inside_root,
+        bias_correction=epsilon_inside_root,
     )
     for model in MODELS.values():
         systems = [af.analysis.linear_system(record, 300.0, model=model) for record in (ADAMW, other)]
@@ -119,8 +125,8 @@ def test_identity_edge_is_where_stability_changes(k, strategy):
 def test_formula_edges_of_map_flows_are_those_of_the_truncated_logarithm():
     # Order p maps a multiplier z of the step to the rate Σ_k (−1)^{k+1} (z − 1)^k / k.
     record = af.adam(1.0, gamma=0.9)
-    assert np.isinf(af.analysis.critical_curvature(record, model=af.MapFlow(record, 3)))
-    edge = float(af.analysis.critical_curvature(record, model=af.MapFlow(record, 4)))
+    assert np.isinf(af.analysis.critical_curvature(record, model=af.InterpolatingFlow(record, 3)))
+    edge = float(af.analysis.critical_curvature(record, model=af.InterpolatingFlow(record, 4)))
     for factor, stable in ((0.999, True), (1.001, False)):
         change = np.linalg.eigvals(np.array([[1 - 0.1 * factor * edge, -0.9], [0.1 * factor * edge, 0.9]])) - 1
         rates = sum((-1) ** (k + 1) * change**k / k for k in range(1, 5))
@@ -250,7 +256,7 @@ def test_formula_grid_over_decays_and_weight_decay():
     assert dict(diagram.growth.sizes) == {"beta": 2, "gamma": 3, "weight_decay": 2}
     expected = (2 - diagram.weight_decay) * (1 + diagram.gamma) / (1 - diagram.gamma)
     np.testing.assert_allclose(diagram.critical_curvature, expected.broadcast_like(diagram.critical_curvature))
-    flow = af.PaperFlow(af.kadam(2, 1.0))
+    flow = af.GouldTanakaFlow(af.kadam(2, 1.0))
     constructor = functools.partial(af.kadam, 2)
     assert af.analysis.phase_diagram(constructor, {"learning_rate": 1.0}, 3.0, model=flow).growth.shape == ()
 

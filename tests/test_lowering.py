@@ -26,12 +26,12 @@ def observed(beta):
 def flow(order, solver):
     def run(beta):
         record = af.adamw(1e-3, beta, weight_decay=0.1)
-        return af.solve(af.PaperFlow(record, order), chain.loss, chain.params, 20, solver=solver).params
+        return af.solve(af.GouldTanakaFlow(record, order), chain.loss, chain.params, 20, solver=solver).params
     return run
 
 def collocation(problem):
     def run(beta):
-        flow = af.PaperFlow(af.adam(1e-3, beta))
+        flow = af.GouldTanakaFlow(af.adam(1e-3, beta))
         return af.solve(flow, problem.loss, problem.params, 20, solver="collocation", rtol=1e-3).params
     return run
 
@@ -40,7 +40,7 @@ def lanes(beta):
 
 def edge_flow(beta):
     steps = {"solver": diffrax.Euler(), "step_size": 0.5}
-    return af.solve(af.EdgeFlow(af.adam(1e-3, beta)), chain.loss, chain.params, 20, **steps).params
+    return af.solve(af.TwoBranchFlow(af.adam(1e-3, beta)), chain.loss, chain.params, 20, **steps).params
 
 def optax(beta):
     transformation = af.adam(1e-3, beta).to_optax()
@@ -51,7 +51,7 @@ def sharpness(scale):
 
 def stability(gamma):
     record = af.adamw(1e-3, gamma=gamma, weight_decay=0.1)
-    models = ("discrete", af.PaperFlow(record, order=2))
+    models = ("discrete", af.GouldTanakaFlow(record, order=2))
     return [af.analysis.linear_stability(record, jnp.arange(9.0), model=model) for model in models]
 
 def critical_curvature(gamma):

@@ -59,7 +59,7 @@ def test_formula_errors_of_the_equations_page():
     ("constructor", "numbers"),
     [
         (af.rmsprop, {"beta": 0.99}),
-        (af.adamw, {"beta": 0.99, "gamma": 0.8, "epsilon": 1.0, "epsilon_inside": True, "weight_decay": 0.1}),
+        (af.adamw, {"beta": 0.99, "gamma": 0.8, "epsilon": 1.0, "epsilon_inside_root": True, "weight_decay": 0.1}),
     ],
 )
 def test_order_two_for_other_records(constructor, numbers):
@@ -80,7 +80,7 @@ def test_order_of_directions_of_two_stages():
 
 def test_identity_order_one_is_the_flow_of_the_paper_with_exact_rates():
     record = af.kadam(2, 0.02, weight_decay=0.1)
-    flows = af.ModifiedFlow(record, 1), af.PaperFlow(record, rate="exact")
+    flows = af.ModifiedFlow(record, 1), af.GouldTanakaFlow(record, rate="exact")
     state = flows[0].initial_state(LOSS, START)
     ours, theirs = (flow.vector_field(3.0, state, LOSS) for flow in flows)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
@@ -95,7 +95,7 @@ def test_identity_filters_that_read_others_are_followed_to_order_from_a_discrete
         record, begin = af.Optimizer(eta, (AdaBeliefStage(0.5, 0.8),), epsilon=30.0), round(1 / eta)
         first = af.iterate(record, LOSS, START, begin)
         flow = af.ModifiedFlow(record, 2)
-        run = af.solve(flow, LOSS, first.final[0], steps, start=(begin, first.final[1]), **PRECISE)
+        run = af.solve(flow, LOSS, first.final_state[0], steps, start=(begin, first.final_state[1]), **PRECISE)
         np.testing.assert_array_equal(run.iterations, np.arange(begin, steps + 1))
         iterates = af.iterate(record, LOSS, START, steps)
         np.testing.assert_array_equal(run.params[0], iterates.params[begin])
@@ -165,11 +165,13 @@ def test_failure_orders_and_records_that_have_none(unchecked):
     with pytest.raises(ValueError, match="order must be a whole number of at least 1, got 0"):
         af.ModifiedFlow(af.adam(1e-3), 0)
     with pytest.raises(
-        TypeError, match=r"ModifiedFlow needs stages made of moving averages, but AMSGradStage .* take af\.MapFlow"
+        TypeError,
+        match=r"ModifiedFlow needs stages made of moving averages, but AMSGradStage .* take af\.InterpolatingFlow",
     ):
         af.ModifiedFlow(af.Optimizer(1e-3, (AMSGradStage(0.99, 0.9),)))
     with pytest.raises(
-        TypeError, match=r"ModifiedFlow needs constant decays, but one of AdaFomStage depends .* take af\.MapFlow"
+        TypeError,
+        match=r"ModifiedFlow needs constant decays, but one of AdaFomStage depends .* take af\.InterpolatingFlow",
     ):
         af.ModifiedFlow(af.Optimizer(1e-3, (AdaFomStage(0.9),)))
 
@@ -226,7 +228,7 @@ def test_order_of_a_drifting_scale_is_two_at_equal_decays(beta, gamma, order):
     for eta in (0.004, 0.002):
         ends = [
             af.iterate(
-                af.adam(eta, beta, gamma),
+                af.adam(eta, beta=beta, gamma=gamma),
                 Drifting(LOSS, jnp.asarray(c * eta)),
                 START,
                 round(SPAN / 0.002),

@@ -65,15 +65,15 @@ def by_modulus(values):
     [(*pair, 0.0, 1.0) for pair in STABLE + UNSTABLE] + [(0.9, 0.5, 0.01, 2.0), (0.9, 0.5, 0.027, 2.0)],
 )
 def test_formula_two_cycle_of_adam_its_size_multipliers_and_stability(beta, gamma, epsilon, curvature):
-    optimizer = af.adam(ETA, beta, gamma, epsilon)
-    cycle = two_cycle(ETA, beta, gamma, epsilon, curvature)
+    optimizer = af.adam(ETA, beta=beta, gamma=gamma, epsilon=epsilon)
+    cycle = two_cycle(ETA, beta=beta, gamma=gamma, epsilon=epsilon, curvature=curvature)
     amplitude = float(cycle.amplitude)
     guess = on_cycle(optimizer, {"x": jnp.asarray(1.02 * amplitude)}, gamma, {"x": curvature})
     orbit = periodic_orbit(optimizer, bowl(curvature), guess, 2)
     assert orbit.converged
     assert orbit.period == 2
     np.testing.assert_allclose(orbit.points[0]["x"], [amplitude, -amplitude], rtol=1e-8)
-    squares = np.roots([1, *cycle.half_period]) ** 2
+    squares = np.roots([1, *cycle.half_period_polynomial]) ** 2
     expected = squares if gamma > 0 else squares[np.abs(squares) > 1e-12]
     np.testing.assert_allclose(by_modulus(orbit.multipliers), by_modulus(expected), atol=1e-6)
     assert orbit.stable == cycle.stable
@@ -82,10 +82,10 @@ def test_formula_two_cycle_of_adam_its_size_multipliers_and_stability(beta, gamm
 
 @pytest.mark.parametrize(("beta", "gamma"), STABLE + UNSTABLE)
 def test_identity_the_optimizer_stays_at_stable_cycles_and_leaves_others(beta, gamma):
-    optimizer = af.adam(ETA, beta, gamma, bias_correction=False)
-    cycle = two_cycle(ETA, beta, gamma)
+    optimizer = af.adam(ETA, beta=beta, gamma=gamma, bias_correction=False)
+    cycle = two_cycle(ETA, beta=beta, gamma=gamma)
     amplitude = float(cycle.amplitude)
-    largest = np.abs(np.roots([1, *cycle.half_period])).max()
+    largest = np.abs(np.roots([1, *cycle.half_period_polynomial])).max()
     steps = int(np.ceil(np.log(30) / abs(np.log(largest))))
     steps += steps % 2
     params, state = on_cycle(optimizer, {"x": jnp.asarray(amplitude)}, gamma, {"x": 1.0})
@@ -98,8 +98,10 @@ def test_identity_the_optimizer_stays_at_stable_cycles_and_leaves_others(beta, g
 
 @pytest.mark.parametrize(("beta", "gamma"), [(0.9, 0.1), (0.5, 0.15), (0.999, 0.9)])
 def test_identity_a_run_with_bias_correction_ends_on_stable_cycles_only(beta, gamma):
-    cycle = two_cycle(ETA, beta, gamma)
-    run = af.iterate(af.adam(ETA, beta, gamma), bowl(1.0), {"x": jnp.asarray(0.03)}, 4000, save_at=[3998, 3999, 4000])
+    cycle = two_cycle(ETA, beta=beta, gamma=gamma)
+    run = af.iterate(
+        af.adam(ETA, beta=beta, gamma=gamma), bowl(1.0), {"x": jnp.asarray(0.03)}, 4000, save_at=[3998, 3999, 4000]
+    )
     last = np.abs(run.params["x"])
     assert np.allclose(last, float(cycle.amplitude), rtol=1e-6) == cycle.stable
 
@@ -111,9 +113,9 @@ decays = st.floats(1e-3, 0.999)
 def test_formula_stability_is_that_of_the_roots_and_birth_is_at_the_adaptive_edge(beta, gamma, ratio, curvature):
     birth = ETA * curvature / adaptive_edge(gamma)
     assume(abs(ratio - 1) > 1e-6)
-    cycle = two_cycle(ETA, beta, gamma, ratio * birth, curvature)
+    cycle = two_cycle(ETA, beta=beta, gamma=gamma, epsilon=ratio * birth, curvature=curvature)
     assert (cycle.amplitude > 0) == (ratio < 1)
-    largest = np.abs(np.roots([1, *cycle.half_period])).max()
+    largest = np.abs(np.roots([1, *cycle.half_period_polynomial])).max()
     if ratio < 1 and abs(largest - 1) > 1e-9:
         assert cycle.stable == (largest < 1)
     assert ratio < 1 or not cycle.stable
@@ -123,11 +125,11 @@ def test_formula_stability_is_that_of_the_roots_and_birth_is_at_the_adaptive_edg
 def test_formula_border_of_stability_at_epsilon_0(gamma):
     border = (1 - 3 * gamma) / (gamma * (3 - gamma))
     assume(1e-6 < border < 1 - 1e-6)
-    roots = np.roots([1, *two_cycle(ETA, border, gamma).half_period])
+    roots = np.roots([1, *two_cycle(ETA, beta=border, gamma=gamma).half_period_polynomial])
     pair = roots[np.abs(roots.imag) > 1e-9]
     np.testing.assert_allclose(np.abs(pair), [1, 1], atol=1e-9)
-    assert two_cycle(ETA, border * (1 - 1e-6), gamma).stable
-    assert not two_cycle(ETA, border * (1 + 1e-6), gamma).stable
+    assert two_cycle(ETA, beta=border * (1 - 1e-6), gamma=gamma).stable
+    assert not two_cycle(ETA, beta=border * (1 + 1e-6), gamma=gamma).stable
 
 
 @given(decays, decays)
@@ -145,18 +147,18 @@ def test_formula_no_other_2_cycle_at_epsilon_0(beta, gamma):
 
 def test_identity_two_cycle_numpy_in_float64_and_jax_under_jit_and_vmap():
     betas, gammas = np.array([0.5, 0.9, 0.999]), np.array([0.1, 0.9])
-    grid = two_cycle(ETA, betas[:, None], gammas, 1e-3)
+    grid = two_cycle(ETA, beta=betas[:, None], gamma=gammas, epsilon=1e-3)
     assert grid.amplitude.shape == grid.stable.shape == (3, 2)
-    assert grid.half_period.shape == (3, 2, 3)
-    row = jax.vmap(lambda b, g: two_cycle(ETA, b, g, 1e-3), (None, 0))
+    assert grid.half_period_polynomial.shape == (3, 2, 3)
+    row = jax.vmap(lambda b, g: two_cycle(ETA, beta=b, gamma=g, epsilon=1e-3), (None, 0))
     traced = jax.jit(jax.vmap(row, (0, None)))(jnp.asarray(betas), jnp.asarray(gammas))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), traced, grid)
-    assert two_cycle(ETA, jnp.float32(0.9), 0.1).amplitude.dtype == jnp.float32
+    assert two_cycle(ETA, beta=jnp.float32(0.9), gamma=0.1).amplitude.dtype == jnp.float32
 
 
 def test_formula_fixed_point_with_weight_decay_and_epsilon():
     decay, epsilon, beta, gamma, curvature, centre = 0.5, 0.2, 0.9, 0.5, 2.0, 1.0
-    optimizer = af.adamw(0.01, beta, gamma, epsilon, weight_decay=decay)
+    optimizer = af.adamw(0.01, beta=beta, gamma=gamma, epsilon=epsilon, weight_decay=decay)
     orbit = periodic_orbit(optimizer, bowl(curvature, centre), {"x": jnp.asarray(0.0)}, 1)
 
     def rest(x):
@@ -182,23 +184,25 @@ def test_formula_fixed_point_with_weight_decay_and_epsilon():
 
 def test_formula_cycle_in_several_dimensions_of_a_pytree():
     beta, gamma, epsilon = 0.9, 0.1, 1e-3
-    optimizer = af.adam(ETA, beta, gamma, epsilon)
+    optimizer = af.adam(ETA, beta=beta, gamma=gamma, epsilon=epsilon)
     curvature = {"a": jnp.array([1.0, 5.0]), "b": jnp.array(0.5)}
     loss = Bowl(curvature, jax.tree.map(jnp.zeros_like, curvature))
-    cycles = jax.tree.map(lambda s: two_cycle(ETA, beta, gamma, epsilon, np.asarray(s)), curvature)
+    cycles = jax.tree.map(
+        lambda s: two_cycle(ETA, beta=beta, gamma=gamma, epsilon=epsilon, curvature=np.asarray(s)), curvature
+    )
     amplitude = {name: jnp.asarray(cycle.amplitude) for name, cycle in cycles.items()}
     guess = on_cycle(optimizer, jax.tree.map(lambda a: 0.98 * a, amplitude), gamma, curvature)
     orbit = periodic_orbit(optimizer, loss, guess, 2)
     assert orbit.stable
     for name, expected in amplitude.items():
         np.testing.assert_allclose(orbit.points[0][name], jnp.stack([expected, -expected]), rtol=1e-9)
-    halves = np.concatenate([np.reshape(cycle.half_period, (-1, 3)) for cycle in cycles.values()])
+    halves = np.concatenate([np.reshape(cycle.half_period_polynomial, (-1, 3)) for cycle in cycles.values()])
     squares = np.concatenate([np.roots([1, *half]) ** 2 for half in halves])
     np.testing.assert_allclose(by_modulus(orbit.multipliers), by_modulus(squares), atol=1e-8)
 
 
 def test_identity_a_search_for_period_2_that_finds_a_fixed_point_says_so():
-    optimizer = af.adam(ETA, 0.9, 0.5, epsilon=0.1)
+    optimizer = af.adam(ETA, beta=0.9, gamma=0.5, epsilon=0.1)
     orbit = periodic_orbit(optimizer, bowl(1.0), {"x": jnp.asarray(0.01)}, 2, settle=20)
     assert (orbit.period, orbit.searched, orbit.stable) == (1, 2, True)
     assert orbit.points[0]["x"].shape == (1,)
@@ -219,8 +223,8 @@ def test_identity_a_long_period_is_reduced_to_the_least_one(caplog):
             "Finished XLA compilation of jit(_newton)" in record.getMessage() for record in caplog.records
         )
 
-    optimizer = af.adam(ETA, 0.9, 0.1)
-    amplitude = jnp.asarray(0.99 * two_cycle(ETA, 0.9, 0.1).amplitude)
+    optimizer = af.adam(ETA, beta=0.9, gamma=0.1)
+    amplitude = jnp.asarray(0.99 * two_cycle(ETA, beta=0.9, gamma=0.1).amplitude)
     guess = on_cycle(optimizer, {"x": amplitude}, 0.1, {"x": 1.0})
     short, compiled = search(2)
     assert compiled
@@ -248,14 +252,14 @@ def test_failure_fixed_points_without_derivative_have_no_multipliers(make):
 
 
 def test_identity_a_coordinate_without_gradient_has_a_derivative():
-    optimizer = af.adamw(ETA, 0.9, 0.5, weight_decay=0.1)
+    optimizer = af.adamw(ETA, beta=0.9, gamma=0.5, weight_decay=0.1)
     orbit = periodic_orbit(optimizer, bowl(0.0), {"x": jnp.asarray(0.0)}, 1)
     assert (orbit.stable, orbit.reason) == (True, "")
     np.testing.assert_allclose(orbit.multipliers, [1 - 0.1 * ETA, 0.9, 0.5], rtol=1e-12)
 
 
 def test_failure_newton_far_from_any_orbit():
-    optimizer = af.adam(ETA, 0.999, 0.9)
+    optimizer = af.adam(ETA, beta=0.999, gamma=0.9)
     orbit = periodic_orbit(optimizer, bowl(1.0), {"x": jnp.asarray(3.0)}, 2, settle=5, max_steps=3)
     assert not orbit.converged
     assert not orbit.stable
@@ -281,4 +285,4 @@ def test_failure_of_maps_that_depend_on_the_iteration_and_of_guesses():
     with pytest.raises(ValueError, match="outside of jit and vmap"):
         jax.jit(lambda x: periodic_orbit(optimizer, loss, {"x": x}, 1).residual)(0.5)
     with pytest.raises(ValueError, match=r"curvature must lie in \(0, inf\), got -1.0; at a maximum"):
-        two_cycle(ETA, 0.9, 0.1, curvature=-1.0)
+        two_cycle(ETA, beta=0.9, gamma=0.1, curvature=-1.0)

@@ -29,8 +29,8 @@ def run(name, rows=60, scale=1.0):
         iterations=n,
         params=params,
         observed=None,
-        start=jax.tree.map(lambda leaf: leaf[0], params),
-        final=None,
+        initial_params=jax.tree.map(lambda leaf: leaf[0], params),
+        final_state=None,
         outcome=af.Outcome(zero, n[-1]),
         stats=stats,
         name=name,
@@ -92,7 +92,7 @@ def test_identity_errors_draw_the_numbers_of_the_comparisons():
         ax = errors(*pair, relative=relative)
         for line, each in zip(ax.lines, pair, strict=True):
             np.testing.assert_array_equal(line.get_xdata(), each.iterations)
-            np.testing.assert_array_equal(line.get_ydata(), each.relative if relative else each.absolute)
+            np.testing.assert_array_equal(line.get_ydata(), each.relative_error if relative else each.absolute_error)
         assert ax.get_yscale() == "log"
         assert labels(ax) == ["order 1", "order 2"]
         assert ("distance moved" in ax.get_ylabel()) == relative

@@ -193,7 +193,10 @@ def test_failure_runs_without_saved_states_and_things_that_are_no_result():
     for draw, words in (
         (lambda: af.plotting.trajectories(problem, problem), "a run must be what af.iterate or af.solve returned"),
         (lambda: af.plotting.errors(problem), "errors draws what af.compare returned, got Problem"),
-        (lambda: af.plotting.convergence(problem), "convergence draws what af.convergence returned, got Problem"),
+        (
+            lambda: af.plotting.convergence(problem),
+            "convergence draws what af.measure_convergence returned, got Problem",
+        ),
         (lambda: af.plotting.sharpness([0, 1], [1.0, 2.0], "38"), "edge of stability must hold real numbers, got str"),
         (lambda: af.plotting.sharpness([0, 1], [np.nan, np.nan], 38.0), "values must hold a finite number"),
         (

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import adamflow as af
-from adamflow.optimizers import TensorRMSpropStage
+from adamflow.optimizers import PerTensorRMSpropStage
 from conftest import SEED
 
 GAMMAS = st.floats(0.0, 0.995)
@@ -19,13 +19,13 @@ QUOTIENT = af.problems.rayleigh(dimension=12)
 
 
 def adamw(gamma=0.9, **options):
-    return af.adamw(1e-2, 0.99, gamma, **({"weight_decay": 0.5, "granularity": "tensor"} | options))
+    return af.adamw(1e-2, beta=0.99, gamma=gamma, **({"weight_decay": 0.5, "second_moment": "per_tensor"} | options))
 
 
 @pytest.fixture(scope="module")
 def run():
     """A noisy run with one v per tensor, and its report."""
-    observe = af.analysis.observe_invariance(QUOTIENT.scale_invariant, vectors=True)
+    observe = af.analysis.invariance_observer(QUOTIENT.scale_invariant, vectors=True)
     trajectory = af.iterate(
         adamw(), QUOTIENT.loss, QUOTIENT.params, 60, observe=observe, batches=QUOTIENT.batches(1, seed=SEED)
     )
@@ -202,7 +202,7 @@ def test_formula_equivalent_two_adam(gamma, mean_square):
 
 
 def test_formula_second_moment_with_a_start():
-    stage = TensorRMSpropStage(0.9, start=4.0)
+    stage = PerTensorRMSpropStage(0.9, start=4.0)
     record, v = af.Optimizer(0.1, (stage,)), 4.0
     state = record.initial_state(jnp.zeros(2))
     for n, x in enumerate(([1.0, 3.0], [0.0, 2.0])):
@@ -219,7 +219,9 @@ def test_identity_spheres_keep_the_norm_and_leave_the_rest_to_its_optimizer():
 
     params = {"w": problem.params, "free": jnp.array([1.0, -2.0])}
     two_adam = af.analysis.equivalent_two_adam(adamw(0.5))
-    run = af.analysis.iterate_on_spheres(two_adam, loss, params, 20, ["['w']"], rest=af.signsgd(0.1), save_every=5)
+    run = af.analysis.iterate_on_spheres(
+        two_adam, loss, params, 20, ["['w']"], other_optimizer=af.signsgd(0.1), save_every=5
+    )
     np.testing.assert_array_equal(run.iterations, [0, 5, 10, 15, 20])
     np.testing.assert_allclose(run.params["free"], params["free"] - 0.1 * np.array(run.iterations)[:, None], atol=1e-12)
     np.testing.assert_allclose(np.mean(np.square(run.params["w"]), axis=1), 1.0, rtol=1e-12)
@@ -228,16 +230,18 @@ def test_identity_spheres_keep_the_norm_and_leave_the_rest_to_its_optimizer():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("granularity", ["elementwise", "tensor"])
-def test_identity_two_adam_follows_adamw_only_with_the_factor(granularity):
+@pytest.mark.parametrize("second_moment", ["elementwise", "per_tensor"])
+def test_identity_two_adam_follows_adamw_only_with_the_factor(second_moment):
     problem = af.problems.rayleigh(dimension=50)
-    optimizer, mean_square = adamw(granularity=granularity), 1e-2 / (2 * 0.5)
+    optimizer, mean_square = adamw(second_moment=second_moment), 1e-2 / (2 * 0.5)
     start, batches = problem.params * np.sqrt(50 * mean_square), problem.batches(1, seed=SEED)
     reference = af.iterate(optimizer, problem.loss, start, 600, batches=batches)
     ends = []
     for correction in (True, False):
         two_adam = af.analysis.equivalent_two_adam(optimizer, mean_square=mean_square, momentum_correction=correction)
-        run = af.analysis.iterate_on_spheres(two_adam, problem.loss, start, 600, [""], rest=optimizer, batches=batches)
+        run = af.analysis.iterate_on_spheres(
+            two_adam, problem.loss, start, 600, [""], other_optimizer=optimizer, batches=batches
+        )
         ends.append(float(af.analysis.direction_distance(reference, run, [""]).relative[0, -1]))
     print(ends)
     assert ends[0] < 0.15
@@ -249,13 +253,13 @@ def test_identity_two_adam_follows_adamw_only_with_the_factor(granularity):
 def test_formula_quotient_on_200_dimensions_has_the_corrected_norm(gamma):
     """One v per tensor: the corrected law within 1%, that of [GT] further off; elementwise v and no noise: neither."""
     problem, errors = af.problems.rayleigh(dimension=200), {}
-    observe = af.analysis.observe_invariance(problem.scale_invariant)
-    for name, granularity, noise in (
-        ("smooth", "tensor", False),
-        ("noisy", "tensor", True),
+    observe = af.analysis.invariance_observer(problem.scale_invariant)
+    for name, second_moment, noise in (
+        ("smooth", "per_tensor", False),
+        ("noisy", "per_tensor", True),
         ("entry", "elementwise", False),
     ):
-        optimizer = af.adamw(1e-3, 0.999, gamma, weight_decay=0.1, granularity=granularity)
+        optimizer = af.adamw(1e-3, beta=0.999, gamma=gamma, weight_decay=0.1, second_moment=second_moment)
         batches = problem.batches(1, seed=SEED) if noise else None
         run = af.iterate(optimizer, problem.loss, problem.params, 4000, observe=observe, batches=batches)
         last = af.analysis.scale_invariance_report(run, optimizer).isel(iteration=-1, tensor=0)
@@ -270,8 +274,10 @@ def test_formula_quotient_on_200_dimensions_has_the_corrected_norm(gamma):
 @pytest.mark.parametrize(("order", "rate"), [(1, "paper"), (2, "paper"), (1, "exact")])
 def test_formula_flows_have_their_own_factor(order, rate):
     problem = af.problems.rayleigh(dimension=30)
-    observe = af.analysis.observe_invariance(problem.scale_invariant)
-    flow = af.PaperFlow(af.adamw(1e-3, 0.999, 0.8, weight_decay=0.1, granularity="tensor"), order, rate)
+    observe = af.analysis.invariance_observer(problem.scale_invariant)
+    flow = af.GouldTanakaFlow(
+        af.adamw(1e-3, beta=0.999, gamma=0.8, weight_decay=0.1, second_moment="per_tensor"), order, rate
+    )
     options = dict(observe=observe, rtol=1e-8, solver=diffrax.Tsit5())
     run = af.solve(flow, problem.loss, 3 * problem.params, 1000, **options)
     report = af.analysis.scale_invariance_report(run, flow)
@@ -295,7 +301,10 @@ def test_formula_flows_have_their_own_factor(order, rate):
         (lambda: af.analysis.equivalent_two_adam(af.kadam(2, 0.1)), "'2-adam' has another form"),
         (lambda: af.problems.rayleigh(1), "dimension must be a whole number of at least 2, got 1"),
         (lambda: af.problems.rayleigh(3, spread=-1.0), r"spread must lie in \[0, inf\), got -1.0"),
-        (lambda: TensorRMSpropStage(0.9, start=-1.0), r"start must lie in \[0, inf\), got -1.0; it is a mean square"),
+        (
+            lambda: PerTensorRMSpropStage(0.9, start=-1.0),
+            r"start must lie in \[0, inf\), got -1.0; it is a mean square",
+        ),
     ],
 )
 def test_failure_bad_numbers_are_named(make, words, unchecked):
@@ -307,12 +316,14 @@ def test_failure_report_of_other_runs_and_records(run, unchecked):
     trajectory, _ = run
     report = af.analysis.scale_invariance_report
     bare = dataclasses.replace(trajectory, observed=jnp.zeros(61))
-    with pytest.raises(ValueError, match=r"observe=af.analysis.observe_invariance\(problem.scale_invariant\)"):
+    with pytest.raises(ValueError, match=r"observe=af.analysis.invariance_observer\(problem.scale_invariant\)"):
         report(bare, adamw())
     with pytest.raises(ValueError, match="'2-adam' has another form, or is a batch"):
         report(trajectory, af.kadam(2, 0.1))
-    with pytest.raises(TypeError, match="model must be the optimizer that ran, or its PaperFlow, got MapFlow"):
-        report(trajectory, af.MapFlow(adamw()))
+    with pytest.raises(
+        TypeError, match="model must be the optimizer that ran, or its GouldTanakaFlow, got InterpolatingFlow"
+    ):
+        report(trajectory, af.InterpolatingFlow(adamw()))
     batch = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), trajectory)
     with pytest.raises(ValueError, match="takes one run, got a batch"):
         report(batch, adamw())
@@ -333,7 +344,9 @@ def test_failure_unknown_names(run):
     with pytest.raises(ValueError, match="must be one run, outside of jit, that holds its parameters"):
         af.analysis.direction_distance(trajectory, rows, [""])
     with pytest.raises(ValueError, match="save_every must divide steps=5, got 2"):
-        af.analysis.iterate_on_spheres(adamw(), QUOTIENT.loss, QUOTIENT.params, 5, [""], rest=adamw(), save_every=2)
+        af.analysis.iterate_on_spheres(
+            adamw(), QUOTIENT.loss, QUOTIENT.params, 5, [""], other_optimizer=adamw(), save_every=2
+        )
 
 
 @pytest.mark.slow
@@ -342,6 +355,6 @@ def test_failure_of_a_run_on_spheres_is_said():
         return -w[0] / jnp.sqrt(jnp.sum(w**2)) * jnp.where(w[0] > 0.5, jnp.nan, 1.0)
 
     record = af.Optimizer(0.2, adamw(0.5).stages)
-    run = af.analysis.iterate_on_spheres(record, loss, jnp.array([-1.0, 1.0]), 30, [""], rest=record)
+    run = af.analysis.iterate_on_spheres(record, loss, jnp.array([-1.0, 1.0]), 30, [""], other_optimizer=record)
     assert run.outcome.name == "not_finite"
-    assert 0 < float(run.outcome.iteration) < 30
+    assert 0 < float(run.outcome.last_valid_iteration) < 30

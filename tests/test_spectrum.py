@@ -59,7 +59,7 @@ def test_formula_discrete_step_has_the_2x2_blocks_and_beta(iteration):
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_formula_flows_have_their_blocks_and_the_filters_rate(order):
-    flow = af.PaperFlow(adamw(), order=order)
+    flow = af.GouldTanakaFlow(adamw(), order=order)
     params, memory = at_rest(flow.optimizer)
     state = af.FlowState(params, params if order == 2 else None, memory.filters)
     spectrum = jacobian_spectrum(flow, quadratic, state, iteration=math.inf, count=8 + 4 * order)
@@ -77,8 +77,8 @@ def test_formula_flows_have_their_blocks_and_the_filters_rate(order):
 @pytest.fixture(scope="module")
 def chain():
     """A loss, and a state on the way, for an optimizer whose epsilon is not small there."""
-    problem, optimizer = af.problems.chain(12), af.adam(0.02, 0.9, 0.5, epsilon=0.1)
-    return problem.loss, optimizer, af.iterate(optimizer, problem.loss, problem.params, 20, save_at=[20]).final
+    problem, optimizer = af.problems.chain(12), af.adam(0.02, beta=0.9, gamma=0.5, epsilon=0.1)
+    return problem.loss, optimizer, af.iterate(optimizer, problem.loss, problem.params, 20, save_at=[20]).final_state
 
 
 def test_formula_epsilon_as_in_a_step_written_by_hand(chain):
@@ -97,7 +97,7 @@ def test_formula_epsilon_as_in_a_step_written_by_hand(chain):
     for epsilon in (0.0, 0.1):
         expected = np.linalg.eigvals(jacobian(flat, epsilon))
         expected = expected[np.argsort(-np.abs(expected))]
-        optimizer = af.adam(0.02, 0.9, 0.5, epsilon=epsilon)
+        optimizer = af.adam(0.02, beta=0.9, gamma=0.5, epsilon=epsilon)
         spectrum = jacobian_spectrum(optimizer, loss, state, iteration=20, count=36)
         np.testing.assert_allclose(np.abs(spectrum.values), np.abs(expected), atol=1e-9)
         np.testing.assert_allclose(ordered(spectrum.values), ordered(expected), atol=1e-7)
@@ -108,7 +108,7 @@ def test_identity_arnoldi_is_dense(chain, kind):
     loss, optimizer, state = chain
     model, iteration = optimizer, 20
     if kind != "discrete":
-        model = af.PaperFlow(optimizer, order=kind)
+        model = af.GouldTanakaFlow(optimizer, order=kind)
         zeros = jnp.zeros_like(state[0]) if kind == 2 else None
         state = af.FlowState(state[0], zeros, state[1].filters)
     dense = jacobian_spectrum(model, loss, state, iteration=iteration, count=6, method="dense")
@@ -122,7 +122,7 @@ def test_identity_arnoldi_is_dense(chain, kind):
 
 @pytest.mark.parametrize(("dtype", "rate"), [(jnp.float32, 1e-25), (jnp.float64, 1e-200)])
 def test_formula_rates_whose_squares_underflow(dtype, rate):
-    flow, params = af.PaperFlow(af.sgd(jnp.asarray(rate, dtype))), jnp.ones(12, dtype)
+    flow, params = af.GouldTanakaFlow(af.sgd(jnp.asarray(rate, dtype))), jnp.ones(12, dtype)
     curvature = jnp.arange(1.0, 13.0, dtype=dtype)
 
     def loss(params):
@@ -149,7 +149,7 @@ def test_identity_arnoldi_with_as_many_vectors_as_entries_is_dense(record, dtype
     run = af.iterate(record, loss, params, 20)
     for count in (1, 2):
         dense, arnoldi = (
-            jacobian_spectrum(record, loss, run.final, iteration=20, count=count, method=method)
+            jacobian_spectrum(record, loss, run.final_state, iteration=20, count=count, method=method)
             for method in ("dense", "arnoldi")
         )
         np.testing.assert_allclose(arnoldi.values, dense.values, rtol=1e-4)
@@ -161,12 +161,12 @@ def test_identity_dense_under_jit_and_vmap(chain):
     loss, _, state = chain
 
     def of_rate(rate):
-        return jacobian_spectrum(af.adam(rate, 0.9, 0.5, epsilon=0.1), loss, state, iteration=20, count=3)
+        return jacobian_spectrum(af.adam(rate, beta=0.9, gamma=0.5, epsilon=0.1), loss, state, iteration=20, count=3)
 
     rates = jnp.array([0.02, 0.2])
     batch = jax.jit(jax.vmap(of_rate))(rates)
     assert batch.values.shape == batch.residuals.shape == (2, 3)
-    assert batch.cuts_pair.shape == (2,)
+    assert batch.splits_conjugate_pair.shape == (2,)
     for place, rate in enumerate(rates):
         np.testing.assert_allclose(batch.values[place], of_rate(rate).values, atol=1e-10)
 
@@ -174,14 +174,14 @@ def test_identity_dense_under_jit_and_vmap(chain):
 @pytest.mark.parametrize("method", ["dense", "arnoldi"])
 def test_identity_a_factor_in_front_of_the_loss_changes_nothing_in_float32(chain, method):
     loss, _, (params, memory) = chain
-    exact = jacobian_spectrum(af.adam(0.02, 0.9, 0.5), loss, (params, memory), iteration=20, count=2)
+    exact = jacobian_spectrum(af.adam(0.02, beta=0.9, gamma=0.5), loss, (params, memory), iteration=20, count=2)
     factor = 1e-5
     filters = memory.filters[0]
     scaled = {"first_moment": factor * filters["first_moment"], "second_moment": factor**2 * filters["second_moment"]}
     state = (params, eqx.tree_at(lambda s: s.filters[0], memory, scaled))
     single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), state)
     spectrum = jacobian_spectrum(
-        af.adam(0.02, 0.9, 0.5), Scaled(loss, factor), single, iteration=20, count=2, method=method
+        af.adam(0.02, beta=0.9, gamma=0.5), Scaled(loss, factor), single, iteration=20, count=2, method=method
     )
     assert spectrum.values.dtype == jnp.complex64
     np.testing.assert_allclose(spectrum.values, exact.values, atol=2e-4)
@@ -202,7 +202,7 @@ def test_identity_a_conjugate_pair_that_is_cut_says_so(method):
     start, memory = at_rest(optimizer)
     for count, cut in ((1, True), (2, False), (3, True)):
         spectrum = jacobian_spectrum(optimizer, loss, (start, memory), iteration=math.inf, count=count, method=method)
-        assert bool(spectrum.cuts_pair) == cut
+        assert bool(spectrum.splits_conjugate_pair) == cut
         assert ("a conjugate is left out" in str(spectrum)) == cut
         assert np.all(np.imag(spectrum.values[::2]) > 0)
         np.testing.assert_array_equal(spectrum.values[1:2], np.conj(spectrum.values[:1])[: count - 1])
@@ -244,7 +244,7 @@ def test_identity_residual_is_what_it_says(chain, max_products):
 @pytest.mark.slow
 def test_identity_residual_on_a_transformer_with_all_its_parameters():
     problem = af.problems.char_transformer(layers=1, heads=1, width=4, context=4, batch_size=2)
-    optimizer = af.adam(1e-3, 0.99, 0.9, epsilon=1e-3)
+    optimizer = af.adam(1e-3, beta=0.99, gamma=0.9, epsilon=1e-3)
     gradient = jax.jit(lambda params: jax.grad(problem.loss)(params))(problem.params)
     _, memory = optimizer.update(gradient, optimizer.initial_state(problem.params), 0)
     state = (problem.params, memory)
@@ -260,7 +260,7 @@ def test_identity_other_memory_belongs_to_the_state_and_whole_numbers_do_not(cha
     loss, params = quadratic, jnp.ones(4)
     optimizer = af.Optimizer(ETA, (AdanStage(0.9, 0.8, 0.99), AMSGradStage(0.99, 0.9)), epsilon=EPSILON)
     memory = jax.tree.map(lambda leaf: leaf + 0.5, optimizer.initial_state(params))
-    assert memory.previous[1] is None
+    assert memory.previous_inputs[1] is None
     # Of each parameter: itself, Adan's three filters and last gradient, AMSGrad's two filters and maximum.
     spectrum = jacobian_spectrum(optimizer, loss, (params, memory), iteration=1, count=4 * 8)
     assert spectrum.products == 4 * 8
@@ -297,7 +297,7 @@ def test_failure_there_is_no_jacobian_at_a_minimum_without_epsilon(make):
     flat = jacobian_spectrum(optimizer, af.problems.quadratic(zeros).loss, state, iteration=math.inf, count=4)
     np.testing.assert_array_equal(flat.values, [1] * 4)
     if make is af.adam:
-        flow = af.PaperFlow(optimizer)
+        flow = af.GouldTanakaFlow(optimizer)
         with pytest.raises(ValueError, match=r"does not exist at this state: .* where v = 0; use epsilon > 0"):
             jacobian_spectrum(flow, quadratic, flow.initial_state(quadratic, zeros), iteration=math.inf)
         traced = jax.jit(lambda rate: jacobian_spectrum(af.adam(rate), quadratic, state, iteration=math.inf, count=2))
@@ -309,7 +309,7 @@ def test_failure_there_is_no_jacobian_at_a_minimum_without_epsilon(make):
 def test_failure_states_of_another_model():
     optimizer = adamw()
     state = at_rest(optimizer)
-    flow = af.PaperFlow(optimizer, order=2)
+    flow = af.GouldTanakaFlow(optimizer, order=2)
     of_order_1 = af.FlowState(state[0], None, state[1].filters)
     for wrong, got in ((state, r"\(params, OptimizerState\) of the discrete step"), (of_order_1, "FlowState")):
         with pytest.raises(

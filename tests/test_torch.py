@@ -57,7 +57,7 @@ def step(optimizer, params, state, gradient, n):
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
 @pytest.mark.parametrize("epsilon", [0.0, 1e-3])
 def test_identity_kadam_of_both_libraries_agree(k, strategy, epsilon):
-    ours = af.kadam(k, 1e-2, 0.99, 0.8, epsilon, weight_decay=0.3, strategy=strategy)
+    ours = af.kadam(k, 1e-2, beta=0.99, gamma=0.8, epsilon=epsilon, weight_decay=0.3, strategy=strategy)
     params = parameters()
     path = follow(KAdam(params, 1e-2, (0.8, 0.99), epsilon, 0.3, k=k, strategy=strategy), params)
     leaves = [jnp.asarray(param.detach().numpy()) for param in parameters()]

@@ -56,7 +56,7 @@ every_direction = eqx.filter_jit(directions)
 
 def adam(beta, gamma, **options):
     # Updates of 1e150 shall not make the run diverge.
-    return af.adam(1e-200, beta, gamma, **options)
+    return af.adam(1e-200, beta=beta, gamma=gamma, **options)
 
 
 @eqx.filter_jit
@@ -64,7 +64,7 @@ def flow_directions(rate, bias_correction, beta, gamma, signal, end, jumps=None)
     """The directions at the time `end` of flows, each integrated with its signal as the gradient."""
 
     def direction(beta, gamma, signal):
-        flow = af.PaperFlow(adam(beta, gamma, bias_correction=bias_correction), rate=rate)
+        flow = af.GouldTanakaFlow(adam(beta=beta, gamma=gamma, bias_correction=bias_correction), rate=rate)
         params = jnp.ones(jnp.shape(signal.start))
         start = flow.initial_state(lambda p: linear(p, signal.start), params)
         term = diffrax.ODETerm(lambda t, y, args: flow.vector_field(t, y, lambda p: linear(p, signal(t))))
@@ -87,11 +87,13 @@ def test_formula_discrete_optimizer_attains_its_bound_in_every_coordinate(end, b
     factors = jnp.array([1.0, -1e-3, 0.0])
 
     def attained(beta, gamma):
-        gradients = af.analysis.worst_case_gradients(beta, gamma, end + 1)
-        return directions(adam(beta, gamma, bias_correction=bias_correction), gradients[:, None] * factors, [end])[0]
+        gradients = af.analysis.worst_case_gradients(end + 1, beta=beta, gamma=gamma)
+        return directions(
+            adam(beta=beta, gamma=gamma, bias_correction=bias_correction), gradients[:, None] * factors, [end]
+        )[0]
 
     betas, gammas = jnp.append(BETAS, 0.9), jnp.append(GAMMAS, 0.0)
-    bounds = af.analysis.update_bound(betas, gammas, end, "discrete", bias_correction=bias_correction)
+    bounds = af.analysis.update_bound(end, beta=betas, gamma=gammas, kind="discrete", bias_correction=bias_correction)
     np.testing.assert_allclose(jax.vmap(attained)(betas, gammas), bounds[:, None] * jnp.sign(factors), rtol=1e-12)
 
 
@@ -99,16 +101,20 @@ def test_formula_discrete_optimizer_attains_its_bound_in_every_coordinate(end, b
 def test_formula_bound_without_bias_correction(kind):
     n = np.array([0, 1, 100, 10_000])
     beta, gamma = np.asarray(BETAS)[:, None], np.asarray(GAMMAS)[:, None]
-    plain = af.analysis.log_update_bound(beta, gamma, n, kind, bias_correction=False)
+    plain = af.analysis.log_update_bound(n, beta=beta, gamma=gamma, kind=kind, bias_correction=False)
     bias = np.log1p(-(beta ** (n + 1))) / 2 - np.log1p(-(gamma ** (n + 1)))
-    np.testing.assert_allclose(plain + bias, af.analysis.log_update_bound(beta, gamma, n, kind), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        plain + bias, af.analysis.log_update_bound(n, beta=beta, gamma=gamma, kind=kind), rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(("rate", "bias_correction"), [("exact", True), ("paper", False)])
 def test_formula_flow_attains_its_bound_and_not_if_the_first_gradient_continues_the_signal(rate, bias_correction):
-    signals = af.analysis.worst_case_gradients(BETAS, GAMMAS, 101, "flow", rate)
+    signals = af.analysis.worst_case_gradients(101, beta=BETAS, gamma=GAMMAS, kind="flow", rate=rate)
     run = eqx.Partial(flow_directions, rate, bias_correction, BETAS, GAMMAS)
-    bounds = af.analysis.update_bound(BETAS, GAMMAS, 100, "flow", rate, bias_correction=bias_correction)
+    bounds = af.analysis.update_bound(
+        100, beta=BETAS, gamma=GAMMAS, kind="flow", rate=rate, bias_correction=bias_correction
+    )
     np.testing.assert_allclose(run(signals, 100.0), bounds, rtol=1e-7)
     continued = eqx.tree_at(lambda signal: signal.start, signals, signals(0.0))
     slow = (GAMMAS == 0.99) & (BETAS == 0.9)
@@ -117,7 +123,9 @@ def test_formula_flow_attains_its_bound_and_not_if_the_first_gradient_continues_
 
 @pytest.mark.parametrize("rate", ["exact", "paper"])
 def test_formula_shape_of_the_signal(rate):
-    signal = af.analysis.worst_case_gradients(np.array([[0.9], [0.95]]), np.array([0.5, 0.99]), 21, "flow", rate)
+    signal = af.analysis.worst_case_gradients(
+        21, beta=np.array([[0.9], [0.95]]), gamma=np.array([0.5, 0.99]), kind="flow", rate=rate
+    )
     beta, gamma = np.array([[0.9], [0.95]]), np.array([0.5, 0.99])
     of_beta, of_gamma = ((1 - x) / x if rate == "paper" else -np.log(x) for x in (beta, gamma))
     np.testing.assert_allclose(signal.start / signal(0.0), (1 - gamma) / (1 - beta) * of_beta / of_gamma, rtol=1e-12)
@@ -127,23 +135,25 @@ def test_formula_shape_of_the_signal(rate):
 
 
 def test_formula_sequence_is_geometric_with_largest_entry_1():
-    gradients = af.analysis.worst_case_gradients(np.array([0.5, 0.999]), np.array([0.9, 0.5]), 901)
+    gradients = af.analysis.worst_case_gradients(901, beta=np.array([0.5, 0.999]), gamma=np.array([0.9, 0.5]))
     assert gradients.shape == (901, 2)
     assert gradients.max() == gradients[0, 0] == gradients[-1, 1] == 1
     np.testing.assert_allclose(gradients[1:300, 0] / gradients[:299, 0], 0.5 / 0.9, rtol=1e-11)
     np.testing.assert_allclose(gradients[-299:, 1] / gradients[-300:-1, 1], 0.999 / 0.5, rtol=1e-11)
-    np.testing.assert_array_equal(af.analysis.worst_case_gradients(0.9, 0.0, 3), [0.0, 0.0, 1.0])
+    np.testing.assert_array_equal(af.analysis.worst_case_gradients(3, beta=0.9, gamma=0.0), [0.0, 0.0, 1.0])
 
 
 def test_identity_jit_and_dtype():
     for kind in ("discrete", "flow"):
-        plain = af.analysis.worst_case_gradients(0.95, 0.99, 50, kind)
-        traced = jax.jit(lambda b, g, kind=kind: af.analysis.worst_case_gradients(b, g, 50, kind))(0.95, 0.99)
+        plain = af.analysis.worst_case_gradients(50, beta=0.95, gamma=0.99, kind=kind)
+        traced = jax.jit(lambda b, g, kind=kind: af.analysis.worst_case_gradients(50, beta=b, gamma=g, kind=kind))(
+            0.95, 0.99
+        )
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), traced, plain)
-    single = af.analysis.worst_case_gradients(jnp.float32(0.95), 0.99, 50)
+    single = af.analysis.worst_case_gradients(50, beta=jnp.float32(0.95), gamma=0.99)
     assert single.dtype == jnp.float32
     with jax.enable_x64(False):
-        assert af.analysis.worst_case_gradients(0.95, 0.99, 50).dtype == jnp.float32
+        assert af.analysis.worst_case_gradients(50, beta=0.95, gamma=0.99).dtype == jnp.float32
 
 
 signs = st.sampled_from([-1.0, 0.0, 1.0])
@@ -155,8 +165,8 @@ rows = st.tuples(
 
 @given(decays, rows)
 def test_identity_no_gradients_exceed_the_discrete_bound_at_any_iteration(pair, gradients):
-    updates = every_direction(adam(*map(jnp.asarray, pair)), gradients)
-    bounds = af.analysis.update_bound(*pair, np.arange(STEPS), "discrete")
+    updates = every_direction(adam(beta=jnp.asarray(pair[0]), gamma=jnp.asarray(pair[1])), gradients)
+    bounds = af.analysis.update_bound(np.arange(STEPS), beta=pair[0], gamma=pair[1], kind="discrete")
     assert (abs(updates).max(axis=1) <= bounds * (1 + 1e-12)).all()
 
 
@@ -165,10 +175,10 @@ def test_identity_no_gradients_exceed_the_discrete_bound_at_any_iteration(pair, 
 )
 @given(decays, rows)
 def test_identity_kadam_keeps_to_the_bound_of_its_last_stage(k, strategy, pair, gradients):
-    optimizer = af.kadam(k, 1e-200, *map(jnp.asarray, pair), strategy=strategy)
+    optimizer = af.kadam(k, 1e-200, beta=jnp.asarray(pair[0]), gamma=jnp.asarray(pair[1]), strategy=strategy)
     last = optimizer.stages[-1]
     updates = every_direction(optimizer, gradients)
-    bounds = af.analysis.update_bound(last.beta, last.gamma, np.arange(STEPS), "discrete")
+    bounds = af.analysis.update_bound(np.arange(STEPS), beta=last.beta, gamma=last.gamma, kind="discrete")
     assert (abs(updates).max(axis=1) <= bounds * (1 + 1e-12)).all()
 
 
@@ -195,15 +205,17 @@ def test_identity_no_piecewise_signal_exceeds_the_bound_of_the_flow(rate, pair, 
     signal = Piecewise(values[:1], values[None, 1:], jnp.ones(1))
     beta, gamma = (jnp.asarray([decay]) for decay in pair)
     updates = flow_directions(rate, True, beta, gamma, signal, 8.0, jnp.arange(1.0, 8.0))
-    assert abs(updates).max() <= af.analysis.update_bound(*pair, 8.0, "flow", rate) * (1 + 1e-6)
+    assert abs(updates).max() <= af.analysis.update_bound(8.0, beta=pair[0], gamma=pair[1], kind="flow", rate=rate) * (
+        1 + 1e-6
+    )
 
 
 @given(decays, st.integers(0, 2**32 - 1))
 def test_identity_the_worst_case_is_a_maximum(pair, seed):
     """No derivative of the update by a gradient remains, and any change but a common factor lowers the update."""
-    gradients = af.analysis.worst_case_gradients(*pair, 8)
-    optimizer = adam(*map(jnp.asarray, pair))
-    bound = af.analysis.update_bound(*pair, 7, "discrete")
+    gradients = af.analysis.worst_case_gradients(8, beta=pair[0], gamma=pair[1])
+    optimizer = adam(beta=jnp.asarray(pair[0]), gamma=jnp.asarray(pair[1]))
+    bound = af.analysis.update_bound(7, beta=pair[0], gamma=pair[1], kind="discrete")
     update, slope = last_update(optimizer, gradients)
     assert float(update) == pytest.approx(bound, rel=1e-12)
     assert (abs(slope * gradients) <= 1e-12 * bound).all()
@@ -237,16 +249,22 @@ class Passing(af.AbstractStage):
 
 def test_identity_the_last_stage_attains_its_bound_from_its_own_inputs():
     beta, gamma = 0.95, 0.99
-    optimizer = af.Optimizer(1e-3, (Passing(), af.AdamStage(beta, gamma)))
-    updates = directions(optimizer, af.analysis.worst_case_gradients(beta, gamma, 31))
-    assert float(updates[-1]) == pytest.approx(af.analysis.update_bound(beta, gamma, 30, "discrete"), rel=1e-12)
+    optimizer = af.Optimizer(1e-3, (Passing(), af.AdamStage(beta=beta, gamma=gamma)))
+    updates = directions(optimizer, af.analysis.worst_case_gradients(31, beta=beta, gamma=gamma))
+    assert float(updates[-1]) == pytest.approx(
+        af.analysis.update_bound(30, beta=beta, gamma=gamma, kind="discrete"), rel=1e-12
+    )
 
 
 def test_formula_underflow_costs_nothing_where_the_oldest_gradients_are_smallest():
     """At a span beyond 1e308."""
     end = int(np.ceil(800 / np.log(0.999 / 0.5)))
-    updates = directions(adam(0.999, 0.5), af.analysis.worst_case_gradients(0.999, 0.5, end + 1), [end])
-    assert float(updates[0]) == pytest.approx(af.analysis.update_bound(0.999, 0.5, end, "discrete"), rel=1e-12)
+    updates = directions(
+        adam(beta=0.999, gamma=0.5), af.analysis.worst_case_gradients(end + 1, beta=0.999, gamma=0.5), [end]
+    )
+    assert float(updates[0]) == pytest.approx(
+        af.analysis.update_bound(end, beta=0.999, gamma=0.5, kind="discrete"), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize(("beta", "gamma"), [(0.5, 0.7), (0.5, 0.9)])
@@ -255,16 +273,16 @@ def test_failure_lengths_at_which_the_second_moment_underflows(beta, gamma):
     with pytest.raises(
         ValueError, match=r"length must be at most \d+ .* in float64, got 9999: .* would underflow"
     ) as error:
-        af.analysis.worst_case_gradients(beta, gamma, 9999)
+        af.analysis.worst_case_gradients(9999, beta=beta, gamma=gamma)
     longest = int(re.search(r"at most (\d+)", str(error.value))[1])
     with pytest.raises(ValueError, match=f"at most {longest} "):
-        af.analysis.worst_case_gradients(np.array([beta, 0.9]), np.array([gamma, 0.5]), longest + 1)
-    gradients = af.analysis.worst_case_gradients(beta, gamma, longest)
-    bound = af.analysis.update_bound(beta, gamma, longest - 1, "discrete")
-    update, _ = last_update(adam(jnp.asarray(beta), jnp.asarray(gamma)), gradients)
+        af.analysis.worst_case_gradients(longest + 1, beta=np.array([beta, 0.9]), gamma=np.array([gamma, 0.5]))
+    gradients = af.analysis.worst_case_gradients(longest, beta=beta, gamma=gamma)
+    bound = af.analysis.update_bound(longest - 1, beta=beta, gamma=gamma, kind="discrete")
+    update, _ = last_update(adam(beta=jnp.asarray(beta), gamma=jnp.asarray(gamma)), gradients)
     assert float(update) == pytest.approx(bound, rel=1e-12)
-    traced = jax.jit(lambda b, g: af.analysis.worst_case_gradients(b, g, longest * 4 // 3))(beta, gamma)
-    assert last_update(adam(jnp.asarray(beta), jnp.asarray(gamma)), traced)[0] == 0
+    traced = jax.jit(lambda b, g: af.analysis.worst_case_gradients(longest * 4 // 3, beta=b, gamma=g))(beta, gamma)
+    assert last_update(adam(beta=jnp.asarray(beta), gamma=jnp.asarray(gamma)), traced)[0] == 0
 
 
 def test_failure_lengths_in_float32_and_of_the_flow():
@@ -275,7 +293,7 @@ def test_failure_lengths_in_float32_and_of_the_flow():
         ((0.9, 0.99), "flow"),
     ):
         with pytest.raises(ValueError, match="length must be at most") as error:
-            af.analysis.worst_case_gradients(*pair, 10**6, kind)
+            af.analysis.worst_case_gradients(10**6, beta=pair[0], gamma=pair[1], kind=kind)
         lengths.append(int(re.search(r"at most (\d+)", str(error.value))[1]))
     assert lengths[0] < lengths[1] / 8
     # The exact rates make the flow's filters forget as the discrete ones do.
@@ -295,5 +313,6 @@ def test_failure_lengths_in_float32_and_of_the_flow():
     ],
 )
 def test_failure_says_what_to_do(arguments, message):
+    named = dict(zip(("beta", "gamma", "length", "kind", "rate"), arguments, strict=False))
     with pytest.raises(ValueError, match=message):
-        af.analysis.worst_case_gradients(*arguments)
+        af.analysis.worst_case_gradients(**named)

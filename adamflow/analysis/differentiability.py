@@ -53,7 +53,7 @@ def _lacks_derivative(
     marked = _Marked(**{field.name: getattr(optimizer, field.name) for field in dataclasses.fields(Optimizer)})
 
     def direction(record: Optimizer) -> Flat:
-        consume: Any = record.update if isinstance(memory, OptimizerState) else record.read
+        consume: Any = record.update if isinstance(memory, OptimizerState) else record.direction_and_targets
         return ravel_pytree(consume(gradients[0], memory, iteration)[0])[0]
 
     plain, other = direction(optimizer), direction(marked)

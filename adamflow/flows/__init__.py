@@ -2,27 +2,27 @@
 
 from adamflow.flows.averages import FlowState
 from adamflow.flows.central.flow import CentralFlow, CentralSnapshot
-from adamflow.flows.flow import AbstractFlow, Coordinates, Snapshot, Start
-from adamflow.flows.gould_tanaka import PaperFlow
-from adamflow.flows.interpolating import MapFlow, MapState
+from adamflow.flows.flow import AbstractFlow, ChangeOfVariables, Snapshot, Start
+from adamflow.flows.gould_tanaka import GouldTanakaFlow
+from adamflow.flows.interpolating import InterpolatingFlow, InterpolatingState
 from adamflow.flows.memoryless import MemorylessFlow
 from adamflow.flows.modified import ModifiedFlow
-from adamflow.flows.two_branch import EdgeFlow, EdgeSnapshot, EdgeState
+from adamflow.flows.two_branch import TwoBranchFlow, TwoBranchSnapshot, TwoBranchState
 
 __all__ = [
     "AbstractFlow",
     "CentralFlow",
     "CentralSnapshot",
-    "Coordinates",
-    "EdgeFlow",
-    "EdgeSnapshot",
-    "EdgeState",
+    "ChangeOfVariables",
     "FlowState",
-    "MapFlow",
-    "MapState",
+    "GouldTanakaFlow",
+    "InterpolatingFlow",
+    "InterpolatingState",
     "MemorylessFlow",
     "ModifiedFlow",
-    "PaperFlow",
     "Snapshot",
     "Start",
+    "TwoBranchFlow",
+    "TwoBranchSnapshot",
+    "TwoBranchState",
 ]

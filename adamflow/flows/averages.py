@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamflow.checks import is_concrete
-from adamflow.flows.flow import AbstractFlow, Coordinates, Snapshot, Start, check_start
-from adamflow.optimizers import Optimizer, Signal
+from adamflow.flows.flow import AbstractFlow, ChangeOfVariables, Snapshot, Start, check_start
+from adamflow.optimizers import Optimizer, StageInput
 from adamflow.types import Filters, Loss, Params, Scalar
 
 #: Where ln v starts for a v of 0: far below what an iteration adds to it, (ηH)² of the largest.
@@ -37,12 +37,12 @@ class AbstractAveragesFlow(AbstractFlow):
     def params(self, state: FlowState) -> Params:
         return state.params
 
-    def coordinates(self, state: FlowState) -> Coordinates:
+    def coordinates(self, state: FlowState) -> ChangeOfVariables:
         return log_coordinates(self.optimizer, state)
 
     def snapshot(self, time: Scalar, state: FlowState, loss: Loss) -> Snapshot:
         value, gradient = jax.value_and_grad(loss)(state.params)
-        direction, _ = self.optimizer.read(gradient, state.filters, time)
+        direction, _ = self.optimizer.direction_and_targets(gradient, state.filters, time)
         return Snapshot(time, state.params, gradient, direction, state.filters, value)
 
 
@@ -57,8 +57,8 @@ def check_averages(optimizer: Optimizer, flow: str) -> None:
         if not stage.only_averages:
             raise TypeError(
                 f"{flow} needs stages made of moving averages, but {type(stage).__name__} keeps other memory or "
-                "differences of its input, for which it has no equations; take af.MapFlow, which needs the discrete "
-                "step alone"
+                "differences of its input, for which it has no equations; take af.InterpolatingFlow, which needs the "
+                "discrete step alone"
             )
 
 
@@ -87,7 +87,7 @@ def levels(optimizer: Optimizer) -> int:
         averages_so_far = _Watched({filter.name: zero for filter in stage.filters()})
         for filter in stage.filters():
             averages_so_far.read = False
-            filter.average(Signal(zero), averages_so_far)
+            filter.input(StageInput(zero), averages_so_far)
             count += averages_so_far.read
         count += bool(stage.filters())
     return count
@@ -98,7 +98,7 @@ def relax(rate: Any, targets: Params, values: Params) -> Params:
     return jax.tree.map(lambda target, value: (rate * (target - value)).astype(value.dtype), targets, values)
 
 
-def log_coordinates(optimizer: Optimizer, state: FlowState) -> Coordinates:
+def log_coordinates(optimizer: Optimizer, state: FlowState) -> ChangeOfVariables:
     """ln v for a nonnegative filter v, and others divided by their largest entry in `state`, the start of the run.
 
     So v stays positive between the steps, and a factor in front of the loss changes nothing. A v of exactly 0, in
@@ -122,7 +122,7 @@ def log_coordinates(optimizer: Optimizer, state: FlowState) -> Coordinates:
             state.params, state.velocity, map_filters(optimizer, function, state.filters, scales)
         )
 
-    return Coordinates(convert(encode), convert(decode))
+    return ChangeOfVariables(convert(encode), convert(decode))
 
 
 def clipped(optimizer: Optimizer, filters: Filters) -> Filters:

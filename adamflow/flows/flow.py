@@ -23,7 +23,7 @@ def check_start(start: Any) -> None:
         return
     raise TypeError(
         f"start must be (iteration, memory) with the OptimizerState before the gradient there, got {describe(start)}; "
-        "with iterates = af.iterate(..., steps=n) take start=(n, iterates.final[1])"
+        "with iterates = af.iterate(..., steps=n) take start=(n, iterates.final_state[1])"
     )
 
 
@@ -49,7 +49,7 @@ class Snapshot(eqx.Module):
     aux: Any = eqx.field(default=None, kw_only=True)
 
 
-class Coordinates(NamedTuple):
+class ChangeOfVariables(NamedTuple):
     """A change of variables: `encode` takes a state to its coordinates, `decode` takes it back; by default none."""
 
     encode: Callable[[Any], Any] = lambda state: state
@@ -96,13 +96,13 @@ class AbstractFlow(Record):
         return type(self).__name__
 
     @property
-    def gradient_equivalents(self) -> int:
+    def gradients_per_evaluation(self) -> int:
         """What an evaluation of the vector field costs, in gradients; a derivative of the gradient counts as 2."""
         return 1
 
-    def coordinates(self, state: Any) -> Coordinates:
+    def coordinates(self, state: Any) -> ChangeOfVariables:
         """The coordinates that implicit solvers follow in a run from this state; by default the state's own."""
-        return Coordinates()
+        return ChangeOfVariables()
 
     @abc.abstractmethod
     def snapshot(self, time: Scalar, state: Any, loss: Loss) -> Snapshot:

@@ -13,7 +13,7 @@ from adamflow.optimizers.hyperparameters import choice_called, count_called
 from adamflow.types import Filters, Loss, Params, Scalar
 
 
-class PaperFlow(AbstractAveragesFlow):
+class GouldTanakaFlow(AbstractAveragesFlow):
     """The continuous-time limit of an optimizer made of averages [GT], in units of iterations n = t/η.
 
     A filter with decay α and input f(x) follows dx̄/dn = a (f(x) − x̄), with the *paper rate* a = (1−α)/α of [GT] or
@@ -44,7 +44,7 @@ class PaperFlow(AbstractAveragesFlow):
 
     Example:
         >>> import adamflow as af
-        >>> flow = af.PaperFlow(af.adam(1e-3), order=2, rate="exact")
+        >>> flow = af.GouldTanakaFlow(af.adam(1e-3), order=2, rate="exact")
         >>> problem = af.problems.chain(dimension=10)
         >>> bool(af.solve(flow, problem.loss, problem.params, steps=100).outcome.successful)
         True
@@ -57,10 +57,10 @@ class PaperFlow(AbstractAveragesFlow):
     )
 
     def __check_init__(self):
-        check_optimizer("PaperFlow", self.optimizer)
+        check_optimizer("GouldTanakaFlow", self.optimizer)
         if self.order > 2:
             raise ValueError(f"order must be 1 or 2 (the flows of [GT]), got {self.order!r}")
-        averages.check_averages(self.optimizer, "PaperFlow")
+        averages.check_averages(self.optimizer, "GouldTanakaFlow")
 
     @property
     def name(self) -> str:
@@ -68,13 +68,15 @@ class PaperFlow(AbstractAveragesFlow):
 
     def initial_state(self, loss: Loss, params: Params, start: Start | None = None) -> FlowState:
         state, direction = averages.initial_state(self.optimizer, loss, params, start)
-        velocity = self.optimizer.change(params, direction) if self.order == 2 else None
+        velocity = self.optimizer.increment(params, direction) if self.order == 2 else None
         return FlowState(params, velocity, state.filters)
 
     def vector_field(self, time: Scalar, state: FlowState, loss: Loss) -> FlowState:
         gradient = jax.grad(loss)(state.params)
-        direction, targets = self.optimizer.read(gradient, averages.clipped(self.optimizer, state.filters), time)
-        step = self.optimizer.change(state.params, direction)
+        direction, targets = self.optimizer.direction_and_targets(
+            gradient, averages.clipped(self.optimizer, state.filters), time
+        )
+        step = self.optimizer.increment(state.params, direction)
         filters = self._relax(time, state.filters, targets)
         if self.order == 1:
             return FlowState(step, None, filters)

@@ -57,8 +57,8 @@ def warn_of_rotation(optimizer: Optimizer) -> None:
         warnings.warn(
             f"{optimizer.name!r} leaves stability by a rotation: from about ηs = {curvatures[place]:.3g} on a complex "
             f"pair of multipliers of its step, of period {2 * np.pi / np.angle(pair):.3g}, is outside of the unit "
-            f"circle, {ahead}. From there on the iterates turn about a mean, and an EdgeFlow follows that mean as if "
-            "they did not; see af.analysis.edge_crossing(optimizer).",
+            f"circle, {ahead}. From there on the iterates turn about a mean, and a TwoBranchFlow follows that mean as "
+            "if they did not; see af.analysis.first_instability(optimizer).",
             UserWarning,
             stacklevel=level,
         )

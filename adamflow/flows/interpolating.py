@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamflow.flows import averages
-from adamflow.flows.flow import AbstractFlow, Coordinates, Snapshot, Start, check_start
+from adamflow.flows.flow import AbstractFlow, ChangeOfVariables, Snapshot, Start, check_start
 from adamflow.optimizers import Optimizer, OptimizerState, check_optimizer
 from adamflow.optimizers.hyperparameters import count_called
 from adamflow.optimizers.stage import Refiltered
@@ -21,27 +21,27 @@ from adamflow.types import Filters, Leaf, Loss, Params, Scalar
 Masses = tuple[dict[str, jax.Array], ...]
 
 
-class MapState(eqx.Module):
+class InterpolatingState(eqx.Module):
     """The state of the discrete step before the gradient at θ is consumed.
 
     Attributes:
         params: θ.
-        inner: filters, other memory and last inputs, as the iteration before left them.
-        masses: by stage and name, the average of the constant 1 by each filter, by which bias correction divides;
+        optimizer_state: filters, other memory and last inputs, as the iteration before left them.
+        weight_sums: by stage and name, the average of the constant 1 by each filter, by which bias correction divides;
             empty dicts where it is off.
     """
 
     params: Params
-    inner: OptimizerState
-    masses: Masses
+    optimizer_state: OptimizerState
+    weight_sums: Masses
 
     @property
     def filters(self) -> Any:
         """By stage, a dict from the filter's name to a pytree like the parameters (before bias correction)."""
-        return self.inner.filters
+        return self.optimizer_state.filters
 
 
-class MapFlow(AbstractFlow):
+class InterpolatingFlow(AbstractFlow):
     r"""The flow through the iterates to order p in their differences; it exists for every record.
 
     With y = (θ, filters, memory, last inputs) before the gradient at θ is consumed, F(y, n) what the discrete step
@@ -68,8 +68,8 @@ class MapFlow(AbstractFlow):
     maximum that AMSGrad keeps moves by the same formula. An average that cannot be negative falls no faster than αⁿ,
     which the series beyond order 1 would allow where the next gradients are many times this one.
 
-    *Bias correction* divides by the mass of each filter, the same average of the constant 1, which is part of y. So the
-    wrong rates cancel: a constant gradient is averaged exactly.
+    *Bias correction* divides by the weight_sum of each filter, the same average of the constant 1, which is part of y.
+    So the wrong rates cancel: a constant gradient is averaged exactly.
 
     Args:
         optimizer: any record.
@@ -85,9 +85,9 @@ class MapFlow(AbstractFlow):
         >>> import adamflow as af, diffrax
         >>> problem, optimizer = af.problems.chain(dimension=4), af.adam(1e-3)
         >>> discrete = af.iterate(optimizer, problem.loss, problem.params, 100)
-        >>> flow, solver = af.MapFlow(optimizer, order=2), diffrax.Tsit5()
+        >>> flow, solver = af.InterpolatingFlow(optimizer, order=2), diffrax.Tsit5()
         >>> continuous = af.solve(flow, problem.loss, problem.params, 100, solver=solver)
-        >>> af.compare(discrete, continuous).maximum < 1e-3
+        >>> af.compare(discrete, continuous).max_relative_error < 1e-3
         True
     """
 
@@ -95,7 +95,7 @@ class MapFlow(AbstractFlow):
     order: int = eqx.field(static=True, converter=count_called("order"), default=2)
 
     def __check_init__(self):
-        check_optimizer("MapFlow", self.optimizer)
+        check_optimizer("InterpolatingFlow", self.optimizer)
         for stage in self.optimizer.stages:
             memory = jax.tree.leaves(stage.initial_memory(jnp.zeros(())))
             if not all(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in memory):
@@ -109,29 +109,31 @@ class MapFlow(AbstractFlow):
         return f"map flow of order {self.order}"
 
     @property
-    def gradient_equivalents(self) -> int:
+    def gradients_per_evaluation(self) -> int:
         return self.order
 
-    def initial_state(self, loss: Loss, params: Params, start: Start | None = None) -> MapState:
+    def initial_state(self, loss: Loss, params: Params, start: Start | None = None) -> InterpolatingState:
         if start is not None:
             check_start(start)
-            iteration, inner = start
-            return MapState(params, inner, self._masses_after(iteration - 1, params))
+            iteration, optimizer_state = start
+            return InterpolatingState(params, optimizer_state, self._masses_after(iteration - 1, params))
         memory = self.optimizer.initial_state(params)
         _, after = self.optimizer.update(jax.grad(loss)(params), memory, 0)
         # Filters start at what rounding would take from the first gradient's share instead of at 0, so that
         # `coordinates` knows how large they will be, and `solve` whether the gradient is finite.
-        filters, masses = jax.tree.map(
+        filters, weight_sums = jax.tree.map(
             lambda leaf: (leaf * jnp.finfo(leaf.dtype).eps).astype(leaf.dtype),
             (after.filters, self._masses_after(0, params)),
         )
         # As the discrete step has it, the input before the first is the first.
-        return MapState(params, OptimizerState(filters, memory.memory, after.previous), masses)
+        return InterpolatingState(params, OptimizerState(filters, memory.memory, after.previous_inputs), weight_sums)
 
-    def vector_field(self, time: Scalar, state: MapState, loss: Loss) -> MapState:
-        def visit(carry: tuple[MapState, MapState], term: tuple[Any, Any]) -> tuple[tuple[MapState, MapState], None]:
+    def vector_field(self, time: Scalar, state: InterpolatingState, loss: Loss) -> InterpolatingState:
+        def visit(
+            carry: tuple[InterpolatingState, InterpolatingState], term: tuple[Any, Any]
+        ) -> tuple[tuple[InterpolatingState, InterpolatingState], None]:
             (state, total), (ahead, weight) = carry, term
-            change = self.change(time + ahead, state, loss)
+            change = self.increment(time + ahead, state, loss)
             total = jax.tree.map(lambda t, c: (t + weight * c).astype(c.dtype), total, change)
             return (jax.tree.map(jnp.add, state, change), total), None
 
@@ -140,10 +142,10 @@ class MapFlow(AbstractFlow):
         (_, total), _ = jax.lax.scan(visit, (state, jax.tree.map(jnp.zeros_like, state)), terms)
         return self.limited(time, state, total)
 
-    def params(self, state: MapState) -> Params:
+    def params(self, state: InterpolatingState) -> Params:
         return state.params
 
-    def coordinates(self, state: MapState) -> Coordinates:
+    def coordinates(self, state: InterpolatingState) -> ChangeOfVariables:
         """Filters in units of what they average, so that the scale of the loss changes nothing.
 
         Not ln v, which would have to rise from −∞ at the start.
@@ -154,50 +156,56 @@ class MapFlow(AbstractFlow):
 
         units = averages.map_filters(self.optimizer, unit, state.filters)
         if self.optimizer.bias_correction:
-            units = jax.tree.map(jnp.divide, units, state.masses)
+            units = jax.tree.map(jnp.divide, units, state.weight_sums)
         units = jax.tree.map(lambda unit: jnp.where(unit > 0, unit, 1.0), units)
 
-        def convert(operation: Callable[[Leaf, Leaf], Leaf]) -> Callable[[MapState], MapState]:
+        def convert(operation: Callable[[Leaf, Leaf], Leaf]) -> Callable[[InterpolatingState], InterpolatingState]:
             def scale(values: Params, _: bool, unit: jax.Array) -> Params:
                 return jax.tree.map(lambda leaf: operation(leaf, unit).astype(leaf.dtype), values)
 
-            def change(state: MapState) -> MapState:
+            def change(state: InterpolatingState) -> InterpolatingState:
                 return _with_filters(state, averages.map_filters(self.optimizer, scale, state.filters, units))
 
             return change
 
-        return Coordinates(convert(jnp.divide), convert(jnp.multiply))
+        return ChangeOfVariables(convert(jnp.divide), convert(jnp.multiply))
 
-    def snapshot(self, time: Scalar, state: MapState, loss: Loss) -> Snapshot:
+    def snapshot(self, time: Scalar, state: InterpolatingState, loss: Loss) -> Snapshot:
         value, gradient = jax.value_and_grad(loss)(state.params)
-        direction, inner, masses = self._consume(time, self.clipped(state), gradient)
+        direction, optimizer_state, weight_sums = self._consume(time, self.clipped(state), gradient)
         if self.optimizer.bias_correction:
-            # What iteration n divides by is 1 − αⁿ⁺¹, so that is the mass that users expect in a filter.
-            inner = dataclasses.replace(inner, filters=self._with_mass(time, inner.filters, masses))
-        return Snapshot(time, state.params, gradient, direction, inner.filters, value)
+            # What iteration n divides by is 1 − αⁿ⁺¹, so that is the weight_sum that users expect in a filter.
+            optimizer_state = dataclasses.replace(
+                optimizer_state, filters=self._with_mass(time, optimizer_state.filters, weight_sums)
+            )
+        return Snapshot(time, state.params, gradient, direction, optimizer_state.filters, value)
 
-    def _consume(self, time: Scalar, state: MapState, gradient: Params) -> tuple[Params, OptimizerState, Masses]:
-        """The direction at the time n, and filters, memory, last inputs and masses after it."""
-        masses, optimizer = self._advance_masses(state.masses, time), self.optimizer
+    def _consume(
+        self, time: Scalar, state: InterpolatingState, gradient: Params
+    ) -> tuple[Params, OptimizerState, Masses]:
+        """The direction at the time n, and filters, memory, last inputs and weight_sums after it."""
+        weight_sums, optimizer = self._advance_masses(state.weight_sums, time), self.optimizer
         if optimizer.bias_correction:
             stages = tuple(
-                Refiltered(stage, lambda filter, known=known: filter._replace(mass=lambda _: known[filter.name]))
-                for stage, known in zip(optimizer.stages, masses, strict=True)
+                Refiltered(stage, lambda filter, known=known: filter._replace(weight_sum=lambda _: known[filter.name]))
+                for stage, known in zip(optimizer.stages, weight_sums, strict=True)
             )
             optimizer = dataclasses.replace(optimizer, stages=stages)
-        return *optimizer.update(gradient, state.inner, time), masses
+        return *optimizer.update(gradient, state.optimizer_state, time), weight_sums
 
-    def change(self, time: Scalar, state: MapState, loss: Loss) -> MapState:
+    def increment(self, time: Scalar, state: InterpolatingState, loss: Loss) -> InterpolatingState:
         """F(y, n) − y; that of θ as the step itself has it, without a difference of large numbers."""
-        direction, inner, masses = self._consume(time, state, jax.grad(loss)(state.params))
-        inner, masses = jax.tree.map(jnp.subtract, (inner, masses), (state.inner, state.masses))
-        return MapState(self.optimizer.change(state.params, direction), inner, masses)
+        direction, optimizer_state, weight_sums = self._consume(time, state, jax.grad(loss)(state.params))
+        optimizer_state, weight_sums = jax.tree.map(
+            jnp.subtract, (optimizer_state, weight_sums), (state.optimizer_state, state.weight_sums)
+        )
+        return InterpolatingState(self.optimizer.increment(state.params, direction), optimizer_state, weight_sums)
 
-    def clipped(self, state: MapState) -> MapState:
+    def clipped(self, state: InterpolatingState) -> InterpolatingState:
         """The state without the negative values of nonnegative filters that the stages of an explicit step may have."""
         return _with_filters(state, averages.clipped(self.optimizer, state.filters))
 
-    def limited(self, time: Scalar, state: MapState, rate: MapState) -> MapState:
+    def limited(self, time: Scalar, state: InterpolatingState, rate: InterpolatingState) -> InterpolatingState:
         """A rate at which nonnegative filters stay so: without input v falls as αⁿ, and never faster.
 
         Beyond order 1 the series goes below that where the next gradients are many times this one.
@@ -218,29 +226,32 @@ class MapFlow(AbstractFlow):
         return _with_filters(rate, tuple(limited))
 
     def _masses_after(self, iteration: Scalar, params: Params) -> Masses:
-        """The masses that the discrete step has after an iteration; none where it does not correct the bias."""
+        """The weight_sums that the discrete step has after an iteration; none where it does not correct the bias."""
         dtype = jnp.result_type(*jax.tree.leaves(params))
         return tuple(
-            {filter.name: jnp.asarray(filter.mass_at(iteration), dtype) for filter in stage.filters()}
+            {filter.name: jnp.asarray(filter.weight_sum_at(iteration), dtype) for filter in stage.filters()}
             if self.optimizer.bias_correction
             else {}
             for stage in self.optimizer.stages
         )
 
-    def _advance_masses(self, masses: Masses, time: Scalar) -> Masses:
+    def _advance_masses(self, weight_sums: Masses, time: Scalar) -> Masses:
         """1 + α (M − 1) for every filter, at the decay α of the time n."""
         advanced = []
-        for stage, known in zip(self.optimizer.stages, masses, strict=True):
+        for stage, known in zip(self.optimizer.stages, weight_sums, strict=True):
             decays = {filter.name: filter.decay_at(time) for filter in stage.filters()}
             advanced.append(
-                {name: jnp.asarray(1 + decays[name] * (mass - 1), mass.dtype) for name, mass in known.items()}
+                {
+                    name: jnp.asarray(1 + decays[name] * (weight_sum - 1), weight_sum.dtype)
+                    for name, weight_sum in known.items()
+                }
             )
         return tuple(advanced)
 
-    def _with_mass(self, time: Scalar, filters: Filters, masses: Masses) -> Filters:
+    def _with_mass(self, time: Scalar, filters: Filters, weight_sums: Masses) -> Filters:
         rescaled = []
-        for stage, values, known in zip(self.optimizer.stages, filters, masses, strict=True):
-            ratios = {filter.name: filter.mass_at(time) / known[filter.name] for filter in stage.filters()}
+        for stage, values, known in zip(self.optimizer.stages, filters, weight_sums, strict=True):
+            ratios = {filter.name: filter.weight_sum_at(time) / known[filter.name] for filter in stage.filters()}
             rescaled.append(
                 {
                     name: jax.tree.map(lambda leaf, ratio=ratio: (ratio * leaf).astype(leaf.dtype), values[name])
@@ -250,8 +261,10 @@ class MapFlow(AbstractFlow):
         return tuple(rescaled)
 
 
-def _with_filters(state: MapState, filters: Filters) -> MapState:
-    return MapState(state.params, dataclasses.replace(state.inner, filters=filters), state.masses)
+def _with_filters(state: InterpolatingState, filters: Filters) -> InterpolatingState:
+    return InterpolatingState(
+        state.params, dataclasses.replace(state.optimizer_state, filters=filters), state.weight_sums
+    )
 
 
 def _log(decay: Scalar) -> jax.Array:

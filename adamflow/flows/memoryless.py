@@ -21,7 +21,7 @@ class MemorylessFlow(AbstractFlow):
     with r(m, v) = m/(√v + ε) or m/√(v + ε), and to lowest order Dθ = −η (λθ + r(g, g²)), Dg = H Dθ, D(g²) = 2 g Dg,
 
         dθ/dn = −η [λ (θ − ½ Dθ) + r(g, g²) − ∂ₘr · (aₙ(γ) + ½) Dg − ∂ᵥr · (aₙ(β) + ½) D(g²)],
-        aₙ(α) = Σₖ k αᵏ (1−α)/(1−αⁿ⁺¹) = α/(1−α) − (n+1) αⁿ⁺¹/(1−αⁿ⁺¹), minus ½ daₙ/dn;   α/(1−α) unless early.
+        aₙ(α) = Σₖ k αᵏ (1−α)/(1−αⁿ⁺¹) = α/(1−α) − (n+1) αⁿ⁺¹/(1−αⁿ⁺¹), minus ½ daₙ/dn;   α/(1−α) without the transient.
 
     At late times, with λ = 0 and P = |g| + ε, this is the flow of [CKS], per unit of t = ηn,
 
@@ -36,12 +36,13 @@ class MemorylessFlow(AbstractFlow):
 
     Args:
         optimizer: a record of one stage, that of Adam, AdamW or RMSprop; (β, γ) are (b2, b1) in PyTorch and optax.
-        early: whether to use the mean age at iteration n. Otherwise that of n → ∞, which [CKS] call the bias of Adam
-            after many iterations; the difference lasts for 1/(1−β) iterations and moves θ by O((η/(1−β))²).
+        include_transient: whether to use the mean age at iteration n. Otherwise that of n → ∞, which [CKS] call the
+            bias of Adam after many iterations; the difference lasts for 1/(1−β) iterations and moves θ by
+            O((η/(1−β))²).
 
     Raises:
         TypeError: if the optimizer has more stages, or another one.
-        ValueError: if early is asked for without bias correction: the lag then has no closed form.
+        ValueError: if include_transient is asked for without bias correction: the lag then has no closed form.
 
     References:
         [CKS] M. D. Cattaneo, J. M. Klusowski and B. Shigida, On the Implicit Bias of Adam, arXiv:2309.00079 (2023).
@@ -51,35 +52,39 @@ class MemorylessFlow(AbstractFlow):
         >>> import adamflow as af, diffrax
         >>> problem, optimizer = af.problems.chain(dimension=4), af.adam(1e-4, beta=0.99)
         >>> discrete = af.iterate(optimizer, problem.loss, problem.params, 100)
-        >>> flow = af.MemorylessFlow(optimizer, early=True)
+        >>> flow = af.MemorylessFlow(optimizer, include_transient=True)
         >>> continuous = af.solve(flow, problem.loss, problem.params, 100, solver=diffrax.Tsit5())
-        >>> af.compare(discrete, continuous).maximum < 1e-3
+        >>> af.compare(discrete, continuous).max_relative_error < 1e-3
         True
     """
 
     optimizer: Optimizer
-    early: bool = eqx.field(static=True, converter=flag_called("early"), default=False)
+    include_transient: bool = eqx.field(static=True, converter=flag_called("include_transient"), default=False)
 
     def __check_init__(self):
-        check_standard("MemorylessFlow", self.optimizer, "take af.MapFlow, which needs the discrete step alone")
+        check_standard(
+            "MemorylessFlow", self.optimizer, "take af.InterpolatingFlow, which needs the discrete step alone"
+        )
         kinds = [type(stage) for stage in self.optimizer.stages]
         if kinds not in ([AdamStage], [RMSpropStage]):
             raise TypeError(
                 "MemorylessFlow needs one stage, of Adam or RMSprop, whose filters it can eliminate, but "
-                f"{self.optimizer.name!r} has {', '.join(kind.__name__ for kind in kinds)}; use af.MapFlow instead"
+                f"{self.optimizer.name!r} has {', '.join(kind.__name__ for kind in kinds)}; "
+                "use af.InterpolatingFlow instead"
             )
-        if self.early and not self.optimizer.bias_correction:
+        if self.include_transient and not self.optimizer.bias_correction:
             raise ValueError(
-                "early=True needs bias correction: without it directions change at once in the first iterations, and "
-                "what filters then lag behind has no closed form; use early=False, or bias_correction=True"
+                "include_transient=True needs bias correction: without it directions change at once in the first "
+                "iterations, and "
+                "what filters then lag behind has no closed form; use include_transient=False, or bias_correction=True"
             )
 
     @property
     def name(self) -> str:
-        return f"memoryless flow{', early form' if self.early else ''}"
+        return f"memoryless flow{', early form' if self.include_transient else ''}"
 
     @property
-    def gradient_equivalents(self) -> int:
+    def gradients_per_evaluation(self) -> int:
         return 3
 
     def initial_state(self, loss: Loss, params: Params, start: Start | None = None) -> Params:
@@ -91,7 +96,7 @@ class MemorylessFlow(AbstractFlow):
         # The flow lags half an iteration more than the step: θ' = S − ½ (DS + ∂ₙS).
         lags = [age + 0.5 - change / 2 for age, change in self._ages(time)]
         direction = self._lagged(look, *lags)
-        return self.optimizer.change(_behind(state, look.velocity, 0.5), direction)
+        return self.optimizer.increment(_behind(state, look.velocity, 0.5), direction)
 
     def params(self, state: Params) -> Params:
         return state
@@ -103,12 +108,12 @@ class MemorylessFlow(AbstractFlow):
         direction = self._lagged(look, *ages)
         (stage,), filters = self.optimizer.stages, {}
         for filter in stage.filters():
-            mass = filter.mass_at(time) if self.optimizer.bias_correction else 1.0
+            weight_sum = filter.weight_sum_at(time) if self.optimizer.bias_correction else 1.0
             inputs = _behind(look.gradient, look.drift, ages[1] if filter.nonnegative else ages[0])
             filters[filter.name] = jax.tree.map(
-                lambda leaf, mass=mass, square=filter.nonnegative: (mass * leaf ** (2 if square else 1)).astype(
-                    leaf.dtype
-                ),
+                lambda leaf, weight_sum=weight_sum, square=filter.nonnegative: (
+                    weight_sum * leaf ** (2 if square else 1)
+                ).astype(leaf.dtype),
                 inputs,
             )
         return Snapshot(time, state, look.gradient, direction, (filters,), loss(state))
@@ -116,7 +121,7 @@ class MemorylessFlow(AbstractFlow):
     def _look(self, params: Params, loss: Loss) -> "_Look":
         gradient, product = jax.linearize(jax.grad(loss), params)
         direction = jax.tree.map(lambda g: self.optimizer.ratio(g, g * g), gradient)
-        velocity = self.optimizer.change(params, direction)
+        velocity = self.optimizer.increment(params, direction)
         return _Look(gradient, velocity, product(velocity))
 
     def _lagged(self, look: "_Look", first: Scalar, second: Scalar) -> Params:
@@ -139,12 +144,12 @@ class MemorylessFlow(AbstractFlow):
                 return 0.0, 0.0
             decay = filters[name].decay_at(time)
             final = decay / (1 - decay)
-            if not self.early:
+            if not self.include_transient:
                 return final, 0.0
 
             def at(time: Scalar) -> Scalar:
-                mass = filters[name].mass_at(time)
-                return final - (time + 1) * (1 - mass) / mass
+                weight_sum = filters[name].weight_sum_at(time)
+                return final - (time + 1) * (1 - weight_sum) / weight_sum
 
             return jax.jvp(at, (time,), (jnp.ones_like(time),))
 

@@ -38,10 +38,10 @@ class ModifiedFlow(AbstractAveragesFlow):
 
     with Bernoulli's numbers $B_j/j! = 1, -\tfrac12, \tfrac1{12}, 0, \dots$ and
     $\sum_j c_j y^j = (1 + y/A)(1-\alpha)/(1-\alpha e^{-y})$. At n = 0 the first gradient has been consumed, and bias
-    correction divides by $1-\alpha^{n+1}$, as in `PaperFlow`, which with order 1 and the exact rate is this flow for
-    p = 1. The error against the iterates at fixed ηn is $O(\eta^p)$ once filters have settled, for smooth losses, while
-    no coordinate of the gradient crosses zero. Where one does, order 1 remains if ε = 0, and at most 3 if ε stands
-    outside the root; with ε inside nothing is lost.
+    correction divides by $1-\alpha^{n+1}$, as in `GouldTanakaFlow`, which with order 1 and the exact rate is this flow
+    for p = 1. The error against the iterates at fixed ηn is $O(\eta^p)$ once filters have settled, for smooth losses,
+    while no coordinate of the gradient crosses zero. Where one does, order 1 remains if ε = 0, and at most 3 if ε
+    stands outside the root; with ε inside nothing is lost.
 
     What is fast in n is only as exact as the truncated series at its rate A: a part $\alpha^n$ of u is integrated with
     a relative error of about $A^p B_p/p!$, whatever η. With bias correction such parts are of size η and die out in
@@ -75,7 +75,7 @@ class ModifiedFlow(AbstractAveragesFlow):
         >>> import adamflow as af, diffrax
         >>> problem, optimizer = af.problems.quadratic([0.5, 1.0], start=[3.0, 4.0]), af.adam(0.01)
         >>> discrete = af.iterate(optimizer, problem.loss, problem.params, 100)
-        >>> for flow in (af.PaperFlow(optimizer), af.ModifiedFlow(optimizer, order=2)):
+        >>> for flow in (af.GouldTanakaFlow(optimizer), af.ModifiedFlow(optimizer, order=2)):
         ...     continuous = af.solve(flow, problem.loss, problem.params, 100, solver=diffrax.Tsit5())
         ...     print(float(abs(continuous.params - discrete.params).max()) < 1e-4)
         False
@@ -92,7 +92,7 @@ class ModifiedFlow(AbstractAveragesFlow):
             if any(callable(filter.decay) for filter in stage.filters()):
                 raise TypeError(
                     f"ModifiedFlow needs constant decays, but one of {type(stage).__name__} depends on the iteration; "
-                    "take af.MapFlow, which needs the discrete step alone"
+                    "take af.InterpolatingFlow, which needs the discrete step alone"
                 )
 
     @property
@@ -100,7 +100,7 @@ class ModifiedFlow(AbstractAveragesFlow):
         return f"modified flow of order {self.order}"
 
     @property
-    def gradient_equivalents(self) -> int:
+    def gradients_per_evaluation(self) -> int:
         # Pass s differentiates the gradient s − 1 times.
         return 1 + self.order * (self.order - 1)
 
@@ -110,7 +110,7 @@ class ModifiedFlow(AbstractAveragesFlow):
                 f"{self.name} differentiates the loss {self.order + 1} times, but the loss takes the larger of numbers "
                 "or compares them, as relu and clip do. Where it has kinks the flow is of order 1; take a smooth "
                 f"activation such as tanh, gelu or softplus, or order=1, at 1 gradient instead of "
-                f"{self.gradient_equivalents}",
+                f"{self.gradients_per_evaluation}",
                 stacklevel=2,
             )
         return averages.initial_state(self.optimizer, loss, params, start)[0]
@@ -128,8 +128,10 @@ class ModifiedFlow(AbstractAveragesFlow):
         filters = path.filters
 
         def read(x: Any) -> tuple[Params, Filters]:
-            direction, targets = self.optimizer.read(taylor(gradients, x), taylor(filters, x), time + x)
-            return self.optimizer.change(taylor(path.params, x), direction), targets
+            direction, targets = self.optimizer.direction_and_targets(
+                taylor(gradients, x), taylor(filters, x), time + x
+            )
+            return self.optimizer.increment(taylor(path.params, x), direction), targets
 
         readings = derivatives(read, order - 1, dtype)
         for _ in range(averages.levels(self.optimizer) if order > 1 else 0):

@@ -11,9 +11,9 @@ import numpy as np
 
 from adamflow.checks import check_range
 from adamflow.flows import tree_math as trees
-from adamflow.flows.flow import AbstractFlow, Coordinates, Snapshot, Start
+from adamflow.flows.flow import AbstractFlow, ChangeOfVariables, Snapshot, Start
 from adamflow.flows.instability_warning import warn_of_rotation
-from adamflow.flows.interpolating import MapFlow, MapState, weights
+from adamflow.flows.interpolating import InterpolatingFlow, InterpolatingState, weights
 from adamflow.flows.norms import tree_norm
 from adamflow.optimizers import Optimizer, check_optimizer
 from adamflow.optimizers.hyperparameters import count_called, number_or_none
@@ -27,41 +27,41 @@ _LARGEST_SHARE = 3.0
 _FASTEST = 2.0
 
 
-class EdgeState(eqx.Module):
+class TwoBranchState(eqx.Module):
     """The two slow parts of an oscillation xₙ = x̄ₙ + (−1)ⁿ δₙ of the whole state of the discrete step.
 
     Attributes:
-        mean: x̄: parameters, filters, memory, last inputs, masses.
-        shape: δ without its size, of the same structure; masses do not oscillate, theirs are 0.
-        log_size: a in δ = eᵃ shape. So solvers hold errors small beside δ itself, however small that is.
-        unit: ‖θ‖ at the start, to which the norm of the shape's parameters tends.
+        mean: x̄: parameters, filters, memory, last inputs, weight_sums.
+        scaled_oscillation: δ without its size, of the same structure; weight_sums do not oscillate, theirs are 0.
+        log_scale: a in δ = eᵃ shape. So solvers hold errors small beside δ itself, however small that is.
+        initial_norm: ‖θ‖ at the start, to which the norm of the shape's parameters tends.
     """
 
-    mean: MapState
-    shape: MapState
-    log_size: jax.Array
-    unit: jax.Array
+    mean: InterpolatingState
+    scaled_oscillation: InterpolatingState
+    log_scale: jax.Array
+    initial_norm: jax.Array
 
     @property
-    def oscillation(self) -> MapState:
+    def oscillation(self) -> InterpolatingState:
         """δ."""
-        return trees.scaled(self.shape, jnp.exp(self.log_size))
+        return trees.scaled(self.scaled_oscillation, jnp.exp(self.log_scale))
 
 
 class _Branches(eqx.Module):
-    mean: MapState
-    oscillation: MapState
+    mean: InterpolatingState
+    oscillation: InterpolatingState
 
     @property
-    def both(self) -> tuple[MapState, MapState]:
+    def both(self) -> tuple[InterpolatingState, InterpolatingState]:
         return trees.both(self.mean, self.oscillation)
 
 
-class EdgeSnapshot(Snapshot):
+class TwoBranchSnapshot(Snapshot):
     """What `observe=` functions get of an edge flow: a `Snapshot` of the mean path, and the oscillation about it.
 
-    `params`, `gradient` and `loss` are those at the mean θ̄; `direction`, which moves θ̄, and `filters` are means of both
-    branches. What a function does not use is not computed.
+    `params`, `gradient` and `loss` are those at the mean θ̄; `direction`, which moves θ̄, and `filters` are means of
+    both branches. What a function does not use is not computed.
 
     Attributes:
         oscillation: δ of the parameters, a pytree like them; its sign has no meaning.
@@ -82,7 +82,7 @@ class EdgeSnapshot(Snapshot):
         return trees.both(self.params, self.oscillation)
 
 
-class EdgeFlow(AbstractFlow):
+class TwoBranchFlow(AbstractFlow):
     r"""The flow past the edge of stability, where the iterates oscillate about a mean; it exists for every record.
 
     With x = (θ, filters, memory, last inputs) before the gradient at θ is consumed, F the discrete step, and
@@ -91,7 +91,7 @@ class EdgeFlow(AbstractFlow):
         x̄ₙ₊₁ = ½ (F(x̄ₙ + δₙ) + F(x̄ₙ − δₙ)),     δₙ₊₁ = −½ (F(x̄ₙ + δₙ) − F(x̄ₙ − δₙ)).
 
     Both parts move slowly where x does not: a multiplier −1 + e of the step is one of 1 − e for δ. So the doubled step
-    has a `MapFlow` of order p, x̄' = ln(1 + Δ) x̄ and likewise δ, exact along a δ that grows:
+    has a `InterpolatingFlow` of order p, x̄' = ln(1 + Δ) x̄ and likewise δ, exact along a δ that grows:
 
         δ' = ln(ρ) δ + ln(1 + Δ) (ρ⁻ⁿ δₙ),     ρ = max(1, ⟨δ₁, δ₀⟩/⟨δ₀, δ₀⟩) over the parameters,
 
@@ -102,7 +102,7 @@ class EdgeFlow(AbstractFlow):
     large by a factor c brings it forward by ln c/growth iterations, and that error stays. So by default δ_θ starts at
     the eighth difference of the first iterates (9 gradients, once), and each coordinate gets θ̄ per iteration times the
     unit roundoff, 1.1e-16 or 6e-8, with a fixed random sign. A number takes the place of both (for iterates in float32
-    beside a flow in float64: 6e-8). With source = 0 this is `MapFlow`.
+    beside a flow in float64: 6e-8). With seed_rate = 0 this is `InterpolatingFlow`.
 
     *Signs.* A nonnegative average has vₙ₊₁ ≥ α vₙ. On both branches in turn that means |δ_v| ≤ (1−α)/(1+α) v̄, a bound
     which is imposed where solvers try states beyond it; so both branches stay positive.
@@ -112,16 +112,17 @@ class EdgeFlow(AbstractFlow):
 
     *Where it fails:* period 4, chaos, noise of batches, and multipliers that leave through another point of the circle.
     Such a record is told when a flow of it is made, if its numbers are known, and a warning says so: past its edge the
-    iterates turn, and this flow stays on the mean that they turn about. `af.analysis.edge_crossing` says where that is.
+    iterates turn, and this flow stays on the mean that they turn about. `af.analysis.first_instability` says where that
+    is.
 
     Args:
-        optimizer: any record that `MapFlow` takes.
+        optimizer: any record that `InterpolatingFlow` takes.
         order: p, 1 or 2.
-        source: of δ per iteration, as a share of the parameters, at least 0; `None` for what the
+        seed_rate: of δ per iteration, as a share of the parameters, at least 0; `None` for what the
             start and rounding leave.
 
     Raises:
-        ValueError: if order is neither 1 nor 2, or source is negative or not finite.
+        ValueError: if order is neither 1 nor 2, or seed_rate is negative or not finite.
         TypeError: if a stage keeps memory that is not made of floats, such as a counter.
 
     Warns:
@@ -133,7 +134,7 @@ class EdgeFlow(AbstractFlow):
     Example:
         >>> import adamflow as af, diffrax, jax.numpy as jnp
         >>> problem, optimizer = af.problems.chain(dimension=4), af.adam(1e-3)
-        >>> flow, steps = af.EdgeFlow(optimizer), dict(solver=diffrax.Euler(), step_size=0.5)
+        >>> flow, steps = af.TwoBranchFlow(optimizer), dict(solver=diffrax.Euler(), step_size=0.5)
         >>> run = af.solve(flow, problem.loss, problem.params, 40, observe=lambda s: s.amplitude, **steps)
         >>> bool(run.observed.max() < 1e-3)
         True
@@ -143,15 +144,15 @@ class EdgeFlow(AbstractFlow):
 
     optimizer: Optimizer
     order: int = eqx.field(static=True, converter=count_called("order"), default=1)
-    source: jax.Array | None = eqx.field(converter=number_or_none("source"), default=None)
+    seed_rate: jax.Array | None = eqx.field(converter=number_or_none("seed_rate"), default=None)
 
     def __check_init__(self):
-        check_optimizer("EdgeFlow", self.optimizer)
+        check_optimizer("TwoBranchFlow", self.optimizer)
         if self.order > 2:
             raise ValueError(f"order must be 1 or 2, got {self.order!r}; the edge flow has no higher ones")
         hint = "it is a share of the parameters per iteration, or None for their rounding"
-        if self.source is not None:
-            check_range("source", self.source, 0, float("inf"), high_open=True, hint=hint)
+        if self.seed_rate is not None:
+            check_range("seed_rate", self.seed_rate, 0, float("inf"), high_open=True, hint=hint)
         _ = self._map
         warn_of_rotation(self.optimizer)
 
@@ -160,38 +161,38 @@ class EdgeFlow(AbstractFlow):
         return f"edge flow of order {self.order}"
 
     @property
-    def gradient_equivalents(self) -> int:
+    def gradients_per_evaluation(self) -> int:
         return 2 * self.order
 
     @property
-    def _map(self) -> MapFlow:
-        return MapFlow(self.optimizer, order=self.order)
+    def _map(self) -> InterpolatingFlow:
+        return InterpolatingFlow(self.optimizer, order=self.order)
 
-    def initial_state(self, loss: Loss, params: Params, start: Start | None = None) -> EdgeState:
+    def initial_state(self, loss: Loss, params: Params, start: Start | None = None) -> TwoBranchState:
         mean, source = self._map.initial_state(loss, params, start), self._source(params)
         seed = trees.scaled(trees.signed(params), source)
-        if self.source is None:
+        if self.seed_rate is None:
             found = self._found(loss, params, start)
             seed = jax.tree.map(jnp.add, seed, found)
             if start is not None:
                 mean = dataclasses.replace(mean, params=jax.tree.map(jnp.subtract, params, found))
         unit = trees.positive(tree_norm(params))
-        log_size = jnp.log(trees.positive(tree_norm(seed)) / unit)
+        log_scale = jnp.log(trees.positive(tree_norm(seed)) / unit)
         shape = jax.tree.map(jnp.zeros_like, mean)
-        shape = dataclasses.replace(shape, params=jax.tree.map(lambda d: trees.cast(d * jnp.exp(-log_size), d), seed))
-        return EdgeState(mean, shape, log_size, unit)
+        shape = dataclasses.replace(shape, params=jax.tree.map(lambda d: trees.cast(d * jnp.exp(-log_scale), d), seed))
+        return TwoBranchState(mean, shape, log_scale, unit)
 
-    def vector_field(self, time: Scalar, state: EdgeState, loss: Loss) -> EdgeState:
+    def vector_field(self, time: Scalar, state: TwoBranchState, loss: Loss) -> TwoBranchState:
         def visit(state: _Branches, ahead: jax.Array) -> tuple[_Branches, _Branches]:
             change = self._change(time + ahead, state, loss)
             return jax.tree.map(jnp.add, state, change), change
 
-        length = tree_norm(state.shape.params) / state.unit
+        length = tree_norm(state.scaled_oscillation.params) / state.initial_norm
         length = jnp.where(length > 0, length, 1.0)
-        size = jnp.exp(state.log_size) * length
+        size = jnp.exp(state.log_scale) * length
         # Branches closer than this would differ by rounding alone; what they show of a smaller δ is linear in it.
         wide = jnp.maximum(size, jnp.finfo(size.dtype).eps ** (1 / 3))
-        branches = self._inside(time, _Branches(state.mean, trees.scaled(state.shape, wide / length)))
+        branches = self._inside(time, _Branches(state.mean, trees.scaled(state.scaled_oscillation, wide / length)))
         _, changes = jax.lax.scan(visit, branches, jnp.arange(self.order))
         factors = jnp.asarray(weights(self.order))
         mean = jax.tree.map(lambda c: jnp.tensordot(factors.astype(c.dtype), c, 1), changes.mean)
@@ -202,23 +203,27 @@ class EdgeFlow(AbstractFlow):
         rate = dataclasses.replace(rate, params=jax.tree.map(trees.cast, seeded, rate.params))
         # The size takes what changes the norm of the shape, and in time what else has changed it. Bounded: what the
         # size does not take stays in the shape, while steps would be small without limit where a norm passes 0.
-        growth = trees.share(rate.params, state.shape.params) + jnp.log(length)
+        growth = trees.share(rate.params, state.scaled_oscillation.params) + jnp.log(length)
         growth = jnp.clip(growth, -_FASTEST, _FASTEST)
-        shape = jax.tree.map(lambda r, d: (r - growth * d).astype(d.dtype), rate, state.shape)
+        shape = jax.tree.map(lambda r, d: (r - growth * d).astype(d.dtype), rate, state.scaled_oscillation)
         mean = self._map.limited(time, state.mean, mean)
-        return EdgeState(mean, shape, trees.cast(growth, state.log_size), jnp.zeros_like(state.unit))
+        return TwoBranchState(mean, shape, trees.cast(growth, state.log_scale), jnp.zeros_like(state.initial_norm))
 
-    def params(self, state: EdgeState) -> Params:
+    def params(self, state: TwoBranchState) -> Params:
         return state.mean.params
 
-    def coordinates(self, state: EdgeState) -> Coordinates:
+    def coordinates(self, state: TwoBranchState) -> ChangeOfVariables:
         encode, decode = self._map.coordinates(state.mean)
-        return Coordinates(
-            lambda state: EdgeState(encode(state.mean), encode(state.shape), state.log_size, state.unit),
-            lambda state: EdgeState(decode(state.mean), decode(state.shape), state.log_size, state.unit),
+        return ChangeOfVariables(
+            lambda state: TwoBranchState(
+                encode(state.mean), encode(state.scaled_oscillation), state.log_scale, state.initial_norm
+            ),
+            lambda state: TwoBranchState(
+                decode(state.mean), decode(state.scaled_oscillation), state.log_scale, state.initial_norm
+            ),
         )
 
-    def snapshot(self, time: Scalar, state: EdgeState, loss: Loss) -> EdgeSnapshot:
+    def snapshot(self, time: Scalar, state: TwoBranchState, loss: Loss) -> TwoBranchSnapshot:
         branches = self._inside(time, _Branches(state.mean, state.oscillation))
         plus, minus = (self._map.snapshot(time, branch, loss) for branch in branches.both)
         direction, filters, mean_loss = jax.tree.map(
@@ -228,11 +233,11 @@ class EdgeFlow(AbstractFlow):
         )
         params, oscillation = state.mean.params, branches.oscillation.params
         value, gradient = jax.value_and_grad(loss)(params)
-        return EdgeSnapshot(time, params, gradient, direction, filters, value, oscillation, mean_loss)
+        return TwoBranchSnapshot(time, params, gradient, direction, filters, value, oscillation, mean_loss)
 
     def _source(self, params: Params) -> jax.Array:
         dtype = jnp.result_type(*jax.tree.leaves(params))
-        return jnp.asarray(jnp.finfo(dtype).eps / 2 if self.source is None else self.source, dtype)
+        return jnp.asarray(jnp.finfo(dtype).eps / 2 if self.seed_rate is None else self.seed_rate, dtype)
 
     def _found(self, loss: Loss, params: Params, start: Start | None) -> Params:
         """δ of the parameters in the first K iterates, Σ (−1)ʲ C(K, j) θⱼ/2ᴷ: what is slow has no part in it."""
@@ -254,11 +259,11 @@ class EdgeFlow(AbstractFlow):
         """The next x̄ and δ less these."""
         # A loop, so that both branches run the same program: rounded alike, a δ of 0 stays 0.
         pair = jax.tree.map(lambda plus, minus: jnp.stack([plus, minus]), *state.both)
-        changes = jax.lax.map(lambda branch: self._map.change(time, branch, loss), pair)
+        changes = jax.lax.map(lambda branch: self._map.increment(time, branch, loss), pair)
         mean = jax.tree.map(lambda c: (c[0] + c[1]) / 2, changes)
         return _Branches(mean, jax.tree.map(lambda d, c: -2 * d - (c[0] - c[1]) / 2, state.oscillation, changes))
 
-    def _rate(self, now: MapState, changes: MapState) -> MapState:
+    def _rate(self, now: InterpolatingState, changes: InterpolatingState) -> InterpolatingState:
         """δ' from δ and its next p changes (a leading axis): with zᵢ = δᵢ/ρⁱ, zᵢ₊₁ − zᵢ = (δᵢ₊₁ − ρ δᵢ)/ρⁱ⁺¹."""
         first = jax.tree.map(lambda c: c[0], changes.params)
         growth = jnp.maximum(1 + trees.share(first, now.params), 1.0)
@@ -283,5 +288,5 @@ class EdgeFlow(AbstractFlow):
             decays = {filter.name: filter.decay_at(time) for filter in stage.filters() if filter.nonnegative}
             held = {name: clip(values[name], means[name], (1 - a) / (1 + a)) for name, a in decays.items()}
             clipped.append(values | held)
-        inner = dataclasses.replace(state.oscillation.inner, filters=tuple(clipped))
-        return _Branches(mean, dataclasses.replace(state.oscillation, inner=inner))
+        optimizer_state = dataclasses.replace(state.oscillation.optimizer_state, filters=tuple(clipped))
+        return _Branches(mean, dataclasses.replace(state.oscillation, optimizer_state=optimizer_state))

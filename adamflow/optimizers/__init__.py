@@ -3,11 +3,11 @@
 from adamflow.optimizers.adam import AdamStage, adam, adamw
 from adamflow.optimizers.kadam import kadam
 from adamflow.optimizers.optimizer import Optimizer, OptimizerState, check_optimizer, check_standard, overrides
-from adamflow.optimizers.per_tensor import TensorAdamStage, TensorRMSpropStage
+from adamflow.optimizers.per_tensor import PerTensorAdamStage, PerTensorRMSpropStage
 from adamflow.optimizers.rmsprop import RMSpropStage, rmsprop
 from adamflow.optimizers.sgd import GradientStage, MomentumStage, sgd
 from adamflow.optimizers.signsgd import SignStage, signsgd
-from adamflow.optimizers.stage import AbstractStage, Filter, Signal
+from adamflow.optimizers.stage import AbstractStage, Filter, StageInput
 
 __all__ = [
     "AbstractStage",
@@ -17,11 +17,11 @@ __all__ = [
     "MomentumStage",
     "Optimizer",
     "OptimizerState",
+    "PerTensorAdamStage",
+    "PerTensorRMSpropStage",
     "RMSpropStage",
     "SignStage",
-    "Signal",
-    "TensorAdamStage",
-    "TensorRMSpropStage",
+    "StageInput",
     "adam",
     "adamw",
     "check_optimizer",

@@ -3,15 +3,15 @@
 import equinox as eqx
 import jax
 
-from adamflow.checks import check_choice
+from adamflow.checks import check_choice, keyword_decays
 from adamflow.optimizers.hyperparameters import check_decays, is_zero, number_called
 from adamflow.optimizers.optimizer import Optimizer
-from adamflow.optimizers.per_tensor import TensorAdamStage, TensorRMSpropStage
+from adamflow.optimizers.per_tensor import PerTensorAdamStage, PerTensorRMSpropStage
 from adamflow.optimizers.rmsprop import RMSpropStage
-from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, Signal
+from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput
 from adamflow.types import Leaf, Scalar
 
-GRANULARITIES = ("elementwise", "tensor")
+GRANULARITIES = ("elementwise", "per_tensor")
 
 
 class AdamStage(AbstractStage):
@@ -20,8 +20,8 @@ class AdamStage(AbstractStage):
     [GT] and adamflow write (β, γ) where PyTorch and optax write (b2, b1).
     """
 
-    beta: jax.Array = eqx.field(converter=number_called("beta"))
-    gamma: jax.Array = eqx.field(converter=number_called("gamma"))
+    beta: jax.Array = eqx.field(converter=number_called("beta"), kw_only=True)
+    gamma: jax.Array = eqx.field(converter=number_called("gamma"), kw_only=True)
 
     def __check_init__(self):
         check_decays(self.beta, self.gamma)
@@ -33,28 +33,29 @@ class AdamStage(AbstractStage):
         )
 
     def direction(
-        self, signal: Signal, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar, ratio: Ratio
+        self, signal: StageInput, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar, ratio: Ratio
     ) -> Leaf:
         return ratio(averages["first_moment"], averages["second_moment"])
 
 
-def adam_stage(beta: Scalar, gamma: Scalar, granularity: str = "elementwise") -> AbstractStage:
+def adam_stage(beta: Scalar, gamma: Scalar, second_moment: str = "elementwise") -> AbstractStage:
     """The stage of Adam, or of RMSprop where γ is the number 0: a filter that forgets at once is no filter."""
-    check_choice("granularity", granularity, GRANULARITIES)
+    check_choice("second_moment", second_moment, GRANULARITIES)
     forgets = is_zero("gamma", gamma)
-    if granularity == "tensor":
-        return TensorRMSpropStage(beta) if forgets else TensorAdamStage(beta, gamma)
-    return RMSpropStage(beta) if forgets else AdamStage(beta, gamma)
+    if second_moment == "per_tensor":
+        return PerTensorRMSpropStage(beta) if forgets else PerTensorAdamStage(beta=beta, gamma=gamma)
+    return RMSpropStage(beta) if forgets else AdamStage(beta=beta, gamma=gamma)
 
 
+@keyword_decays
 def adam(
     learning_rate: Scalar,
+    *,
     beta: Scalar = 0.999,
     gamma: Scalar = 0.9,
     epsilon: Scalar = 0.0,
-    *,
-    granularity: str = "elementwise",
-    epsilon_inside: bool = False,
+    second_moment: str = "elementwise",
+    epsilon_inside_root: bool = False,
     bias_correction: bool = True,
 ) -> Optimizer:
     r"""Adam (Kingma and Ba, 2015) as a record: `adamw` without weight decay.
@@ -70,8 +71,9 @@ def adam(
         gamma: decay γ of the first moment, in [0, 1): `b1` in PyTorch and optax. At the number 0 no first moment is
             kept: `Optimizer.moment` and `with_moment` read and set moments alike with it and without.
         epsilon: ε ≥ 0, added to the root. The default 0 is that of [GT]; where v = 0 the direction is then 0.
-        granularity: "elementwise", or "tensor" for one v per leaf of the parameters, the average of the mean of g².
-        epsilon_inside: whether ε is added to v̂ under the root instead: `eps_root` in optax.
+        second_moment: "elementwise", or "per_tensor" for one v per leaf of the parameters, the average of the mean of
+            g².
+        epsilon_inside_root: whether ε is added to v̂ under the root instead: `eps_root` in optax.
         bias_correction: whether filters are divided by 1 − αⁿ⁺¹.
 
     Returns:
@@ -93,25 +95,26 @@ def adam(
     """
     return adamw(
         learning_rate,
-        beta,
-        gamma,
-        epsilon,
+        beta=beta,
+        gamma=gamma,
+        epsilon=epsilon,
         weight_decay=0.0,
-        granularity=granularity,
-        epsilon_inside=epsilon_inside,
+        second_moment=second_moment,
+        epsilon_inside_root=epsilon_inside_root,
         bias_correction=bias_correction,
     )
 
 
+@keyword_decays
 def adamw(
     learning_rate: Scalar,
+    *,
     beta: Scalar = 0.999,
     gamma: Scalar = 0.9,
     epsilon: Scalar = 0.0,
-    *,
-    weight_decay: Scalar,
-    granularity: str = "elementwise",
-    epsilon_inside: bool = False,
+    weight_decay: Scalar = 1e-4,
+    second_moment: str = "elementwise",
+    epsilon_inside_root: bool = False,
     bias_correction: bool = True,
 ) -> Optimizer:
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019): θₙ₊₁ = θₙ − η (λ θₙ + uₙ).
@@ -124,8 +127,8 @@ def adamw(
         gamma: decay γ of the first moment, in [0, 1): `b1` in PyTorch and optax.
         epsilon: ε ≥ 0.
         weight_decay: λ ≥ 0, multiplied by η as in PyTorch and optax.
-        granularity: "elementwise", or "tensor" for one v per leaf of the parameters.
-        epsilon_inside: whether ε stands under the root.
+        second_moment: "elementwise", or "per_tensor" for one v per leaf of the parameters.
+        epsilon_inside_root: whether ε stands under the root.
         bias_correction: whether filters are divided by 1 − αⁿ⁺¹.
 
     Raises:
@@ -138,10 +141,10 @@ def adamw(
     """
     return Optimizer(
         learning_rate=learning_rate,
-        stages=(adam_stage(beta, gamma, granularity),),
+        stages=(adam_stage(beta, gamma, second_moment),),
         weight_decay=weight_decay,
         epsilon=epsilon,
-        epsilon_inside=epsilon_inside,
+        epsilon_inside_root=epsilon_inside_root,
         bias_correction=bias_correction,
         name="adam" if is_zero("weight_decay", weight_decay) else "adamw",
     )

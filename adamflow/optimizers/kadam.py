@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from adamflow.checks import check_choice, check_count
+from adamflow.checks import check_choice, check_count, keyword_decays
 from adamflow.optimizers.adam import adam_stage
 from adamflow.optimizers.hyperparameters import check_decays, is_zero, number
 from adamflow.optimizers.optimizer import Optimizer
@@ -24,17 +24,18 @@ def stage_weights(stages: int, strategy: str) -> np.ndarray:
     return weights / weights.sum()
 
 
+@keyword_decays
 def kadam(
     k: int,
     learning_rate: Scalar,
+    *,
     beta: Scalar = 0.999,
     gamma: Scalar = 0.9,
     epsilon: Scalar = 0.0,
-    *,
     weight_decay: Scalar = 0.0,
     strategy: str = "inverse_exponential",
-    granularity: str = "elementwise",
-    epsilon_inside: bool = False,
+    second_moment: str = "elementwise",
+    epsilon_inside_root: bool = False,
     bias_correction: bool = True,
 ) -> Optimizer:
     """k-Adam [GT]: k stages of Adam in a row, u⁰ₙ = gₙ, uⁱₙ the direction of stage i fed with uⁱ⁻¹ₙ; k = 1 is Adam.
@@ -53,9 +54,9 @@ def kadam(
         epsilon: ε ≥ 0, the same in all stages.
         weight_decay: λ ≥ 0, decoupled, applied once.
         strategy: "naive", "uniform", "exponential" or "inverse_exponential".
-        granularity: "elementwise", or "tensor" for stages with one v per leaf of the parameters. For stages that differ
-            in it, give them to `Optimizer`: `stages=(AdamStage(0.999, 0.9), TensorRMSpropStage(0.99))`.
-        epsilon_inside: whether ε stands under the roots.
+        second_moment: "elementwise", or "per_tensor" for stages with one v per leaf of the parameters. For stages that
+            differ in it, give them to `Optimizer`: `stages=(AdamStage(0.999, 0.9), PerTensorRMSpropStage(0.99))`.
+        epsilon_inside_root: whether ε stands under the roots.
         bias_correction: whether filters are divided by 1 − αⁿ⁺¹.
 
     Raises:
@@ -79,10 +80,10 @@ def kadam(
     pairs = [(share("beta", beta, weight), share("gamma", gamma, weight)) for weight in weights]
     return Optimizer(
         learning_rate=learning_rate,
-        stages=tuple(adam_stage(*pair, granularity) for pair in pairs),
+        stages=tuple(adam_stage(*pair, second_moment) for pair in pairs),
         weight_decay=weight_decay,
         epsilon=epsilon,
-        epsilon_inside=epsilon_inside,
+        epsilon_inside_root=epsilon_inside_root,
         bias_correction=bias_correction,
         name=f"{k}-adam",
     )

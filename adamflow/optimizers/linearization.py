@@ -88,7 +88,7 @@ def _held(filter: Filter) -> Filter:
     if not filter.nonnegative:
         return filter
     dtype = jnp.result_type(float if callable(filter.decay) else filter.decay)
-    return filter._replace(decay=1 - float(jnp.finfo(dtype).eps), mass=None)
+    return filter._replace(decay=1 - float(jnp.finfo(dtype).eps), weight_sum=None)
 
 
 def _where_held(optimizer: Optimizer, system: System, change: Callable[[Any], Any]) -> Any:

@@ -12,7 +12,7 @@ import optax
 from adamflow.checks import check_count, check_precision, check_range, describe, is_concrete
 from adamflow.optimizers.hyperparameters import beside, flag_called, is_zero, number_called
 from adamflow.optimizers.record import Record
-from adamflow.optimizers.stage import AbstractStage, Signal
+from adamflow.optimizers.stage import AbstractStage, StageInput
 from adamflow.types import Filters, Leaf, Loss, Params, Scalar
 
 
@@ -88,12 +88,13 @@ class OptimizerState(eqx.Module):
     Attributes:
         filters: by stage, a dict from the filter's name to a pytree like the parameters (before bias correction).
         memory: by stage, a dict of pytrees; empty for optimizers made of averages.
-        previous: by stage, the input of the last iteration, or `None` where the stage does not ask for differences.
+        previous_inputs: by stage, the input of the last iteration, or `None` where the stage does not ask for
+            differences.
     """
 
     filters: Filters
     memory: Filters
-    previous: tuple[Params | None, ...]
+    previous_inputs: tuple[Params | None, ...]
 
 
 class OptaxState(NamedTuple):
@@ -111,17 +112,17 @@ class Optimizer(Record):
     hash, by value, so that one with known numbers can be a static argument or a key. Usually made by `adam`, `adamw`,
     `rmsprop`, `signsgd` or `kadam`.
 
-    A subclass that overrides methods, such as `change` for a trust ratio, is honoured by `iterate`, `to_optax`, the
-    analysis of the step, `PaperFlow`, `ModifiedFlow`, `MapFlow` and `EdgeFlow`. What has equations of its own for the
-    step refuses it: `CentralFlow`, `MemorylessFlow` and `solver="collocation"`, in the place of which "auto" takes a
-    solver of diffrax.
+    A subclass that overrides methods, such as `increment` for a trust ratio, is honoured by `iterate`, `to_optax`, the
+    analysis of the step, `GouldTanakaFlow`, `ModifiedFlow`, `InterpolatingFlow` and `TwoBranchFlow`. What has equations
+    of its own for the step refuses it: `CentralFlow`, `MemorylessFlow` and `solver="collocation"`, in the place of
+    which "auto" takes a solver of diffrax.
 
     Attributes:
         learning_rate: η > 0.
         stages: the chain of stages, at least one.
         weight_decay: λ ≥ 0, decoupled.
         epsilon: ε ≥ 0, the stabilizer of every ratio: m/(√v + ε). At ε = 0 a ratio with v = 0 is 0.
-        epsilon_inside: whether the ratio is m/√(v + ε) instead.
+        epsilon_inside_root: whether the ratio is m/√(v + ε) instead.
         bias_correction: whether filters are divided by the same average of the constant 1.
         name: what reports and legends call it.
 
@@ -133,7 +134,7 @@ class Optimizer(Record):
     stages: tuple[AbstractStage, ...] = eqx.field(converter=_as_stages)
     weight_decay: jax.Array = eqx.field(converter=number_called("weight_decay"), default=0.0)
     epsilon: jax.Array = eqx.field(converter=number_called("epsilon"), default=0.0)
-    epsilon_inside: bool = eqx.field(static=True, converter=flag_called("epsilon_inside"), default=False)
+    epsilon_inside_root: bool = eqx.field(static=True, converter=flag_called("epsilon_inside_root"), default=False)
     bias_correction: bool = eqx.field(static=True, converter=flag_called("bias_correction"), default=True)
     name: str = eqx.field(static=True, default="optimizer")
 
@@ -165,7 +166,7 @@ class Optimizer(Record):
         return OptimizerState(
             filters=tuple({filter.name: zeros() for filter in stage.filters()} for stage in self.stages),
             memory=tuple(_over_leaves(stage.initial_memory, (params,)) for stage in self.stages),
-            previous=tuple(zeros() if stage.uses_difference else None for stage in self.stages),
+            previous_inputs=tuple(zeros() if stage.uses_difference else None for stage in self.stages),
         )
 
     def update(self, gradient: Params, state: OptimizerState, iteration: Scalar) -> tuple[Params, OptimizerState]:
@@ -189,7 +190,7 @@ class Optimizer(Record):
             def respond(value, last, averages, memory, stage=stage):
                 return self._advance(stage, value, last, averages, memory, iteration)
 
-            last = state.previous[index] if stage.uses_difference else signal
+            last = state.previous_inputs[index] if stage.uses_difference else signal
             direction, averages, memory = _over_leaves(
                 respond, (signal, last), (state.filters[index], state.memory[index])
             )
@@ -199,7 +200,7 @@ class Optimizer(Record):
             signal = direction
         return signal, OptimizerState(tuple(filters), tuple(memories), tuple(previous))
 
-    def read(self, gradient: Params, filters: Filters, iteration: Scalar) -> tuple[Params, Filters]:
+    def direction_and_targets(self, gradient: Params, filters: Filters, iteration: Scalar) -> tuple[Params, Filters]:
         """The direction that given filters yield, and what drives each of them: the reading on which flows build.
 
         Args:
@@ -214,8 +215,8 @@ class Optimizer(Record):
         for index, stage in enumerate(self.stages):
 
             def respond(value, averages, stage=stage):
-                inputs = Signal(value)
-                wanted = {filter.name: filter.average(inputs, averages) for filter in stage.filters()}
+                inputs = StageInput(value)
+                wanted = {filter.name: filter.input(inputs, averages) for filter in stage.filters()}
                 corrected = self._corrected(stage, averages, iteration)
                 return stage.direction(inputs, corrected, {}, iteration, self.ratio), wanted
 
@@ -223,7 +224,7 @@ class Optimizer(Record):
             targets.append(wanted)
         return signal, tuple(targets)
 
-    def corrected(self, filters: Filters, iteration: Scalar) -> Filters:
+    def bias_corrected(self, filters: Filters, iteration: Scalar) -> Filters:
         """The filters at an iteration after bias correction: x̂ₙ = x̄ₙ/(1 − αⁿ⁺¹), or x̄ₙ where it is off."""
         return tuple(
             _over_leaves(lambda averages, stage=stage: self._corrected(stage, averages, iteration), (), (values,))
@@ -291,7 +292,7 @@ class Optimizer(Record):
         new = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), value, old)
         filters = list(state.filters)
         filters[stage] = {**filters[stage], name: new}
-        return OptimizerState(tuple(filters), state.memory, state.previous)
+        return OptimizerState(tuple(filters), state.memory, state.previous_inputs)
 
     def _keeps(self, name: str, stage: int) -> bool:
         """Whether a stage keeps a filter; a `ValueError` if it has none of that name."""
@@ -316,10 +317,10 @@ class Optimizer(Record):
             raise ValueError(
                 f"{self.name!r} has no single preconditioner: that needs one stage with a filter named 'second_moment'"
             )
-        second = self.corrected(filters, iteration)[0]["second_moment"]
+        second = self.bias_corrected(filters, iteration)[0]["second_moment"]
         return jax.tree.map(lambda square: self._denominator(square).astype(square.dtype), second)
 
-    def change(self, params: Params, direction: Params) -> Params:
+    def increment(self, params: Params, direction: Params) -> Params:
         """What a step adds to the parameters: −η (λ θ + u)."""
 
         def moved(leaf: Leaf, u: Leaf) -> Leaf:
@@ -330,7 +331,7 @@ class Optimizer(Record):
 
     def apply(self, params: Params, direction: Params) -> Params:
         """The parameters after a step: θ − η (λ θ + u)."""
-        return jax.tree.map(jnp.add, params, self.change(params, direction))
+        return jax.tree.map(jnp.add, params, self.increment(params, direction))
 
     def step(
         self, loss: Loss, state: tuple[Params, OptimizerState], iteration: Scalar
@@ -380,13 +381,13 @@ class Optimizer(Record):
             check_precision("params", params)
             updates, params = jax.tree.map(jnp.asarray, (updates, params))
             direction, inner = self.update(updates, state.inner, state.iteration)
-            return self.change(params, direction), OptaxState(optax.safe_increment(state.iteration), inner)
+            return self.increment(params, direction), OptaxState(optax.safe_increment(state.iteration), inner)
 
         return optax.GradientTransformation(init, update)
 
     def _denominator(self, square: Leaf) -> Leaf:
         epsilon = beside(self.epsilon, square)
-        return _root(square + epsilon) if self.epsilon_inside else _root(square) + epsilon
+        return _root(square + epsilon) if self.epsilon_inside_root else _root(square) + epsilon
 
     def _corrected(self, stage: AbstractStage, averages: dict[str, Leaf], iteration: Scalar) -> dict[str, Leaf]:
         if not self.bias_correction:
@@ -394,18 +395,18 @@ class Optimizer(Record):
         corrected = {}
         for filter in stage.filters():
             average = averages[filter.name]
-            corrected[filter.name] = average * beside(1 / filter.mass_at(iteration), average)
+            corrected[filter.name] = average * beside(1 / filter.weight_sum_at(iteration), average)
         return corrected
 
     def _advance(self, stage, value, last, averages, memory, iteration):
         """One iteration of one stage on one leaf: its direction, filters and memory."""
         difference = jnp.where(iteration == 0, 0.0, value - last) if stage.uses_difference else None
-        signal = Signal(value, difference)
+        signal = StageInput(value, difference)
         averages = dict(averages)
         for filter in stage.filters():
             decay = filter.decay_at(iteration)
             kept, taken = beside(decay, value), beside(1 - decay, value)
-            updated = kept * averages[filter.name] + taken * filter.average(signal, averages)
+            updated = kept * averages[filter.name] + taken * filter.input(signal, averages)
             averages[filter.name] = updated.astype(value.dtype)
         corrected = self._corrected(stage, averages, iteration)
         memory = stage.update_memory(signal, corrected, memory, iteration)

@@ -7,7 +7,7 @@ import jax
 
 from adamflow.optimizers.hyperparameters import check_decays, number_called
 from adamflow.optimizers.optimizer import Optimizer
-from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, Signal
+from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput
 from adamflow.types import Leaf, Scalar
 
 
@@ -25,7 +25,7 @@ class RMSpropStage(AbstractStage):
         return (Filter("second_moment", self.beta, lambda signal, _: signal.value**2, nonnegative=True),)
 
     def direction(
-        self, signal: Signal, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar, ratio: Ratio
+        self, signal: StageInput, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar, ratio: Ratio
     ) -> Leaf:
         return ratio(signal.value, averages["second_moment"])
 
@@ -36,7 +36,7 @@ def rmsprop(
     epsilon: Scalar = 0.0,
     *,
     weight_decay: Scalar = 0.0,
-    epsilon_inside: bool = False,
+    epsilon_inside_root: bool = False,
     bias_correction: bool = True,
 ) -> Optimizer:
     """RMSprop (Tieleman and Hinton, 2012), by default with bias correction: Adam with γ = 0.
@@ -49,7 +49,7 @@ def rmsprop(
         epsilon: ε ≥ 0.
         weight_decay: λ ≥ 0, decoupled: θ shrinks by ηλ per step whatever v is, as in AdamW. That of PyTorch's RMSprop
             is an l2 penalty, λθ added to the gradient and so divided by √v̂: for that add λ‖θ‖²/2 to the loss.
-        epsilon_inside: whether ε stands under the root, as in optax.rmsprop by default.
+        epsilon_inside_root: whether ε stands under the root, as in optax.rmsprop by default.
         bias_correction: whether v is divided by 1 − βⁿ⁺¹; PyTorch's RMSprop does not.
 
     Raises:
@@ -65,7 +65,7 @@ def rmsprop(
         stages=(RMSpropStage(beta),),
         weight_decay=weight_decay,
         epsilon=epsilon,
-        epsilon_inside=epsilon_inside,
+        epsilon_inside_root=epsilon_inside_root,
         bias_correction=bias_correction,
         name="rmsprop",
     )

@@ -8,7 +8,7 @@ import jax
 from adamflow.checks import check_range
 from adamflow.optimizers.hyperparameters import is_zero, number_called
 from adamflow.optimizers.optimizer import Optimizer
-from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, Signal
+from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput
 from adamflow.types import Leaf, Scalar
 
 
@@ -21,7 +21,7 @@ class GradientStage(AbstractStage):
         return ()
 
     def direction(
-        self, signal: Signal, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar, ratio: Ratio
+        self, signal: StageInput, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar, ratio: Ratio
     ) -> Leaf:
         return signal.value
 
@@ -38,7 +38,7 @@ class MomentumStage(AbstractStage):
         return (Filter("first_moment", self.gamma, lambda signal, _: signal.value),)
 
     def direction(
-        self, signal: Signal, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar, ratio: Ratio
+        self, signal: StageInput, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar, ratio: Ratio
     ) -> Leaf:
         return averages["first_moment"]
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from adamflow.optimizers.optimizer import Optimizer
-from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, Signal
+from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput
 from adamflow.types import Leaf, Scalar
 
 
@@ -14,7 +14,7 @@ class SignStage(AbstractStage):
         return ()
 
     def direction(
-        self, signal: Signal, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar, ratio: Ratio
+        self, signal: StageInput, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar, ratio: Ratio
     ) -> Leaf:
         return jnp.sign(signal.value)
 

@@ -13,7 +13,7 @@ from adamflow.types import Leaf, Scalar
 Ratio = Callable[[Leaf, Leaf], Leaf]
 
 
-class Signal(NamedTuple):
+class StageInput(NamedTuple):
     """What a stage receives for one leaf of the parameters at one iteration.
 
     Attributes:
@@ -31,30 +31,30 @@ class Filter(NamedTuple):
     Attributes:
         name: the key under which it is found.
         decay: α, a number in (0, 1), or a function of the iteration n = 0, 1, … that returns one.
-        average: f; gets the signal and the stage's filters declared *before* this one, already updated.
+        input: f; gets the signal and the stage's filters declared *before* this one, already updated.
         nonnegative: whether f ≥ 0. Implicit solvers of the flows then follow ln x̄, which keeps x̄ positive.
-        mass: the same average of the constant 1, as a function of n, by which bias correction divides; by default
-            1 − αⁿ⁺¹. A decay that is a function must come with its mass.
+        weight_sum: the same average of the constant 1, as a function of n, by which bias correction divides; by default
+            1 − αⁿ⁺¹. A decay that is a function must come with its weight_sum.
     """
 
     name: str
     decay: Scalar | Callable[[Scalar], Scalar]
-    average: Callable[[Signal, dict[str, Leaf]], Leaf]
+    input: Callable[[StageInput, dict[str, Leaf]], Leaf]
     nonnegative: bool = False
-    mass: Callable[[Scalar], Scalar] | None = None
+    weight_sum: Callable[[Scalar], Scalar] | None = None
 
     def decay_at(self, iteration: Scalar) -> Scalar:
         """The decay α at an iteration."""
         return self.decay(iteration) if callable(self.decay) else self.decay
 
-    def mass_at(self, iteration: Scalar) -> Scalar:
+    def weight_sum_at(self, iteration: Scalar) -> Scalar:
         """The average of the constant 1 at an iteration: 1 − αⁿ⁺¹ for a constant decay."""
-        if self.mass is not None:
-            return self.mass(iteration)
+        if self.weight_sum is not None:
+            return self.weight_sum(iteration)
         if callable(self.decay):
             raise TypeError(
-                f"filter {self.name!r} has a decay that depends on the iteration but no mass, so its bias correction "
-                "is unknown; declare Filter(..., mass=function of the iteration)"
+                f"filter {self.name!r} has a decay that depends on the iteration but no weight_sum, so its bias "
+                "correction is unknown; declare Filter(..., weight_sum=function of the iteration)"
             )
         power = iteration + 1
         precise = -jnp.expm1(power * jnp.log(jnp.where(self.decay > 0, self.decay, 1.0)))
@@ -89,13 +89,13 @@ class AbstractStage(Record):
 
     @abc.abstractmethod
     def direction(
-        self, signal: Signal, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar, ratio: Ratio
+        self, signal: StageInput, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar, ratio: Ratio
     ) -> Leaf:
         """The direction uₙ.
 
         Args:
             signal: the input at this iteration.
-            averages: the filters by name, updated, divided by their mass if the optimizer corrects the bias.
+            averages: the filters by name, updated, divided by their weight_sum if the optimizer corrects the bias.
             memory: the memory, updated; empty unless `initial_memory` says otherwise.
             iteration: n = 0, 1, …; a real number in a flow.
             ratio: `ratio(m, v)` = m/(√v + ε), stabilized as the optimizer says.
@@ -106,7 +106,7 @@ class AbstractStage(Record):
         return {}
 
     def update_memory(
-        self, signal: Signal, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar
+        self, signal: StageInput, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar
     ) -> dict[str, Leaf]:
         """The memory at this iteration, from the updated averages and the memory of the last one."""
         return memory
@@ -135,7 +135,7 @@ class Refiltered(AbstractStage):
         return tuple(map(self.change, self.stage.filters()))
 
     def direction(
-        self, signal: Signal, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar, ratio: Ratio
+        self, signal: StageInput, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar, ratio: Ratio
     ) -> Leaf:
         return self.stage.direction(signal, averages, memory, iteration, ratio)
 
@@ -143,6 +143,6 @@ class Refiltered(AbstractStage):
         return self.stage.initial_memory(leaf)
 
     def update_memory(
-        self, signal: Signal, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar
+        self, signal: StageInput, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar
     ) -> dict[str, Leaf]:
         return self.stage.update_memory(signal, averages, memory, iteration)

@@ -64,7 +64,7 @@ def trajectories(
         >>> import adamflow as af
         >>> problem, optimizer = af.problems.chain(dimension=10), af.adam(1e-3)
         >>> discrete = af.iterate(optimizer, problem.loss, problem.params, 100)
-        >>> continuous = af.solve(af.PaperFlow(optimizer), problem.loss, problem.params, 100)
+        >>> continuous = af.solve(af.GouldTanakaFlow(optimizer), problem.loss, problem.params, 100)
         >>> ax = af.plotting.trajectories(discrete, continuous, parameters=4)
         >>> [text.get_text() for text in ax.get_legend().get_texts()]
         ['adam, discrete', 'adam, flow of order 1, paper rate']
@@ -109,7 +109,7 @@ def errors(*comparisons: Comparison, relative: bool = True, ax: Axes | None = No
     Example:
         >>> import adamflow as af
         >>> problem = af.problems.chain(dimension=10)
-        >>> runs = [af.iterate(af.adam(1e-3, beta), problem.loss, problem.params, 100) for beta in (0.999, 0.99)]
+        >>> runs = [af.iterate(af.adam(1e-3, beta=beta), problem.loss, problem.params, 100) for beta in (0.999, 0.99)]
         >>> af.plotting.errors(af.compare(*runs)).get_ylabel()
         'error / distance moved'
     """
@@ -122,7 +122,7 @@ def errors(*comparisons: Comparison, relative: bool = True, ax: Axes | None = No
     norms = sorted({comparison.norm for comparison in comparisons})
     if len(norms) > 1:
         raise ValueError(f"the comparisons measure in different norms, {norms}; one axis shows one norm")
-    drawn = [comparison.relative if relative else comparison.absolute for comparison in comparisons]
+    drawn = [comparison.relative_error if relative else comparison.absolute_error for comparison in comparisons]
     ax = _axes(ax)
     log_scale(ax, *drawn)
     several = len({comparison.names[0] for comparison in comparisons}) > 1
@@ -140,7 +140,7 @@ def convergence(*results: Convergence, ax: Axes | None = None) -> Axes:
     """Errors against the learning rate, on logarithmic axes, one line for each flow, with its fitted order.
 
     Args:
-        results: what `af.convergence` returned, at least one; each line is labelled by the name of its flow.
+        results: what `af.measure_convergence` returned, at least one; each line is labelled by the name of its flow.
         ax: where to draw; by default axes of a new figure. With a backend without windows, such as Agg, that figure
             takes the place of the one before in pyplot's list, whose axes stay usable.
 
@@ -157,10 +157,10 @@ def convergence(*results: Convergence, ax: Axes | None = None) -> Axes:
         ['modified flow of order 2: slope 2.00']
     """
     if not results:
-        raise ValueError("convergence needs at least one result, got none; make one with af.convergence(...)")
+        raise ValueError("convergence needs at least one result, got none; make one with af.measure_convergence(...)")
     for result in results:
         if not isinstance(result, Convergence):
-            raise ValueError(f"convergence draws what af.convergence returned, got {type(result).__name__}")
+            raise ValueError(f"convergence draws what af.measure_convergence returned, got {type(result).__name__}")
         rates, errors = (result.learning_rates, "rates"), (result.errors, "rates")
         check_data({"learning_rates of a result": rates, "errors of a result": errors})
     ax = _axes(ax)

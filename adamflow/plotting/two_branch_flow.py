@@ -105,7 +105,7 @@ def beside_iterates(
     for place, series in zip(places, [shown[place] for place in places], strict=True):
         ax.plot(iterations, series[name], color=f"C{place}", linewidth=1)
         ax.plot(iterations, series[f"iterates_{name}"], ":", color=f"C{place}", linewidth=1.5)
-    ax.plot([], [], color="0.3", label="EdgeFlow")
+    ax.plot([], [], color="0.3", label="TwoBranchFlow")
     ax.plot([], [], ":", color="0.3", label="iterates")
     log_scale(ax, *(series[key] for series in shown for key in (name, f"iterates_{name}")))
     if lowest > 0:

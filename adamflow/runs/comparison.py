@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from adamflow.checks import check_choice, check_count, check_params, check_range, check_single, is_concrete
-from adamflow.flows import AbstractFlow, EdgeState
+from adamflow.flows import AbstractFlow, TwoBranchState
 from adamflow.flows.norms import row_norms, tree_norm
 from adamflow.runs.continuous import solve
 from adamflow.runs.discrete import iterate
-from adamflow.runs.oscillation import mean_beside, middles, split_oscillation
+from adamflow.runs.oscillation import mean_and_oscillation, mean_beside, middles
 from adamflow.runs.trajectory import Trajectory, check_rows
 from adamflow.types import Loss, Params
 
@@ -34,43 +34,43 @@ class Comparison(eqx.Module):
         absolute: ‖θ − θ_ref‖ over all parameters, shape (saved,).
         relative: the same, divided by the distance moved.
         path: the length of the reference's way from its start, through all that it saved up to there, shape (saved,).
-        absolute_by_leaf, relative_by_leaf: the same for each leaf alone: pytrees like the parameters.
+        absolute_error_by_leaf, relative_error_by_leaf: the same for each leaf alone: pytrees like the parameters.
         names: of the reference and of the run.
         norm: "euclidean" or "maximum".
     """
 
     iterations: Float[Array, " saved"]
-    absolute: Float[Array, " saved"]
-    relative: Float[Array, " saved"]
-    path: Float[Array, " saved"]
-    absolute_by_leaf: Any
-    relative_by_leaf: Any
+    absolute_error: Float[Array, " saved"]
+    relative_error: Float[Array, " saved"]
+    path_length: Float[Array, " saved"]
+    absolute_error_by_leaf: Any
+    relative_error_by_leaf: Any
     names: tuple[str, str] = eqx.field(static=True)
     norm: str = eqx.field(static=True)
 
     @property
-    def maximum(self) -> float:
+    def max_relative_error(self) -> float:
         """The largest relative error over all parameters."""
-        return float(self.relative.max())
+        return float(self.relative_error.max())
 
     @property
-    def relative_to_path(self) -> Float[Array, " saved"]:
+    def error_per_path_length(self) -> Float[Array, " saved"]:
         """The absolute error, divided by the length of the path; 0 where the error is."""
-        return _quotient(self.absolute, self.path)
+        return _quotient(self.absolute_error, self.path_length)
 
     @property
     def worst_iteration(self) -> float:
         """The iteration of the largest relative error."""
-        return float(self.iterations[int(self.relative.argmax())])
+        return float(self.iterations[int(self.relative_error.argmax())])
 
     def __str__(self) -> str:
-        rows = [("all parameters", self.absolute, self.relative)]
+        rows = [("all parameters", self.absolute_error, self.relative_error)]
         pairs = zip(
-            jax.tree_util.tree_leaves_with_path(self.absolute_by_leaf),
-            jax.tree.leaves(self.relative_by_leaf),
+            jax.tree_util.tree_leaves_with_path(self.absolute_error_by_leaf),
+            jax.tree.leaves(self.relative_error_by_leaf),
             strict=True,
         )
-        if len(jax.tree.leaves(self.absolute_by_leaf)) > 1:
+        if len(jax.tree.leaves(self.absolute_error_by_leaf)) > 1:
             rows += [(jax.tree_util.keystr(path), absolute, relative) for (path, absolute), relative in pairs]
         width = max(len(name) for name, _, _ in rows)
         lines = [
@@ -93,14 +93,15 @@ def compare(
     """Compare two runs saved at the same iterations, for example a discrete and a continuous one.
 
     Past the edge of stability, where iterates oscillate, average="period 2" compares with their mean, which is what an
-    `EdgeFlow` follows. The reference then has to hold, for each iteration n of `run`, the iterates n − 1, n and n + 1.
+    `TwoBranchFlow` follows. The reference then has to hold, for each iteration n of `run`, the iterates n − 1, n and n
+    + 1.
 
     Args:
         reference: the run from which distances are measured, and whose way gives the unit of relative errors.
         run: the other one.
         norm: over parameters, "euclidean" or "maximum".
-        average: of the reference: "none", or "period 2" for (θₙ₋₁ + 2θₙ + θₙ₊₁)/4 as in `split_oscillation`. Then rows
-            of `run` at the first and the last iteration of the reference, which have no mean, are left out.
+        average: of the reference: "none", or "period 2" for (θₙ₋₁ + 2θₙ + θₙ₊₁)/4 as in `mean_and_oscillation`. Then
+            rows of `run` at the first and the last iteration of the reference, which have no mean, are left out.
 
     Returns:
         absolute and relative errors over time, for each leaf and over all parameters. `print` shows them as a table.
@@ -117,8 +118,8 @@ def compare(
         >>> import adamflow as af
         >>> problem, optimizer = af.problems.chain(dimension=4), af.adam(1e-3)
         >>> discrete = af.iterate(optimizer, problem.loss, problem.params, 100)
-        >>> continuous = af.solve(af.PaperFlow(optimizer, order=1), problem.loss, problem.params, 100)
-        >>> float(af.compare(discrete, continuous).relative[-1]) < 0.02
+        >>> continuous = af.solve(af.GouldTanakaFlow(optimizer, order=1), problem.loss, problem.params, 100)
+        >>> float(af.compare(discrete, continuous).relative_error[-1]) < 0.02
         True
     """
     check_choice("norm", norm, ("euclidean", "maximum"))
@@ -130,7 +131,7 @@ def compare(
     if average == "period 2":
         every, reference, run = mean_beside(reference, run)
     _check_comparable(reference, run)
-    moved = jax.tree.map(lambda leaf, start: leaf - start, reference.params, reference.start)
+    moved = jax.tree.map(lambda leaf, start: leaf - start, reference.params, reference.initial_params)
     error = jax.tree.map(jnp.subtract, run.params, reference.params)
 
     def size(*leaves: jax.Array) -> jax.Array:
@@ -149,14 +150,14 @@ def compare(
     absolute = size(*jax.tree.leaves(error))
     if average == "none":
         _warn_of_oscillation(reference, run, absolute, size(*jax.tree.leaves(moved)))
-    lengths = jnp.cumsum(size(*jax.tree.leaves(jax.tree.map(step, every.params, every.start))))
+    lengths = jnp.cumsum(size(*jax.tree.leaves(jax.tree.map(step, every.params, every.initial_params))))
     return Comparison(
         iterations=reference.iterations,
-        absolute=absolute,
-        relative=relative(absolute, size(*jax.tree.leaves(moved))),
-        path=lengths[jnp.searchsorted(every.iterations, reference.iterations)],
-        absolute_by_leaf=by_leaf,
-        relative_by_leaf=jax.tree.map(relative, by_leaf, ways),
+        absolute_error=absolute,
+        relative_error=relative(absolute, size(*jax.tree.leaves(moved))),
+        path_length=lengths[jnp.searchsorted(every.iterations, reference.iterations)],
+        absolute_error_by_leaf=by_leaf,
+        relative_error_by_leaf=jax.tree.map(relative, by_leaf, ways),
         names=(reference.name, run.name),
         norm=norm,
     )
@@ -214,11 +215,11 @@ def _warn_of_oscillation(reference: Trajectory, run: Trajectory, absolute: jax.A
     if not run.follows_mean or reference.follows_mean or not is_concrete(reference, run, absolute):
         return
     amplitude, error = 0.0, float(absolute[-1])
-    if isinstance(run.final, EdgeState):
-        amplitude = float(tree_norm(run.final.oscillation.params))
+    if isinstance(run.final_state, TwoBranchState):
+        amplitude = float(tree_norm(run.final_state.oscillation.params))
     places = middles(reference)
     if len(places):
-        amplitude, error = float(split_oscillation(reference).amplitude[-1]), float(absolute[places[-1]])
+        amplitude, error = float(mean_and_oscillation(reference).amplitude[-1]), float(absolute[places[-1]])
     if amplitude > max(error / 2, 1e-6 * float(moved.max())):
         warnings.warn(
             f"{run.name!r} follows the mean of an oscillation, and most of its distance from {reference.name!r} is the "
@@ -255,7 +256,7 @@ class Convergence(eqx.Module):
         return "\n".join([self.name, "  learning rate  error", *rows, f"  fitted order {self.order:.2f}"])
 
 
-def convergence(
+def measure_convergence(
     make_flow: Callable[[float], AbstractFlow],
     loss: Loss,
     params: Params,
@@ -276,7 +277,7 @@ def convergence(
         learning_rates: at least two, each dividing `time` into whole iterations.
         time: t = ηN > 0.
         points: the number of iterations, evenly spaced up to N, at which the runs are compared; fewer if N is less.
-        norm: over parameters; the error is its maximum over these iterations.
+        norm: over parameters; the error is its max_relative_error over these iterations.
         rtol: of `solve`, which must be small beside the errors measured; by default 1e-9, or 1e-6 for float32.
         options: for `solve`.
 
@@ -289,8 +290,9 @@ def convergence(
     Example:
         >>> import adamflow as af, diffrax
         >>> problem, solver = af.problems.chain(dimension=2), diffrax.Tsit5()
-        >>> flow = lambda eta: af.PaperFlow(af.adam(eta), order=1)
-        >>> result = af.convergence(flow, problem.loss, problem.params, [4e-3, 2e-3, 1e-3], time=0.2, solver=solver)
+        >>> flow = lambda eta: af.GouldTanakaFlow(af.adam(eta), order=1)
+        >>> rates = [4e-3, 2e-3, 1e-3]
+        >>> result = af.measure_convergence(flow, problem.loss, problem.params, rates, time=0.2, solver=solver)
         >>> 0.8 < result.order < 1.2
         True
     """
@@ -311,7 +313,7 @@ def convergence(
         for run in (discrete, continuous):
             if not run.outcome.successful:
                 raise ValueError(f"the run {run.name!r} at learning rate {rate:g} {run.outcome.message}")
-        errors.append(float(compare(discrete, continuous, norm=norm).absolute.max()))
+        errors.append(float(compare(discrete, continuous, norm=norm).absolute_error.max()))
         name = continuous.name
     return Convergence(np.asarray(learning_rates, float), np.asarray(errors), name)
 

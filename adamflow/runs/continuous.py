@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from adamflow.checks import check_count, check_range, check_single, is_concrete
-from adamflow.flows import AbstractFlow, Coordinates, PaperFlow, Snapshot, Start
+from adamflow.flows import AbstractFlow, ChangeOfVariables, GouldTanakaFlow, Snapshot, Start
 from adamflow.losses import count_program, loss_and_aux, program, scalar_loss
 from adamflow.runs.collocation import (
     RunInputs,
@@ -72,8 +72,8 @@ def solve(
 ) -> Trajectory:
     """Integrate a flow over n ∈ [0, steps], beside `steps` iterations of its optimizer.
 
-    Time runs in iterations, n = t/η. With solver="auto" a `PaperFlow` of order 1 with one stage whose filters have
-    constant decays is integrated by collocation (docs/collocation.md), beyond 200 parameters only for rtol ≥ 1e-4.
+    Time runs in iterations, n = t/η. With solver="auto" a `GouldTanakaFlow` of order 1 with one stage whose filters
+    have constant decays is integrated by collocation (docs/collocation.md), beyond 200 parameters only for rtol ≥ 1e-4.
     Those of order 2, and of k-Adam, which can become unstable beyond a finite curvature, get Dopri8 at rtol/4. Other
     flows get Kvaerno5 with a chord iteration and dense Jacobians up to 200 parameters, and beyond Tsit5. Of 920 random
     problems 99% were within ten tolerances, and two beyond a hundred, relative to the amplification of a perturbed
@@ -82,19 +82,19 @@ def solve(
     the discrete run is faster than any flow.
 
     Args:
-        flow: the vector field, for example `PaperFlow(optimizer)`.
+        flow: the vector field, for example `GouldTanakaFlow(optimizer)`.
         loss: `loss(params)`, deterministic, a real scalar. Programs are cached by the identity of the function, as in
             `iterate`: an object that has changed since still runs what it was.
         params: θ(0), any pytree of float32 or float64 arrays.
         steps: the iteration at which the run ends, at least 1.
         save_at: increasing times in iterations (they need not be whole) in [0, steps]; by default each of 0 … steps.
         start: (n₀, memory) to start at iteration n₀ instead, where `params` is θ(n₀) and memory the `OptimizerState`
-            before the gradient there: with `iterates = iterate(..., steps=n₀)`, take `params, memory = iterates.final`.
-            What flows follow worst are the first iterations, in which filters settle.
+            before the gradient there: with `iterates = iterate(..., steps=n₀)`, take `params, memory =
+            iterates.final_state`. What flows follow worst are the first iterations, in which filters settle.
         observe: a jax-traceable function of a `Snapshot`, called at the saved times; what it returns is kept in
             `observed` *instead of* the parameters. Each call costs a gradient.
-        solver: "auto", "collocation" or any diffrax solver. Give implicit ones `root_finder=af.CHORD`, the chord
-            iteration that "auto" takes: their own takes tens of times the steps here.
+        solver: "auto", "collocation" or any diffrax solver. Give implicit ones `root_finder=af.CHORD_ROOT_FINDER`, the
+            chord iteration that "auto" takes: their own takes tens of times the steps here.
         rtol: relative tolerance of a step: of θ by collocation relative to the distance moved so far, of the state by
             diffrax.
         atol: absolute tolerance of a step, by default rtol/100; collocation has none.
@@ -118,7 +118,7 @@ def solve(
     Example:
         >>> import adamflow as af
         >>> problem = af.problems.chain(dimension=10)
-        >>> flow = af.PaperFlow(af.adam(1e-3), order=1)
+        >>> flow = af.GouldTanakaFlow(af.adam(1e-3), order=1)
         >>> af.solve(flow, problem.loss, problem.params, 50, save_at=[0, 12.5, 50]).params.shape
         (3, 10)
     """
@@ -180,22 +180,23 @@ def _solve_once(problem: _Problem, numbers: "_Numbers") -> Trajectory:
     with _reverse_mode_alone():
         if collocated:
             reference = _Reference(method, observe, max(max_steps, _REFERENCE_STEPS))
-            inputs = RunInputs(cast(PaperFlow, flow), loss, state, times, numbers)
+            inputs = RunInputs(cast(GouldTanakaFlow, flow), loss, state, times, numbers)
             run = solve_by_collocation(inputs, StaticOptions(observe, max_steps), reference, eager)
             stats = Stats(run.gradients + looks + 1, run.accepted, run.rejected, run.hessians, None)
         else:
             run = _run(flow, loss, state, times, numbers, method, observe, max_steps, progress, counter)
-            stats = _stats(run, method, counter, counted, flow.gradient_equivalents, looks)
+            stats = _stats(run, method, counter, counted, flow.gradients_per_evaluation, looks)
     return Trajectory(
         iterations=exact_iterations(rows),
         params=run.rows if observe is None else None,
         observed=None if observe is None else run.rows,
-        start=params,
-        final=run.final,
+        initial_params=params,
+        final_state=run.final,
         outcome=outcome_of(flow, loss, run, jnp.where(finite, numbers.first, -1.0), times, eager, later),
         stats=stats,
         name=f"{flow.optimizer.name}, {flow.name}",
         follows_mean=flow.follows_mean,
+        filter_rate=getattr(flow, "rate", None),
     )
 
 
@@ -339,7 +340,7 @@ def _run(flow, loss, state, times, numbers: _Numbers, method: Method, observe, m
     """Hand the flow to diffrax, in the coordinates of the method."""
     limit = divergence_limit(flow.params(state))
     # An explicit method has no use for ln v: where v starts near 0 it makes the flow stiffer.
-    coordinates = flow.coordinates(state) if method.implicit else Coordinates()
+    coordinates = flow.coordinates(state) if method.implicit else ChangeOfVariables()
     encode, decode = coordinates
 
     def field(time: Any, encoded: Any, args: Any) -> Any:

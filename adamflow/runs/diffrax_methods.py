@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import optimistix
 
 from adamflow.checks import is_concrete
-from adamflow.flows import AbstractFlow, PaperFlow
+from adamflow.flows import AbstractFlow, GouldTanakaFlow
 
 #: The root finder for implicit diffrax solvers: chord iteration with the tolerances of the step size control. Their own
 #: default takes tens of times the steps on flows.
-CHORD = diffrax.with_stepsize_controller_tols(optimistix.Chord)()
+CHORD_ROOT_FINDER = diffrax.with_stepsize_controller_tols(optimistix.Chord)()
 
 #: The largest number of parameters for which "auto" takes an implicit solver with dense Jacobians.
 DENSE_LIMIT = 200
@@ -56,7 +56,7 @@ def has_finite_edge(flow: AbstractFlow) -> bool:
     s, which is stable for every s > 0. Order 2 and each further stage add a lag, and with it, but for some of them
     without momentum, an edge (`af.analysis.critical_curvature` has it).
     """
-    return isinstance(flow, PaperFlow) and (flow.order != 1 or len(flow.optimizer.stages) > 1)
+    return isinstance(flow, GouldTanakaFlow) and (flow.order != 1 or len(flow.optimizer.stages) > 1)
 
 
 def choose_method(solver: Any, flow: AbstractFlow, dimension: int, step_size: Any) -> Method:
@@ -93,7 +93,7 @@ def _automatic(flow: AbstractFlow, dimension: int, step_size: Any) -> diffrax.Ab
         return diffrax.Tsit5()
     if has_finite_edge(flow):
         return diffrax.Dopri8()
-    return diffrax.Kvaerno5(root_finder=CHORD) if dimension <= DENSE_LIMIT else diffrax.Tsit5()
+    return diffrax.Kvaerno5(root_finder=CHORD_ROOT_FINDER) if dimension <= DENSE_LIMIT else diffrax.Tsit5()
 
 
 def tolerance_of(solver: Any, flow: AbstractFlow, rtol: Any, epsilon: float) -> Any:

@@ -19,11 +19,11 @@ def with_error_estimate(trajectory: Trajectory, tighter: Trajectory) -> Trajecto
     in Euclidean norms over all parameters: the measure of collocation's tolerance. NaN where the tighter run has ended.
     """
     difference = row_norms(jax.tree.map(jnp.subtract, trajectory.params, tighter.params))
-    moved = row_norms(jax.tree.map(lambda row, start: row - start, tighter.params, tighter.start))
-    initial = row_norms(jax.tree.map(lambda leaf: leaf[None], tighter.start))
+    moved = row_norms(jax.tree.map(lambda row, start: row - start, tighter.params, tighter.initial_params))
+    initial = row_norms(jax.tree.map(lambda leaf: leaf[None], tighter.initial_params))
     scale = jax.lax.cummax(moved) + INITIAL_NORM_WEIGHT * initial
     estimate = difference / jnp.where(scale > 0, scale, 1.0)
-    known = trajectory.iterations <= tighter.outcome.iteration
+    known = trajectory.iterations <= tighter.outcome.last_valid_iteration
     stats = jax.tree.map(lambda ours, theirs: ours + theirs, trajectory.stats, tighter.stats)
     return dataclasses.replace(
         trajectory, error_estimate=jnp.where(known, estimate, jnp.nan), stats=dataclasses.replace(stats, seconds=None)

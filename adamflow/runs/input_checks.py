@@ -51,9 +51,9 @@ def check_optimizer(optimizer: Any) -> None:
 def check_flow(flow: Any) -> None:
     """Raise `TypeError` or `ValueError` unless this is a flow of an optimizer whose numbers are single ones."""
     if not isinstance(flow, AbstractFlow):
-        hint = "such as af.PaperFlow(optimizer)"
+        hint = "such as af.GouldTanakaFlow(optimizer)"
         if isinstance(flow, Optimizer):
-            hint = "of this optimizer, such as af.PaperFlow(optimizer), or call af.iterate for its discrete run"
+            hint = "of this optimizer, such as af.GouldTanakaFlow(optimizer), or call af.iterate for its discrete run"
         raise TypeError(f"flow must be a flow {hint}, got {describe(flow)}")
     check_optimizer(flow.optimizer)
 
@@ -73,7 +73,7 @@ def check_start(start: Any, optimizer: Optimizer, params: Params) -> int:
     """
     if start is None:
         return 0
-    how = "(n₀, memory): with iterates = af.iterate(..., steps=n₀) give params, memory = iterates.final"
+    how = "(n₀, memory): with iterates = af.iterate(..., steps=n₀) give params, memory = iterates.final_state"
     if not isinstance(start, tuple) or len(start) != 2:
         raise TypeError(f"start must be {how}, got {describe(start)}")
     first, memory = start

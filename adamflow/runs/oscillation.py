@@ -14,8 +14,8 @@ from adamflow.runs.trajectory import Trajectory, check_rows
 from adamflow.types import Params
 
 
-class SplitRun(eqx.Module):
-    """What `split_oscillation` returns.
+class MeanAndOscillation(eqx.Module):
+    """What `mean_and_oscillation` returns.
 
     Attributes:
         mean: the run with (xₙ₋₁ + 2xₙ + xₙ₊₁)/4 in the place of every parameter and observed number.
@@ -29,7 +29,7 @@ class SplitRun(eqx.Module):
 
     @property
     def amplitude(self) -> Float[Array, " saved"]:
-        """‖δₙ‖ over all parameters, in the Euclidean norm: beside `EdgeSnapshot.amplitude`.
+        """‖δₙ‖ over all parameters, in the Euclidean norm: beside `TwoBranchSnapshot.amplitude`.
 
         Raises:
             ValueError: if the run holds no parameters.
@@ -39,7 +39,7 @@ class SplitRun(eqx.Module):
         return row_norms(self.oscillation)
 
 
-def split_oscillation(run: Trajectory) -> SplitRun:
+def mean_and_oscillation(run: Trajectory) -> MeanAndOscillation:
     """Split a discrete run into xₙ = x̄ₙ + (−1)ⁿ δₙ with slow x̄ and δ, by three iterates in a row.
 
         (xₙ₋₁ + 2xₙ + xₙ₊₁)/4 = x̄ₙ + ¼Δ²x̄ − (−1)ⁿ ¼Δ²δ,     (2xₙ − xₙ₋₁ − xₙ₊₁)/4 = (−1)ⁿ (δₙ + ¼Δ²δ) − ¼Δ²x̄,
@@ -52,7 +52,7 @@ def split_oscillation(run: Trajectory) -> SplitRun:
             `save_at=np.unique(np.add.outer(wanted, [-1, 0, 1]))`. With `observe=`, what was observed is split.
 
     Returns:
-        A `SplitRun` at the iterations of which both neighbours are saved, too.
+        A `MeanAndOscillation` at the iterations of which both neighbours are saved, too.
 
     Raises:
         ValueError: if no saved iteration has both neighbours, or the run is a batch or is traced.
@@ -62,7 +62,7 @@ def split_oscillation(run: Trajectory) -> SplitRun:
     Example:
         >>> import adamflow as af
         >>> problem, optimizer = af.problems.quadratic([1.0, 21.0]), af.sgd(0.1)
-        >>> split = af.split_oscillation(af.iterate(optimizer, problem.loss, problem.params, 20))
+        >>> split = af.mean_and_oscillation(af.iterate(optimizer, problem.loss, problem.params, 20))
         >>> len(split.mean), float((split.amplitude[-1] / split.amplitude[-2]).round(2))
         (19, 1.1)
     """
@@ -84,7 +84,7 @@ def split_oscillation(run: Trajectory) -> SplitRun:
     averaged = dataclasses.replace(
         run, iterations=run.iterations[places], params=params, observed=observed, name=f"mean of {run.name}"
     )
-    return SplitRun(averaged, *jax.tree.map(oscillation, rows))
+    return MeanAndOscillation(averaged, *jax.tree.map(oscillation, rows))
 
 
 def mean_beside(iterates: Trajectory, run: Trajectory) -> tuple[Trajectory, Trajectory, Trajectory]:
@@ -92,7 +92,7 @@ def mean_beside(iterates: Trajectory, run: Trajectory) -> tuple[Trajectory, Traj
 
     The first and the last of the iterates, which have no mean, are left out; that others have none is an error.
     """
-    mean, wanted = split_oscillation(iterates).mean, np.asarray(run.iterations)
+    mean, wanted = mean_and_oscillation(iterates).mean, np.asarray(run.iterations)
     known, ends = np.asarray(mean.iterations), np.asarray(iterates.iterations)[[0, -1]]
     inside = ~np.isin(wanted, ends)
     missing = wanted[inside & ~np.isin(wanted, known)]

@@ -8,7 +8,15 @@ import jax.numpy as jnp
 
 from adamflow.flows import AbstractFlow
 from adamflow.losses import program
-from adamflow.runs.trajectory import COMPLETED, DIVERGED, NOT_FINITE, STALLED, STEP_LIMIT, Outcome, largest
+from adamflow.runs.trajectory import (
+    COMPLETED,
+    DIVERGED,
+    MAX_STEPS_REACHED,
+    MIN_STEP_REACHED,
+    NOT_FINITE,
+    Outcome,
+    largest,
+)
 from adamflow.types import Loss
 
 #: Parameters beyond the first number that would grow outwards by the second as a factor within an iteration explode.
@@ -19,10 +27,10 @@ _EXPLOSIVE_GROWTH = 1e4
 def meaning(result: diffrax.RESULTS, size: jax.Array, limit: jax.Array) -> jax.Array:
     """The code of an outcome, from diffrax's result and the largest of the last parameters."""
     exploded = jnp.isfinite(size) & (size > limit)
-    code = jnp.full((), STALLED)
+    code = jnp.full((), MIN_STEP_REACHED)
     for known, ending in (
         (diffrax.RESULTS.successful, COMPLETED),
-        (diffrax.RESULTS.max_steps_reached, STEP_LIMIT),
+        (diffrax.RESULTS.max_steps_reached, MAX_STEPS_REACHED),
         (diffrax.RESULTS.event_occurred, jnp.where(exploded, DIVERGED, NOT_FINITE)),
     ):
         code = jnp.where(result == known, ending, code)
@@ -47,15 +55,15 @@ def outcome_of(
         later: whether a run that stalled early could start later.
     """
     code, reached = run.code, run.reached
-    if not eager or int(code) in (STALLED, NOT_FINITE):
-        code, reached = _explained(flow, loss, code, run.final, reached, (start, times, run.rows, run.finite))
+    if not eager or int(code) in (MIN_STEP_REACHED, NOT_FINITE):
+        code, reached = _explained(flow, loss, code, run.final_state, reached, (start, times, run.rows, run.finite))
     return Outcome(code, reached.astype(float), is_told_to_start_later=later)
 
 
 @program
 def _explained(flow: AbstractFlow, loss: Loss, code: jax.Array, final: Any, end: jax.Array, seen: Any) -> Any:
     """A stalled run's flow may explode ahead, or not be finite there: then that is the reason."""
-    stalled = code == STALLED
+    stalled = code == MIN_STEP_REACHED
     ahead = lambda: _ahead(flow, loss, final, end)  # noqa: E731
     explodes, finite = jax.lax.cond(stalled, ahead, lambda: (jnp.array(False), jnp.array(True)))
     code = jnp.where(explodes, DIVERGED, jnp.where(finite, code, NOT_FINITE))

@@ -15,8 +15,8 @@ from adamflow.checks import is_concrete
 from adamflow.types import Params
 
 #: How runs end; a code is a place in this tuple.
-OUTCOMES = ("completed", "diverged", "not_finite", "step_limit", "stalled", "interrupted")
-COMPLETED, DIVERGED, NOT_FINITE, STEP_LIMIT, STALLED, INTERRUPTED = range(len(OUTCOMES))
+OUTCOMES = ("completed", "diverged", "not_finite", "max_steps_reached", "min_step_reached", "interrupted")
+COMPLETED, DIVERGED, NOT_FINITE, MAX_STEPS_REACHED, MIN_STEP_REACHED, INTERRUPTED = range(len(OUTCOMES))
 
 _SENTENCES = {
     "completed": "completed: reached iteration {iteration}.",
@@ -29,17 +29,19 @@ _SENTENCES = {
         "not finite: after iteration {iteration} the loss, a parameter, filter or gradient was NaN or infinite. What "
         "came before is kept. Check the loss there, try a smaller learning rate, or epsilon > 0."
     ),
-    "step_limit": (
-        "step limit: max_steps was used up at iteration {iteration}. What came before is kept. Raise max_steps, "
-        "loosen rtol, or take an implicit solver: the flow is stiff where curvature or filters are fast."
+    "max_steps_reached": (
+        "maximum number of steps reached: max_steps was used up at iteration {iteration}. What came before is kept. "
+        "Raise max_steps, loosen rtol, or take an implicit solver: the flow is stiff where curvature or filters are "
+        "fast."
     ),
-    "stalled": (
-        "stalled: at iteration {iteration} no step, however small, met the tolerance. What came before is kept. The "
-        "flow is not smooth there, or rtol asks for more digits than the arithmetic has; loosen rtol, or use float64."
+    "min_step_reached": (
+        "minimum step reached: at iteration {iteration} no step, however small, met the tolerance. What came before is "
+        "kept. The flow is not smooth there, or rtol asks for more digits than the arithmetic has; loosen "
+        "rtol, or use float64."
     ),
     "interrupted": (
-        "interrupted: Ctrl-C ended the run after iteration {iteration}. What came before is kept, and `final` is the "
-        "state from which it would have gone on."
+        "interrupted: Ctrl-C ended the run after iteration {iteration}. What came before is kept, and `final_state` is "
+        "the state from which it would have gone on."
     ),
 }
 
@@ -54,7 +56,7 @@ SETTLING = 20
 _START_LATER = (
     "Flows of order 2 or more stall most easily in the first iterations, where filters settle; leave these to the "
     "optimizer: iterates = af.iterate(optimizer, loss, params, steps={first}), then "
-    "af.solve(flow, loss, iterates.final[0], steps, start=({first}, iterates.final[1]))."
+    "af.solve(flow, loss, iterates.final_state[0], steps, start=({first}, iterates.final_state[1]))."
 )
 
 #: A run has diverged when a parameter exceeds this many times max(1, its largest initial magnitude).
@@ -70,7 +72,8 @@ class Outcome(eqx.Module):
 
     Attributes:
         code: place in `OUTCOMES`.
-        iteration: the last iteration up to which the run is good; an integer where floats do not hold it exactly.
+        last_valid_iteration: the last iteration up to which the run is good; an integer where floats do not hold it
+            exactly.
         underflowed: the number of parameters of a discrete run that stood still in its last iteration since their
             second moment had underflowed to 0, with a gradient that was not 0 and ε = 0. That is no rest: in more
             precise arithmetic, or with the loss multiplied by a large number, they move on. `None` for flows.
@@ -79,7 +82,7 @@ class Outcome(eqx.Module):
     """
 
     code: Int[Array, "..."]
-    iteration: Real[Array, "..."]
+    last_valid_iteration: Real[Array, "..."]
     underflowed: Int[Array, "..."] | None = None
     is_told_to_start_later: bool = eqx.field(static=True, default=False)
 
@@ -103,11 +106,11 @@ class Outcome(eqx.Module):
                 return "not finite: the loss or its gradient is not finite at the start; check the loss there."
             number = f"{iteration:.0f}" if iteration == round(iteration) else f"{iteration:g}"
             words = _SENTENCES[OUTCOMES[code]].format(iteration=number, limit=DIVERGENCE_LIMIT)
-            if self.is_told_to_start_later and OUTCOMES[code] == "stalled" and iteration < SETTLING:
+            if self.is_told_to_start_later and OUTCOMES[code] == "min_step_reached" and iteration < SETTLING:
                 return f"{words} {_START_LATER.format(first=SETTLING)}"
             return f"{words} {_UNDERFLOW.format(count=underflowed)}" if underflowed else words
 
-        codes, iterations = np.asarray(self.code), np.asarray(self.iteration)
+        codes, iterations = np.asarray(self.code), np.asarray(self.last_valid_iteration)
         counts = np.broadcast_to(0 if self.underflowed is None else np.asarray(self.underflowed), codes.shape)
         if codes.ndim == 0:
             return sentence(int(codes), float(iterations), int(counts))
@@ -119,8 +122,8 @@ class Stats(eqx.Module):
     """What a run cost.
 
     Attributes:
-        gradient_evaluations: of the loss, derivatives of the gradient counted as 2 each (`gradient_equivalents` of a
-            flow); `None` where it cannot be counted (an implicit solver under jit or vmap).
+        gradient_evaluations: of the loss, derivatives of the gradient counted as 2 each (`gradients_per_evaluation` of
+            a flow); `None` where it cannot be counted (an implicit solver under jit or vmap).
             Implicit solves in several threads at once count each other's.
         accepted_steps: steps taken; a discrete run accepts every iteration.
         rejected_steps: steps computed and thrown away.
@@ -145,28 +148,31 @@ class Trajectory(eqx.Module):
             what floats hold exactly (2²⁴ in single precision).
         params: θ at these, a pytree with a leading axis of time; `None` if the run had an `observe=` function.
         observed: what `observe=` returned at each, with a leading axis of time; `None` without one.
-        start: θ at n = 0.
-        final: the state at the end: (params, OptimizerState) or the state of the flow. Of a run that failed, that at
-            which it was given up, which may lie one step past the rows that are kept.
+        initial_params: θ at n = 0.
+        final_state: the state at the end: (params, OptimizerState) or the state of the flow. Of a run that failed, that
+            at which it was given up, which may lie one step past the rows that are kept.
         outcome: how it ended. A run that failed keeps the rows before its end and no others. Under jit and vmap,
             where shapes are fixed, the rows after it are NaN (zero for integers), and `outcome` tells which.
         stats: what it cost.
         name: what reports and legends call it.
         error_estimate: with `estimate_error=True` of `solve`, the estimated error of the parameters at the saved
             iterations, in the measure of rtol: relative to the distance moved so far plus a tenth of the start.
-        follows_mean: whether the parameters are the mean of an oscillation, as those of `EdgeFlow` and `CentralFlow`.
+        follows_mean: whether the parameters are the mean of an oscillation, as those of `TwoBranchFlow` and
+            `CentralFlow`.
+        filter_rate: the rate of the filters of the flow that ran, "exact" or "paper", if it has a choice of rates.
     """
 
     iterations: Real[Array, "*lanes saved"]
     params: Params | None
     observed: Any
-    start: Params
-    final: Any
+    initial_params: Params
+    final_state: Any
     outcome: Outcome
     stats: Stats
     name: str = eqx.field(static=True, default="")
     error_estimate: Float[Array, "*lanes saved"] | None = None
     follows_mean: bool = eqx.field(static=True, default=False)
+    filter_rate: str | None = eqx.field(static=True, default=None)
 
     def __len__(self) -> int:
         return self.iterations.shape[-1]
@@ -179,7 +185,7 @@ def check_rows(*runs: Trajectory) -> None:
             ending = f"; {run.outcome.message}" if is_concrete(run) else ""
             raise ValueError(
                 f"the run {run.name!r} holds no rows: it ended before the first iteration of its save_at{ending} Save "
-                "earlier iterations, or read the last state in `final`"
+                "earlier iterations, or read the last state in `final_state`"
             )
 
 
@@ -217,7 +223,7 @@ def conclude(trajectory: Trajectory, started: float) -> Trajectory:
         started: `time.perf_counter()` at the start of the call.
     """
     outcome = trajectory.outcome
-    good = trajectory.iterations <= outcome.iteration
+    good = trajectory.iterations <= outcome.last_valid_iteration
     rows = (trajectory.iterations, trajectory.params, trajectory.observed, trajectory.error_estimate)
     if not is_concrete(trajectory):
         params, observed, error_estimate = blank_rows(rows[1:], good)

@@ -8,21 +8,21 @@
 """
 
 from adamflow.analysis.bounds.curves import level_curve, normal_curve
-from adamflow.analysis.bounds.formulas import growth_rate, log_update_bound, stability_exponent, update_bound
-from adamflow.analysis.bounds.regions import region, region_sign
+from adamflow.analysis.bounds.formulas import bound_growth_rate, log_update_bound, stability_exponent, update_bound
+from adamflow.analysis.bounds.regions import bounded_update_region, bounded_update_sign
 from adamflow.analysis.bounds.report import bound_report, largest_update
 from adamflow.analysis.bounds.worst_case import GradientSignal, worst_case_gradients
 
 __all__ = [
     "GradientSignal",
+    "bound_growth_rate",
     "bound_report",
-    "growth_rate",
+    "bounded_update_region",
+    "bounded_update_sign",
     "largest_update",
     "level_curve",
     "log_update_bound",
     "normal_curve",
-    "region",
-    "region_sign",
     "stability_exponent",
     "update_bound",
     "worst_case_gradients",

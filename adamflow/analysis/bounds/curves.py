@@ -14,7 +14,7 @@ from jaxtyping import Float
 from scipy.integrate import quad, solve_ivp
 
 from adamflow.analysis.bounds.formulas import stability_exponent
-from adamflow.checks import check_count, check_range, check_single
+from adamflow.checks import check_count, check_range, check_single, keyword_decays
 from adamflow.types import Scalar
 
 Decays: TypeAlias = Float[np.ndarray, "points"]
@@ -23,7 +23,8 @@ Decays: TypeAlias = Float[np.ndarray, "points"]
 MOST_POINTS = 10**6
 
 
-def normal_curve(beta: Scalar, gamma: Scalar, points: int) -> tuple[Decays, Decays]:
+@keyword_decays
+def normal_curve(points: int, *, beta: Scalar, gamma: Scalar) -> tuple[Decays, Decays]:
     r"""Points on the curve through (β, γ) that crosses every level set of C at a right angle.
 
     The gradient of $C(\beta,\gamma) = 2(1-\gamma)/\gamma - (1-\beta)/\beta$ is $(1/\beta^2, -2/\gamma^2)$, so the curve
@@ -48,7 +49,7 @@ def normal_curve(beta: Scalar, gamma: Scalar, points: int) -> tuple[Decays, Deca
     Source: [GT] = R. Gould and H. Tanaka, Continuous-Time Analysis of Adaptive Optimization and Normalization,
     arXiv:2411.05746.
 
-    >>> betas, gammas = normal_curve(0.999, 0.9, 3)
+    >>> betas, gammas = normal_curve(3, beta=0.999, gamma=0.9)
     >>> print(betas.round(4), gammas.round(4))
     [0.9928 0.9773 0.9605] [0.915  0.9495 0.9834]
     """
@@ -73,7 +74,8 @@ def normal_curve(beta: Scalar, gamma: Scalar, points: int) -> tuple[Decays, Deca
     return _middles_of_equal_arcs(curve, speed, float(start), float(end), count, unit)
 
 
-def level_curve(beta: Scalar, gamma: Scalar, points: int) -> tuple[Decays, Decays]:
+@keyword_decays
+def level_curve(points: int, *, beta: Scalar, gamma: Scalar) -> tuple[Decays, Decays]:
     r"""Points on the curve through (β, γ) along which C is constant.
 
     $C(\beta,\gamma) = 2/\gamma - 1/\beta - 1$, so the curve is $\gamma = 2\beta/(1 + (1+C)\beta)$. All level curves
@@ -95,7 +97,7 @@ def level_curve(beta: Scalar, gamma: Scalar, points: int) -> tuple[Decays, Decay
     Source: [GT] = R. Gould and H. Tanaka, Continuous-Time Analysis of Adaptive Optimization and Normalization,
     arXiv:2411.05746, for C.
 
-    >>> betas, gammas = level_curve(0.999, 0.9, 3)
+    >>> betas, gammas = level_curve(3, beta=0.999, gamma=0.9)
     >>> print(betas.round(4), gammas.round(4))
     [0.1137 0.4115 0.7911] [0.1996 0.5478 0.8048]
     """
@@ -103,7 +105,7 @@ def level_curve(beta: Scalar, gamma: Scalar, points: int) -> tuple[Decays, Decay
     count = check_count("points", points, high=MOST_POINTS)
     # The coordinate that ends at 1 is the parameter: the other one's slope is then at most 2 everywhere. The curve is
     # written by γ/β, since C itself overflows near the smallest numbers.
-    if stability_exponent(beta, gamma) >= 0:
+    if stability_exponent(beta=beta, gamma=gamma) >= 0:
         rest = 2 - gamma / beta
         return _middles_of_equal_arcs(
             lambda b: (b, gamma * (2 * b / (gamma + rest * b))),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamflow.analysis.array_namespace import with_namespace
-from adamflow.checks import check_choice, check_range, is_concrete
+from adamflow.checks import check_choice, check_range, is_concrete, keyword_decays
 from adamflow.flows.averages import filter_rate
 from adamflow.types import Numbers
 
@@ -20,7 +20,8 @@ _KINDS = ("paper", "flow", "discrete")
 _RATES = ("exact", "paper")
 
 
-def stability_exponent(beta: Numbers, gamma: Numbers) -> Numbers:
+@keyword_decays
+def stability_exponent(*, beta: Numbers, gamma: Numbers) -> Numbers:
     r"""The exponent that decides in [GT] whether Adam's updates stay bounded.
 
     $$C(\beta, \gamma) = 2\,\frac{1-\gamma}{\gamma} - \frac{1-\beta}{\beta}$$
@@ -43,14 +44,15 @@ def stability_exponent(beta: Numbers, gamma: Numbers) -> Numbers:
     Source: [GT] = R. Gould and H. Tanaka, Continuous-Time Analysis of Adaptive Optimization and Normalization,
     arXiv:2411.05746.
 
-    >>> print(round(float(stability_exponent(0.999, 0.9)), 6))
+    >>> print(round(float(stability_exponent(beta=0.999, gamma=0.9)), 6))
     0.221221
     """
     check_decays(beta, gamma)
     return _paper_exponent(*with_namespace(beta, gamma))[()]
 
 
-def growth_rate(beta: Numbers, gamma: Numbers, kind: str = "paper", rate: str = "exact") -> Numbers:
+@keyword_decays
+def bound_growth_rate(*, beta: Numbers, gamma: Numbers, kind: str = "paper", rate: str = "exact") -> Numbers:
     r"""The signed exponent per iteration of the terms in a bound on Adam's update.
 
     ========== ===================================== ===========================================================
@@ -82,8 +84,10 @@ def growth_rate(beta: Numbers, gamma: Numbers, kind: str = "paper", rate: str = 
     Source: [GT] = R. Gould and H. Tanaka, Continuous-Time Analysis of Adaptive Optimization and Normalization,
     arXiv:2411.05746.
 
-    >>> print(round(float(growth_rate(0.9, 0.99)), 6), round(float(growth_rate(0.9, 0.99, "discrete")), 6))
-    0.045455 0.04263
+    >>> for kind in ("paper", "discrete"):
+    ...     print(round(float(bound_growth_rate(beta=0.9, gamma=0.99, kind=kind)), 6))
+    0.045455
+    0.04263
     """
     check_kind(kind, rate)
     check_decays(beta, gamma)
@@ -92,13 +96,14 @@ def growth_rate(beta: Numbers, gamma: Numbers, kind: str = "paper", rate: str = 
     return -exponent(xp, beta, gamma)[()] / 2
 
 
+@keyword_decays
 def update_bound(
+    iteration: Numbers,
+    *,
     beta: Numbers,
     gamma: Numbers,
-    iteration: Numbers,
     kind: str = "paper",
     rate: str = "exact",
-    *,
     bias_correction: bool = True,
 ) -> Numbers:
     r"""A bound on the largest entry of Adam's update, $\|u_n\|_\infty$, at iteration n, with ε = 0.
@@ -148,26 +153,29 @@ def update_bound(
     Source: [GT] = R. Gould and H. Tanaka, Continuous-Time Analysis of Adaptive Optimization and Normalization,
     arXiv:2411.05746.
 
-    >>> print(round(float(update_bound(0.999, 0.9, 100)), 7))
+    >>> print(round(float(update_bound(100, beta=0.999, gamma=0.9)), 7))
     2.3148747
     >>> for kind in ("paper", "discrete"):
     ...     print(update_bound(0.999, 0.9, np.array([0, 5, 6]), kind).round(3))
     [0.    1.008 1.025]
     [1.    1.016 1.021]
     """
-    logarithm = log_update_bound(beta, gamma, iteration, kind, rate, bias_correction=bias_correction)
+    logarithm = log_update_bound(
+        iteration, beta=beta, gamma=gamma, kind=kind, rate=rate, bias_correction=bias_correction
+    )
     xp, logarithm = with_namespace(logarithm)
     with np.errstate(over="ignore"):
         return xp.exp(logarithm)
 
 
+@keyword_decays
 def log_update_bound(
+    iteration: Numbers,
+    *,
     beta: Numbers,
     gamma: Numbers,
-    iteration: Numbers,
     kind: str = "paper",
     rate: str = "exact",
-    *,
     bias_correction: bool = True,
 ) -> Numbers:
     r"""The natural logarithm of `update_bound`, which does not overflow however large the bound is.
@@ -191,7 +199,7 @@ def log_update_bound(
     Source: [GT] = R. Gould and H. Tanaka, Continuous-Time Analysis of Adaptive Optimization and Normalization,
     arXiv:2411.05746, for "paper"; derivation of this project for "flow" and "discrete".
 
-    >>> print(round(float(log_update_bound(0.5, 0.9, 100_000)), 4))
+    >>> print(round(float(log_update_bound(100_000, beta=0.5, gamma=0.9)), 4))
     38886.8173
     """
     check_kind(kind, rate)

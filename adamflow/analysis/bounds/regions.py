@@ -13,9 +13,15 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from adamflow.analysis.array_namespace import with_namespace
-from adamflow.analysis.bounds.formulas import check_decays, check_kind, growth_rate, has_paper_rates, log_update_bound
-from adamflow.checks import check_range, is_concrete
-from adamflow.flows import AbstractFlow, MapFlow, ModifiedFlow, PaperFlow
+from adamflow.analysis.bounds.formulas import (
+    bound_growth_rate,
+    check_decays,
+    check_kind,
+    has_paper_rates,
+    log_update_bound,
+)
+from adamflow.checks import check_range, is_concrete, keyword_decays
+from adamflow.flows import AbstractFlow, GouldTanakaFlow, InterpolatingFlow, ModifiedFlow
 from adamflow.types import Numbers
 
 Betas: TypeAlias = Float[Array | np.ndarray, "beta"] | Sequence[float]
@@ -30,11 +36,12 @@ _SOURCES = {
 }
 
 
-def region_sign(beta: Numbers, gamma: Numbers, kind: str = "paper", rate: str = "exact") -> Signs:
+@keyword_decays
+def bounded_update_sign(*, beta: Numbers, gamma: Numbers, kind: str = "paper", rate: str = "exact") -> Signs:
     r"""On which side of the border of bounded updates a pair (β, γ) lies: 1 in B₊, 0 on B₀, −1 in B₋.
 
-    It is the sign of the exponent C, c or ln β − 2 ln γ (−2 times `growth_rate`), read from a polynomial P that has the
-    same sign and suffers no cancellation but that of the numbers themselves:
+    It is the sign of the exponent C, c or ln β − 2 ln γ (−2 times `bound_growth_rate`), read from a polynomial P that
+    has the same sign and suffers no cancellation but that of the numbers themselves:
 
     - "paper", and "flow" with the paper's rates: $P = \beta\gamma C = (\beta-\gamma) + \beta(1-\gamma)$;
     - "discrete", and "flow" with exact rates: $P = \beta - \gamma^2$.
@@ -44,13 +51,14 @@ def region_sign(beta: Numbers, gamma: Numbers, kind: str = "paper", rate: str = 
     $|P| \le h_\beta |\partial_\beta P| + h_\gamma |\partial_\gamma P|$: $h_\beta (2-\gamma) + h_\gamma (1+\beta)$ or
     $h_\beta + 2\gamma h_\gamma$, plus what rounding adds to P there, $2u\beta(1-\gamma)$ or $u\gamma^2$ with $2u$ the
     spacing of numbers at 1 (the subtractions near the border are exact). In float64, B₀ is some 1e-16 wide. That near
-    to it the rounding of logarithms may give `growth_rate` the other sign.
+    to it the rounding of logarithms may give `bound_growth_rate` the other sign.
 
     Args:
         beta: decay β of the second moment, 0 < β < 1. [GT] writes (β, γ) where PyTorch and optax write (b2, b1).
         gamma: decay γ of the first moment, 0 ≤ γ < 1. At γ = 0 every kind is in B₊.
         kind: whose bound, one of "paper", "flow", "discrete".
-        rate: the rates of the flow's filters, "exact" or "paper", as in `growth_rate`. Only kind "flow" depends on it.
+        rate: the rates of the flow's filters, "exact" or "paper", as in `bound_growth_rate`. Only kind "flow" depends
+            on it.
 
     Returns:
         int8 in the arguments' common shape: by NumPy, for float64, if no argument is a jax array, otherwise a jax array
@@ -61,8 +69,10 @@ def region_sign(beta: Numbers, gamma: Numbers, kind: str = "paper", rate: str = 
 
     Source: [GT] for the regions of C; derivation of this project for the others and for B₀.
 
-    >>> print(region_sign(0.9, np.array([0.9, 0.99])), region_sign(0.81, 0.9, "discrete"))
-    [ 1 -1] 0
+    >>> print(bounded_update_sign(beta=0.9, gamma=np.array([0.9, 0.99])))
+    [ 1 -1]
+    >>> print(bounded_update_sign(beta=0.81, gamma=0.9, kind="discrete"))
+    0
     """
     check_kind(kind, rate)
     check_decays(beta, gamma)
@@ -78,10 +88,11 @@ def region_sign(beta: Numbers, gamma: Numbers, kind: str = "paper", rate: str = 
     return xp.where(xp.abs(value) <= rounding, 0.0, xp.sign(value)).astype(xp.int8)[()]
 
 
-def region(
-    betas: Betas,
-    gammas: Gammas,
+@keyword_decays
+def bounded_update_region(
     *,
+    beta: Betas,
+    gamma: Gammas,
     iteration: Numbers = 100,
     kind: str | AbstractFlow | Sequence[str | AbstractFlow] = "paper",
     rate: str = "exact",
@@ -91,10 +102,10 @@ def region(
     =========== ====================================================== ============= ===========================
     variable    meaning                                                units         computed by
     =========== ====================================================== ============= ===========================
-    `exponent`  C ("paper"), $c = 2a_\gamma - a_\beta$ ("flow"),       1/iteration   −2 × `growth_rate`
+    `exponent`  C ("paper"), $c = 2a_\gamma - a_\beta$ ("flow"),       1/iteration   −2 × `bound_growth_rate`
                 $\ln\beta - 2\ln\gamma$ ("discrete")
     `log_bound` $\ln B_n$, the bound on $\ln\|u_n\|_\infty$            1             `log_update_bound`
-    `region`    1 in B₊ (updates bounded for all n), 0 on B₀,          1             `region_sign`
+    `region`    1 in B₊ (updates bounded for all n), 0 on B₀,          1             `bounded_update_sign`
                 −1 in B₋ (the bound grows as $e^{n|\text{exponent}|/2}$)
     =========== ====================================================== ============= ===========================
 
@@ -102,18 +113,19 @@ def region(
     work elementwise under jit and vmap.
 
     A flow stands for kind "flow" with the rates of its own filters. Those of `ModifiedFlow` forget exactly as αⁿ at
-    every order, so exponent and region are those of the exact rates. Those of `MapFlow` of order p have the rate
-    $r(\alpha) = \sum_{k\le p} (1-\alpha)^k/k$, so its exponent is $2r(\gamma) - r(\beta)$: at p = 1, β > 2γ − 1 is
-    inside. For `MapFlow`, and `ModifiedFlow` from order 2 on, `log_bound` is nan: differences or derivatives of the
-    gradient drive the filters, and no bound is known.
+    every order, so exponent and region are those of the exact rates. Those of `InterpolatingFlow` of order p have the
+    rate $r(\alpha) = \sum_{k\le p} (1-\alpha)^k/k$, so its exponent is $2r(\gamma) - r(\beta)$: at p = 1, β > 2γ − 1 is
+    inside. For `InterpolatingFlow`, and `ModifiedFlow` from order 2 on, `log_bound` is nan: differences or derivatives
+    of the gradient drive the filters, and no bound is known.
 
     Args:
-        betas: decays β of the second moment, shape (beta,), increasing, inside (0, 1). [GT] writes (β, γ) where PyTorch
+        beta: decays β of the second moment, shape (beta,), increasing, inside (0, 1). [GT] writes (β, γ) where PyTorch
             and optax write (b2, b1).
-        gammas: decays γ of the first moment, shape (gamma,), increasing, inside (0, 1).
+        gamma: decays γ of the first moment, shape (gamma,), increasing, inside (0, 1).
         iteration: the iteration n ≥ 0 of the bound, a number or an array of shape (iteration,).
-        kind: "paper", "flow" or "discrete" as in `update_bound`, a `PaperFlow`, `ModifiedFlow` or `MapFlow`, or a
-            sequence of these. Of a flow its order and rate count, and not the optimizer that it holds.
+        kind: "paper", "flow" or "discrete" as in `update_bound`, a `GouldTanakaFlow`, `ModifiedFlow` or
+            `InterpolatingFlow`, or a sequence of these. Of a flow its order and rate count, and not the optimizer that
+            it holds.
         rate: the rates of the flow's filters, "exact" or "paper". Only kind "flow", the string, depends on it.
 
     Returns:
@@ -123,20 +135,20 @@ def region(
         and `flag_meanings` of the CF conventions. The attribute `rate` keeps the argument.
 
     Raises:
-        ValueError: `betas` or `gammas` is not one-dimensional and increasing inside (0, 1), or is traced by jax;
+        ValueError: `beta` or `gamma` is not one-dimensional and increasing inside (0, 1), or is traced by jax;
             `iteration` has more than one dimension or is negative; `kind` or `rate` is unknown.
         TypeError: `kind` is another flow, such as `MemorylessFlow`, whose direction has no bound.
 
     Source: [GT] for "paper"; derivation of this project for the others.
 
-    >>> grid = region([0.9, 0.999], [0.5, 0.9, 0.99], kind=["paper", "discrete"])
+    >>> grid = bounded_update_region(beta=[0.9, 0.999], gamma=[0.5, 0.9, 0.99], kind=["paper", "discrete"])
     >>> print(grid.region.sel(kind="paper").values)
     [[ 1  1 -1]
      [ 1  1  1]]
     >>> print(round(float(grid.log_bound.sel(kind="discrete", beta=0.999, gamma=0.9)), 6), grid.exponent.units)
     0.812703 1/iteration
     """
-    beta, gamma = _axis("betas", betas), _axis("gammas", gammas)
+    beta, gamma = _axis("beta", beta), _axis("gamma", gamma)
     n = _iterations(iteration)
     single_kind = isinstance(kind, str | AbstractFlow)
     kinds = [_read_kind(each, rate) for each in ((kind,) if single_kind else kind)]
@@ -172,7 +184,7 @@ _ATTRIBUTES: dict[str, dict[str, Any]] = {
 
 
 class _Kind(NamedTuple):
-    """What a map is of: its name, kind and rate, the order of a `MapFlow`, and whether a bound is known."""
+    """What a map is of: its name, kind and rate, the order of a `InterpolatingFlow`, and whether a bound is known."""
 
     name: str
     kind: str
@@ -182,24 +194,25 @@ class _Kind(NamedTuple):
 
 
 def _read_kind(kind: Any, rate: str) -> _Kind:
-    if isinstance(kind, PaperFlow):
+    if isinstance(kind, GouldTanakaFlow):
         return _Kind(kind.name, "flow", kind.rate)
     if isinstance(kind, ModifiedFlow):
         return _Kind(kind.name, "flow", "exact", bounded=kind.order == 1)
-    if isinstance(kind, MapFlow):
+    if isinstance(kind, InterpolatingFlow):
         return _Kind(kind.name, "flow", "exact", kind.order, bounded=False)
     if isinstance(kind, AbstractFlow):
         raise TypeError(
-            "kind must be a flow with filters, af.PaperFlow, af.ModifiedFlow or af.MapFlow, got "
+            "kind must be a flow with filters, af.GouldTanakaFlow, af.ModifiedFlow or af.InterpolatingFlow, got "
             f"{type(kind).__name__}: a region says what filters remember of past gradients"
         )
     return _Kind(kind, kind, rate)
 
 
 def _map(beta: np.ndarray, gamma: np.ndarray, n: np.ndarray, kind: _Kind) -> dict[str, Any]:
-    arguments = beta[:, None], gamma, kind.kind, kind.rate
-    log_bound = log_update_bound(*arguments[:2], np.atleast_1d(n)[:, None, None], *arguments[2:])
-    exponent, region = -2 * growth_rate(*arguments), region_sign(*arguments)
+    arguments: dict[str, Any] = {"beta": beta[:, None], "gamma": gamma, "kind": kind.kind, "rate": kind.rate}
+    log_bound = log_update_bound(np.atleast_1d(n)[:, None, None], **arguments)
+    exponent = -2 * bound_growth_rate(**arguments)
+    region = bounded_update_sign(**arguments)
     if kind.map_order:
         first, second = (sum((1 - a) ** k / k for k in range(1, kind.map_order + 1)) for a in (gamma, beta[:, None]))
         exponent = 2 * first - second
@@ -216,7 +229,7 @@ def _axis(name: str, values: Any) -> np.ndarray:
     if not is_concrete(values):
         raise ValueError(
             f"{name} must be known numbers, got a value that jax is tracing; inside a program use the elementwise "
-            "functions growth_rate, log_update_bound and region_sign"
+            "functions bound_growth_rate, log_update_bound and bounded_update_sign"
         )
     check_range(name, values, 0.0, 1.0, low_open=True, high_open=True, hint="decays of the moments of Adam")
     decays = np.asarray(values, np.float64)

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float
 
-from adamflow.analysis.bounds.formulas import check_kind, growth_rate, log_update_bound
+from adamflow.analysis.bounds.formulas import bound_growth_rate, check_kind, log_update_bound
 from adamflow.checks import is_concrete
 from adamflow.flows import Snapshot
 from adamflow.optimizers import Optimizer, OptimizerState, SignStage, check_standard
@@ -85,8 +85,8 @@ def bound_report(
         optimizer: the record that ran. For a flow, its `optimizer`.
         kind: which bound, "paper", "flow" or "discrete"; by default that to which the run keeps, "discrete" or "flow".
             "paper" is exceeded in early iterations, see `update_bound`.
-        rate: for kind "flow", the rates of its filters, "exact" or "paper". By default that of the `PaperFlow` that
-            ran, which its run bears in its name. No bound is known for other flows: name one to compare with.
+        rate: for kind "flow", the rates of its filters, "exact" or "paper". By default that of the `GouldTanakaFlow`
+            that ran. No bound is known for other flows: name one to compare with.
 
     Returns:
         A Dataset with dimension "iteration". A run that ended early keeps the rows before its end.
@@ -104,7 +104,7 @@ def bound_report(
     Raises:
         ValueError: the run is a batch or traced by jax; it observed something else, or saved no two iterations in a
             row; the last stage has no such filters, or decays that vary; `kind` or `rate` is unknown, or is infinite
-            at γ = 0; the run is that of a flow whose rate is neither given nor in its name.
+            at γ = 0; the run is that of a flow whose rate is not known.
 
     Source: [GT] = R. Gould and H. Tanaka, Continuous-Time Analysis of Adaptive Optimization and Normalization,
     arXiv:2411.05746, for "paper" and k-Adam; derivation of this project for the others. It writes (β, γ) where PyTorch
@@ -162,7 +162,7 @@ def bound_report(
 
 
 def _is_discrete(trajectory: Trajectory) -> bool:
-    final = trajectory.final
+    final = trajectory.final_state
     return isinstance(final, tuple) and len(final) == 2 and isinstance(final[1], OptimizerState)
 
 
@@ -170,11 +170,10 @@ def _rate(trajectory: Trajectory, kind: str) -> str:
     """The rate of the filters in the flow that ran; any where the bound does not depend on it."""
     if kind != "flow" or _is_discrete(trajectory):
         return "exact"
-    for rate in ("exact", "paper"):
-        if trajectory.name.endswith(f", {rate} rate"):
-            return rate
+    if trajectory.filter_rate is not None:
+        return trajectory.filter_rate
     raise ValueError(
-        f"the bound of a flow depends on the rates of its filters, which the run {trajectory.name!r} does not name; "
+        f"the bound of a flow depends on the rates of its filters, which the run {trajectory.name!r} does not know; "
         "give rate='exact' or rate='paper', or for a flow that follows the iterates closely kind='discrete'"
     )
 
@@ -187,7 +186,7 @@ def _observed(trajectory: Trajectory) -> _Updates:
             f"the run must have observed one number at each iteration, ‖u_n‖∞, got {shapes}; run it with "
             "observe=af.analysis.largest_update, or take that part: dataclasses.replace(trajectory, observed=...)"
         )
-    kept = np.asarray(trajectory.iterations <= trajectory.outcome.iteration)
+    kept = np.asarray(trajectory.iterations <= trajectory.outcome.last_valid_iteration)
     values = np.asarray(sizes, np.float64)[kept]
     if not np.all(values >= 0):
         raise ValueError(
@@ -205,7 +204,7 @@ def _recovered(trajectory: Trajectory, optimizer: Optimizer) -> _Updates:
             "the parameters of a flow do not show its direction; run it with observe=af.analysis.largest_update"
         )
     iterations = np.asarray(trajectory.iterations)
-    iterations = iterations[iterations <= float(trajectory.outcome.iteration)]
+    iterations = iterations[iterations <= float(trajectory.outcome.last_valid_iteration)]
     place = np.flatnonzero(np.diff(iterations) == 1)
     if not place.size:
         raise ValueError(
@@ -260,8 +259,8 @@ def _bound(
     if not decays:
         return np.zeros_like(n), np.zeros_like(n)
     beta, gamma = decays["beta"], decays["gamma"]
-    log_bound = log_update_bound(beta, gamma, n, kind, rate, bias_correction=bias_correction)
-    forgetting = -2 * float(growth_rate(beta, gamma, "discrete"))
+    log_bound = log_update_bound(n, beta=beta, gamma=gamma, kind=kind, rate=rate, bias_correction=bias_correction)
+    forgetting = -2 * float(bound_growth_rate(beta=beta, gamma=gamma, kind="discrete"))
     return np.asarray(log_bound), np.minimum(n, 1 / forgetting) if forgetting > 0 else n
 
 
@@ -269,7 +268,7 @@ def _whether_bounded(report: xr.Dataset) -> str:
     """Whether the bound itself tends to a constant: a run within a bound that grows is not safe for that."""
     if "beta" not in report.attrs:
         return "bounded, as sign descent is by 1"
-    exponent = float(growth_rate(report.beta, report.gamma, report.kind, report.rate))
+    exponent = float(bound_growth_rate(beta=report.beta, gamma=report.gamma, kind=report.kind, rate=report.rate))
     if exponent < 0:
         return "bounded, since the bound tends to a constant"
     if exponent == 0:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from adamflow.analysis.array_namespace import with_namespace
 from adamflow.analysis.bounds.formulas import check_decays, check_kind, has_paper_rates, log_update_bound
-from adamflow.checks import check_count, is_concrete
+from adamflow.checks import check_count, is_concrete, keyword_decays
 from adamflow.flows.averages import filter_rate
 from adamflow.types import Numbers, Scalar
 
@@ -45,8 +45,9 @@ class GradientSignal(eqx.Module):
         return jnp.exp(self.log_end + self.growth * (iteration - self.end))
 
 
+@keyword_decays
 def worst_case_gradients(
-    beta: Numbers, gamma: Numbers, length: int, kind: str = "discrete", rate: str = "exact"
+    length: int, *, beta: Numbers, gamma: Numbers, kind: str = "discrete", rate: str = "exact"
 ) -> Float[Array, "length ..."] | GradientSignal:
     r"""The gradients with which the update of Adam (ε = 0) at iteration n = length − 1 attains its bound.
 
@@ -92,7 +93,7 @@ def worst_case_gradients(
     Source: derivation of this project.
 
     >>> import adamflow as af, jax.numpy as jnp
-    >>> gradients = worst_case_gradients(0.95, 0.99, 101)
+    >>> gradients = worst_case_gradients(101, beta=0.95, gamma=0.99)
     >>> run = af.iterate(
     ...     af.adam(1e-3, beta=0.95, gamma=0.99),
     ...     lambda params, gradient: jnp.sum(params * gradient),
@@ -101,7 +102,7 @@ def worst_case_gradients(
     ...     batches=lambda n: gradients[n],
     ...     observe=af.analysis.largest_update,
     ... )
-    >>> print(f"{run.observed[100]:.5f} {af.analysis.update_bound(0.95, 0.99, 100, 'discrete'):.5f}")
+    >>> print(f"{run.observed[100]:.5f} {af.analysis.update_bound(100, beta=0.95, gamma=0.99, kind='discrete'):.5f}")
     1.85741 1.85741
     """
     check_kind(kind, rate)
@@ -142,7 +143,7 @@ def _check_length(beta: Any, gamma: Any, end: int, kind: str, rate: str) -> None
 
 def _log_second_moment(beta: Any, gamma: Any, end: int, kind: str, rate: str) -> Any:
     """ln v at the end. For g = κ p/q it is κ² times the integral (or sum) of p²/q, which is the bound's square."""
-    log_bound = log_update_bound(beta, gamma, end, kind, rate, bias_correction=False)
+    log_bound = log_update_bound(end, beta=beta, gamma=gamma, kind=kind, rate=rate, bias_correction=False)
     if kind == "discrete":
         log_last = -end * np.maximum(np.log(np.where(gamma > 0, gamma, beta)) - np.log(beta), 0.0)
         log_ratio = np.log1p(-gamma) - np.log1p(-beta)

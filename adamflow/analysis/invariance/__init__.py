@@ -12,17 +12,17 @@ from adamflow.analysis.invariance.norm_law import (
     square_norm_law,
     square_norm_recursion,
 )
-from adamflow.analysis.invariance.report import InvarianceRow, observe_invariance, scale_invariance_report
+from adamflow.analysis.invariance.report import TensorObservation, invariance_observer, scale_invariance_report
 from adamflow.analysis.invariance.two_adam import direction_distance, equivalent_two_adam, iterate_on_spheres
 
 __all__ = [
-    "InvarianceRow",
+    "TensorObservation",
     "direction_distance",
     "equilibrium_norm",
     "equivalent_two_adam",
+    "invariance_observer",
     "iterate_on_spheres",
     "norm_factor",
-    "observe_invariance",
     "rotation_rate",
     "scale_invariance_report",
     "square_norm_law",

@@ -30,7 +30,7 @@ def norm_factor(gamma: Numbers, order: Literal[0, 1, 2] = 0, rate: str = "paper"
 
     Args:
         gamma: decay γ of the first moment, 0 ≤ γ < 1: `b1` in PyTorch and optax.
-        order: 0 for the iterates, 1 or 2 for a `PaperFlow` of that order.
+        order: 0 for the iterates, 1 or 2 for a `GouldTanakaFlow` of that order.
         rate: the filters' rate in the flow: "paper", a = (1−γ)/γ, or "exact", a = −ln γ. It does not matter at order 0.
 
     Returns:

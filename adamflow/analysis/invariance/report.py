@@ -22,7 +22,7 @@ from adamflow.analysis.invariance.norm_law import (
     square_norm_recursion,
 )
 from adamflow.checks import is_concrete
-from adamflow.flows import PaperFlow, Snapshot
+from adamflow.flows import GouldTanakaFlow, Snapshot
 from adamflow.flows.norms import norm, numpy_norm
 from adamflow.optimizers import Optimizer
 from adamflow.runs import Trajectory
@@ -44,8 +44,8 @@ _LONG_NAMES = {
 }
 
 
-class InvarianceRow(NamedTuple):
-    """What `observe_invariance` keeps of one tensor W with gradient g, update u and first moment m.
+class TensorObservation(NamedTuple):
+    """What `invariance_observer` keeps of one tensor W with gradient g, update u and first moment m.
 
     Attributes:
         norm, update_norm, gradient_norm: ‖W‖, ‖u‖, ‖g‖; not their squares, which would underflow first.
@@ -68,24 +68,24 @@ class InvarianceRow(NamedTuple):
 
 
 class InvarianceObserver(eqx.Module):
-    """The `observe=` function that `observe_invariance` returns."""
+    """The `observe=` function that `invariance_observer` returns."""
 
     names: tuple[str, ...] = eqx.field(static=True)
     vectors: bool = eqx.field(static=True)
 
-    def __call__(self, snapshot: Snapshot) -> dict[str, InvarianceRow]:
+    def __call__(self, snapshot: Snapshot) -> dict[str, TensorObservation]:
         first = snapshot.filters[0] if snapshot.filters else {}
         moment, square = first.get("first_moment", snapshot.gradient), first.get("second_moment")
         trees = (snapshot.params, snapshot.gradient, snapshot.direction, moment, square)
         parts = [None if tree is None else named_leaves(tree, self.names) for tree in trees]
         return {name: self._row(*(None if part is None else part[name] for part in parts)) for name in self.names}
 
-    def _row(self, weights: Any, gradient: Any, update: Any, moment: Any, square: Any) -> InvarianceRow:
+    def _row(self, weights: Any, gradient: Any, update: Any, moment: Any, square: Any) -> TensorObservation:
         mean = jnp.ones(()) if square is None else jnp.mean(square)
         spread = jnp.zeros_like(jnp.sum(weights)) if square is None else jnp.std(square) / jnp.where(mean, mean, 1.0)
         updated = norm(update.ravel())
         divisor = jnp.where(updated > 0, norm(moment.ravel()) / jnp.where(updated > 0, updated, 1.0), 0.0)
-        return InvarianceRow(
+        return TensorObservation(
             norm(weights.ravel()),
             updated,
             norm(gradient.ravel()),
@@ -114,9 +114,9 @@ def named_leaves(params: Params, names: Sequence[str]) -> dict[str, Array]:
     return {name: leaves[name] for name in names}
 
 
-def observe_invariance(
+def invariance_observer(
     scale_invariant: Sequence[str], *, vectors: bool = False
-) -> Callable[[Snapshot], dict[str, InvarianceRow]]:
+) -> Callable[[Snapshot], dict[str, TensorObservation]]:
     """An `observe=` function for `af.iterate` and `af.solve`, from which `scale_invariance_report` is made.
 
     Args:
@@ -125,14 +125,14 @@ def observe_invariance(
             each saved iteration.
 
     Returns:
-        a function from a `Snapshot` to an `InvarianceRow` for each name.
+        a function from a `Snapshot` to an `TensorObservation` for each name.
 
     Raises:
         ValueError: when called, if a name is unknown.
 
     >>> import adamflow as af
     >>> problem = af.problems.rayleigh(dimension=10)
-    >>> observe = af.analysis.observe_invariance(problem.scale_invariant)
+    >>> observe = af.analysis.invariance_observer(problem.scale_invariant)
     >>> run = af.iterate(af.adamw(1e-2, weight_decay=0.1), problem.loss, problem.params, 20, observe=observe)
     >>> {name: row.norm.shape for name, row in run.observed.items()}
     {'': (21,)}
@@ -140,7 +140,7 @@ def observe_invariance(
     return InvarianceObserver(tuple(scale_invariant), vectors)
 
 
-def scale_invariance_report(trajectory: Trajectory, model: Optimizer | PaperFlow) -> xr.Dataset:
+def scale_invariance_report(trajectory: Trajectory, model: Optimizer | GouldTanakaFlow) -> xr.Dataset:
     r"""Scale-invariant weights along a run beside what theory assumes of them and says of their norm.
 
     A loss with f(cW) = f(W) for c > 0 has ⟨W, g⟩ = 0. [GT] assumes that W(t) is nearly orthogonal to earlier gradients
@@ -149,8 +149,8 @@ def scale_invariance_report(trajectory: Trajectory, model: Optimizer | PaperFlow
     momentum.
 
     Args:
-        trajectory: a run with `observe=observe_invariance(problem.scale_invariant)`; with λ > 0 it has an equilibrium.
-        model: the record that ran, or the `PaperFlow` whose solution this is, with one stage of Adam or RMSprop.
+        trajectory: a run with `observe=invariance_observer(problem.scale_invariant)`; with λ > 0 it has an equilibrium.
+        model: the record that ran, or the `GouldTanakaFlow` whose solution this is, with one stage of Adam or RMSprop.
 
     Returns:
         Over the axes `tensor` and `iteration`: `square_norm`, `square_update`, `orthogonality` (0 up to rounding),
@@ -162,14 +162,14 @@ def scale_invariance_report(trajectory: Trajectory, model: Optimizer | PaperFlow
 
     Raises:
         ValueError: if the run observed something else, is a batch or traced, or the model has other stages.
-        TypeError: if the model is neither a record nor a `PaperFlow`.
+        TypeError: if the model is neither a record nor a `GouldTanakaFlow`.
 
     Source: laws and assumptions [GT]; correction, recursion and rotation: derivations of this project.
 
     >>> import adamflow as af
     >>> problem = af.problems.rayleigh(dimension=10)
-    >>> optimizer = af.adamw(1e-2, weight_decay=0.1, granularity="tensor")
-    >>> observe = af.analysis.observe_invariance(problem.scale_invariant)
+    >>> optimizer = af.adamw(1e-2, weight_decay=0.1, second_moment="per_tensor")
+    >>> observe = af.analysis.invariance_observer(problem.scale_invariant)
     >>> run = af.iterate(optimizer, problem.loss, problem.params, 50, observe=observe)
     >>> report = af.analysis.scale_invariance_report(run, optimizer)
     >>> bool(abs(report.law_exact / report.square_norm - 1).max() < 1e-5)
@@ -190,7 +190,7 @@ def scale_invariance_report(trajectory: Trajectory, model: Optimizer | PaperFlow
     laws = [square_norm_law(n, update, square_norm[:, 0], eta, decay, k) for k in (1.0, factor)]
     remembered = square_norm[:, :1] * np.exp(-2 * eta * decay * (n - n[0]))
     grown = (square_norm - remembered)[:, -1], (laws[0] - remembered)[:, -1]
-    sizes = [leaf.size for leaf in named_leaves(trajectory.start, tuple(rows)).values()]
+    sizes = [leaf.size for leaf in named_leaves(trajectory.initial_params, tuple(rows)).values()]
     variables: dict[str, Any] = {
         "square_norm": square_norm,
         "square_update": update,
@@ -222,11 +222,11 @@ def scale_invariance_report(trajectory: Trajectory, model: Optimizer | PaperFlow
 
 def _reading(model: Any) -> tuple[Optimizer, Any, str]:
     """The record, the order of the flow (0 for the iterates), and the rate."""
-    if isinstance(model, PaperFlow):
+    if isinstance(model, GouldTanakaFlow):
         return model.optimizer, model.order, model.rate
     if isinstance(model, Optimizer):
         return model, 0, "paper"
-    raise TypeError(f"model must be the optimizer that ran, or its PaperFlow, got {type(model).__name__}")
+    raise TypeError(f"model must be the optimizer that ran, or its GouldTanakaFlow, got {type(model).__name__}")
 
 
 def _filters(optimizer: Optimizer) -> dict[str, Any]:
@@ -245,25 +245,25 @@ def _gamma(optimizer: Optimizer) -> float:
     return float(gamma)
 
 
-def _rows(trajectory: Trajectory) -> tuple[dict[str, InvarianceRow], Float[np.ndarray, " saved"]]:
+def _rows(trajectory: Trajectory) -> tuple[dict[str, TensorObservation], Float[np.ndarray, " saved"]]:
     rows = trajectory.observed
-    if not isinstance(rows, dict) or not rows or not all(isinstance(row, InvarianceRow) for row in rows.values()):
+    if not isinstance(rows, dict) or not rows or not all(isinstance(row, TensorObservation) for row in rows.values()):
         raise ValueError(
             "the run must have observed its scale-invariant weights; run it with "
-            "observe=af.analysis.observe_invariance(problem.scale_invariant)"
+            "observe=af.analysis.invariance_observer(problem.scale_invariant)"
         )
     if not is_concrete(trajectory) or trajectory.iterations.ndim != 1:
         raise ValueError(
             "scale_invariance_report takes one run, got a batch or a run that jax is tracing; take one lane with "
             "jax.tree.map(lambda leaf: leaf[i], trajectory), outside of jit"
         )
-    good = np.asarray(trajectory.iterations <= trajectory.outcome.iteration)
+    good = np.asarray(trajectory.iterations <= trajectory.outcome.last_valid_iteration)
     if good.sum() < 2:
         raise ValueError(f"the run saved {good.sum()} good iterations, but laws need two; {trajectory.outcome.message}")
     return jax.tree.map(lambda leaf: leaf[good], rows), np.asarray(trajectory.iterations, np.float64)[good]
 
 
-def _with_cosines(report: xr.Dataset, rows: dict[str, InvarianceRow]) -> xr.Dataset:
+def _with_cosines(report: xr.Dataset, rows: dict[str, TensorObservation]) -> xr.Dataset:
     if any(row.weights is None for row in rows.values()):
         return report
 

@@ -17,7 +17,7 @@ from adamflow.analysis.invariance.norm_law import norm_factor
 from adamflow.analysis.invariance.report import named_leaves
 from adamflow.checks import check_count, check_params, check_range, is_concrete
 from adamflow.flows.norms import norm, numpy_norm
-from adamflow.optimizers import Optimizer, TensorRMSpropStage, check_optimizer
+from adamflow.optimizers import Optimizer, PerTensorRMSpropStage, check_optimizer
 from adamflow.runs import Outcome, Stats, Trajectory
 from adamflow.runs.trajectory import check_rows
 from adamflow.types import Batch, Loss, Params, Scalar
@@ -53,7 +53,7 @@ def equivalent_two_adam(
     >>> import adamflow as af
     >>> record = equivalent_two_adam(af.adamw(1e-2, weight_decay=0.5, gamma=0.5))
     >>> [type(stage).__name__ for stage in record.stages], round(float(record.learning_rate), 4)
-    (['AdamStage', 'TensorRMSpropStage'], 0.0577)
+    (['AdamStage', 'PerTensorRMSpropStage'], 0.0577)
     """
     check_optimizer("equivalent_two_adam", optimizer)
     filters = {filter.name: filter.decay for filter in optimizer.stages[0].filters()}
@@ -72,7 +72,7 @@ def equivalent_two_adam(
         start = -jnp.expm1(-2 * eta * decay) * mean_square / (factor * eta**2)
     return Optimizer(
         learning_rate=jnp.sqrt(2 * eta * decay / factor),
-        stages=(*optimizer.stages, TensorRMSpropStage(beta, start)),
+        stages=(*optimizer.stages, PerTensorRMSpropStage(beta, start)),
         bias_correction=optimizer.bias_correction,
         name=f"2-adam of {optimizer.name}",
     )
@@ -85,7 +85,7 @@ def iterate_on_spheres(
     steps: int,
     scale_invariant: Sequence[str],
     *,
-    rest: Optimizer,
+    other_optimizer: Optimizer,
     save_every: int = 1,
     batches: Callable[[Any], Batch] | None = None,
 ) -> Trajectory:
@@ -97,7 +97,7 @@ def iterate_on_spheres(
         params: where to start; the tensors named are first divided by their root mean square.
         steps: number of iterations, at least 1.
         scale_invariant: names of tensors: `problem.scale_invariant`.
-        rest: for all other parameters.
+        other_optimizer: for all other parameters.
         save_every: iterations between saved ones; it must divide `steps`.
         batches: a jax-traceable function from the iteration to the batch.
 
@@ -110,19 +110,20 @@ def iterate_on_spheres(
     >>> import adamflow as af
     >>> problem, adamw = af.problems.rayleigh(dimension=10), af.adamw(1e-2, weight_decay=0.5)
     >>> two_adam = af.analysis.equivalent_two_adam(adamw)
-    >>> run = iterate_on_spheres(two_adam, problem.loss, problem.params, 20, problem.scale_invariant, rest=adamw)
+    >>> given = two_adam, problem.loss, problem.params, 20, problem.scale_invariant
+    >>> run = iterate_on_spheres(*given, other_optimizer=adamw)
     >>> print(round(float((run.params[-1] ** 2).mean()), 5))
     1.0
     """
     check_optimizer("iterate_on_spheres", optimizer)
-    check_optimizer("rest= of iterate_on_spheres", rest)
+    check_optimizer("other_optimizer= of iterate_on_spheres", other_optimizer)
     steps, save_every = check_count("steps", steps), check_count("save_every", save_every)
     if steps % save_every:
         raise ValueError(f"save_every must divide steps={steps}, got {save_every}; both are whole iterations")
     named_leaves(params, scale_invariant)
     params = check_params(params)
     names = tuple(scale_invariant)
-    rows, final = _run(optimizer, rest, loss, params, names, steps // save_every, save_every, batches)
+    rows, final = _run(optimizer, other_optimizer, loss, params, names, steps // save_every, save_every, batches)
     finite = jnp.stack([jnp.isfinite(leaf).reshape(len(leaf), -1).all(axis=1) for leaf in jax.tree.leaves(rows)])
     good = jnp.cumprod(finite.all(axis=0)).sum()
     none = jnp.zeros((), int)
@@ -130,8 +131,8 @@ def iterate_on_spheres(
         iterations=jnp.arange(0.0, steps + 1, save_every),
         params=rows,
         observed=None,
-        start=jax.tree.map(lambda leaf: leaf[0], rows),
-        final=final,
+        initial_params=jax.tree.map(lambda leaf: leaf[0], rows),
+        final_state=final,
         outcome=Outcome(jnp.where(good == len(jax.tree.leaves(rows)[0]), 0, 2), (good - 1.0) * save_every),
         stats=Stats(jnp.asarray(steps), jnp.asarray(steps), none, none, None),
         name=f"{optimizer.name}, discrete, fixed norms",
@@ -194,7 +195,7 @@ def direction_distance(reference: Trajectory, run: Trajectory, scale_invariant: 
 
 
 @eqx.filter_jit
-def _run(optimizer, rest, loss, params, names: tuple[str, ...], rows: int, stride: int, batches) -> Any:
+def _run(optimizer, other_optimizer, loss, params, names: tuple[str, ...], rows: int, stride: int, batches) -> Any:
     """Rows of parameters, one before each `stride` iterations and one at the end, and the final state."""
     mask = jax.tree_util.tree_map_with_path(lambda path, _: jax.tree_util.keystr(path) in names, params)
 
@@ -208,8 +209,8 @@ def _run(optimizer, rest, loss, params, names: tuple[str, ...], rows: int, strid
         (tensors, others), (memory, other_memory) = state
         gradients = jax.grad(value, argnums=(0, 1))(tensors, others, n)
         direction, memory = optimizer.update(gradients[0], memory, n)
-        other_direction, other_memory = rest.update(gradients[1], other_memory, n)
-        moved = normalized(optimizer.apply(tensors, direction)), rest.apply(others, other_direction)
+        other_direction, other_memory = other_optimizer.update(gradients[1], other_memory, n)
+        moved = normalized(optimizer.apply(tensors, direction)), other_optimizer.apply(others, other_direction)
         return (moved, (memory, other_memory)), None
 
     def block(state: Any, row: jax.Array) -> tuple[Any, Params]:
@@ -218,7 +219,7 @@ def _run(optimizer, rest, loss, params, names: tuple[str, ...], rows: int, strid
 
     tensors, others = eqx.partition(params, mask)
     tensors = normalized(tensors)
-    memories = optimizer.initial_state(tensors), rest.initial_state(others)
+    memories = optimizer.initial_state(tensors), other_optimizer.initial_state(others)
     final, saved = jax.lax.scan(block, ((tensors, others), memories), jnp.arange(rows))
     last = eqx.combine(*final[0])
     return jax.tree.map(lambda rows, end: jnp.concatenate([rows, end[None]]), saved, last), (last, final[1])

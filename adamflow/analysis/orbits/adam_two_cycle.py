@@ -5,7 +5,7 @@ from jaxtyping import Array, Bool, Float
 from numpy import ndarray
 
 from adamflow.analysis.array_namespace import with_namespace
-from adamflow.checks import check_range
+from adamflow.checks import check_range, keyword_decays
 from adamflow.types import Numbers
 
 
@@ -15,17 +15,18 @@ class TwoCycle(eqx.Module):
     Attributes:
         amplitude: A > 0 of the cycle x = ±A; 0 where there is none.
         stable: whether there is one and all its multipliers are inside the unit circle.
-        half_period: the coefficients c₂, c₁, c₀ of z³ + c₂ z² + c₁ z + c₀, on the last axis. Its roots are the
-            multipliers of half a period, (x, m, v) ↦ (−x⁺, −m⁺, v⁺); their squares are those of the cycle.
+        half_period_polynomial: the coefficients c₂, c₁, c₀ of z³ + c₂ z² + c₁ z + c₀, on the last axis. Its roots are
+            the multipliers of half a period, (x, m, v) ↦ (−x⁺, −m⁺, v⁺); their squares are those of the cycle.
     """
 
     amplitude: Float[Array | ndarray, "..."]
     stable: Bool[Array | ndarray, "..."]
-    half_period: Float[Array | ndarray, "... 3"]
+    half_period_polynomial: Float[Array | ndarray, "... 3"]
 
 
+@keyword_decays
 def two_cycle(
-    learning_rate: Numbers, beta: Numbers, gamma: Numbers, epsilon: Numbers = 0.0, curvature: Numbers = 1.0
+    learning_rate: Numbers, *, beta: Numbers, gamma: Numbers, epsilon: Numbers = 0.0, curvature: Numbers = 1.0
 ) -> TwoCycle:
     r"""The 2-cycle of Adam without bias correction on $\tfrac12 s x^2$, and its stability, in closed form.
 

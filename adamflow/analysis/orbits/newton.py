@@ -38,8 +38,8 @@ class PeriodicOrbit(eqx.Module):
 
     Attributes:
         points: (params, OptimizerState) along the orbit, each leaf with a leading axis of length `period`: θₙ and the
-            memory after n − 1, as `Trajectory.final` holds them. Of a failed search, where it ended (or started, if
-            it ended in numbers that are not finite).
+            memory after n − 1, as `Trajectory.final_state` holds them. Of a failed search, where it ended (or started,
+            if it ended in numbers that are not finite).
         multipliers: the eigenvalues of the Jacobian of the map composed over `period`, largest modulus first; NaN if
             the search failed or the map has no derivative on the orbit.
         stable: whether it converged and all moduli are below 1 − √(machine epsilon), so that neighbours approach it.
@@ -98,8 +98,8 @@ def periodic_orbit(
     Args:
         optimizer: the record; its decays and stages must not depend on the iteration.
         loss: `loss(params)`, a real scalar with second derivatives.
-        guess: (params, OptimizerState) near the orbit, as `Trajectory.final` holds them. Or params alone: the map then
-            starts from them with all memory zero and runs for `settle` iterations, and Newton's method where that
+        guess: (params, OptimizerState) near the orbit, as `Trajectory.final_state` holds them. Or params alone: the map
+            then starts from them with all memory zero and runs for `settle` iterations, and Newton's method where that
             ends, which leads to attracting orbits, and to others only by luck.
         period: the number of steps after which the state is to return, at least 1. Fixed points are found at every
             period, if the guess is closer to them.

@@ -10,32 +10,32 @@
 """
 
 from adamflow.analysis.stability.critical import critical_curvature
-from adamflow.analysis.stability.instability import EdgeCrossing, edge_crossing, unstable_multipliers
+from adamflow.analysis.stability.instability import Instability, first_instability, unstable_multipliers
 from adamflow.analysis.stability.linear import dominant_eigenvalue, linear_stability, linear_system
 from adamflow.analysis.stability.phase import phase_diagram
 from adamflow.analysis.stability.sharpness import (
+    ObservedSharpness,
     Sharpness,
-    SharpnessRow,
     adaptive_edge,
-    observe_sharpness,
     preconditioned_sharpness,
+    sharpness_observer,
 )
 from adamflow.analysis.stability.spectrum import Spectrum, jacobian_spectrum
 
 __all__ = [
-    "EdgeCrossing",
+    "Instability",
+    "ObservedSharpness",
     "Sharpness",
-    "SharpnessRow",
     "Spectrum",
     "adaptive_edge",
     "critical_curvature",
     "dominant_eigenvalue",
-    "edge_crossing",
+    "first_instability",
     "jacobian_spectrum",
     "linear_stability",
     "linear_system",
-    "observe_sharpness",
     "phase_diagram",
     "preconditioned_sharpness",
+    "sharpness_observer",
     "unstable_multipliers",
 ]

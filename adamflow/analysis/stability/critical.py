@@ -27,8 +27,8 @@ def critical_curvature(optimizer: Optimizer, *, model: Model = "discrete") -> Fl
     ====================================== =====================================================
     Adam, AdamW; "discrete"                $\eta s = (2 - \eta\lambda)(1+\gamma)/(1-\gamma)$
     RMSprop; "discrete"                    $\eta s = 2 - \eta\lambda$
-    any of them; `PaperFlow`, order 1      none: stable for every s > 0
-    Adam, AdamW; `PaperFlow`, order 2      $\eta s = 2 + a + 2\eta\lambda/a$, filters with rate a
+    any of them; `GouldTanakaFlow`, order 1      none: stable for every s > 0
+    Adam, AdamW; `GouldTanakaFlow`, order 2      $\eta s = 2 + a + 2\eta\lambda/a$, filters with rate a
     ====================================== =====================================================
 
     with $a = (1-\gamma)/\gamma$ (rate "paper") or $-\ln\gamma$ (rate "exact"). These are examples: systems of up to
@@ -57,7 +57,7 @@ def critical_curvature(optimizer: Optimizer, *, model: Model = "discrete") -> Fl
     >>> optimizer = af.adamw(learning_rate=0.01, gamma=0.9, weight_decay=0.0)
     >>> print(round(0.01 * float(critical_curvature(optimizer)), 9))
     38.0
-    >>> flow = af.PaperFlow(optimizer, order=2)
+    >>> flow = af.GouldTanakaFlow(optimizer, order=2)
     >>> print(round(0.01 * float(critical_curvature(optimizer, model=flow)), 6))
     2.111111
     """

@@ -11,7 +11,7 @@ from adamflow.analysis.stability.critical import critical_curvature
 from adamflow.analysis.stability.linear import dominant_eigenvalue
 from adamflow.analysis.stability.spectrum import jacobian_spectrum
 from adamflow.checks import check_range, check_single, is_concrete
-from adamflow.flows import EdgeState, MapState
+from adamflow.flows import InterpolatingState, TwoBranchState
 from adamflow.optimizers import Optimizer
 from adamflow.types import Loss, Scalar
 
@@ -19,7 +19,7 @@ from adamflow.types import Loss, Scalar
 _ANGLE = 1e-3
 
 
-class EdgeCrossing(eqx.Module):
+class Instability(eqx.Module):
     """The multipliers through which a step leaves stability; `print` says it in words.
 
     Attributes:
@@ -42,8 +42,8 @@ class EdgeCrossing(eqx.Module):
         return np.where(angles > _ANGLE, 2 * np.pi / np.where(angles > _ANGLE, angles, 1.0), np.inf)
 
     @property
-    def rotates(self) -> bool:
-        """Whether one of them is of a complex pair: an oscillation that no `EdgeFlow` models."""
+    def has_complex_multipliers(self) -> bool:
+        """Whether one of them is of a complex pair: an oscillation that no `TwoBranchFlow` models."""
         angles = np.abs(np.angle(self.multipliers))
         return bool(np.any((angles > _ANGLE) & (angles < np.pi - _ANGLE)))
 
@@ -58,26 +58,26 @@ class EdgeCrossing(eqx.Module):
             kind = growth if np.isinf(period) else f"period {period:.4g}"
             rows.append(f"{shown}: {kind}{'' if converged else ', not converged'}")
         at = "" if np.isnan(self.curvature) else f" from ηs = {self.curvature:.6g} on"
-        end = "; a period other than 2, so no EdgeFlow models it" if self.rotates else ""
+        end = "; a period other than 2, so no TwoBranchFlow models it" if self.has_complex_multipliers else ""
         neutral = np.abs(self.multipliers - 1) <= self.rounding
         if neutral.all():
             return f"at the border of stability: {', '.join(rows)}; directions in which nothing pulls back"
         return f"leaves stability{at} by {', '.join(rows)}{end}"
 
 
-def edge_crossing(optimizer: Optimizer) -> EdgeCrossing:
+def first_instability(optimizer: Optimizer) -> Instability:
     r"""The multiplier with which a record's step turns unstable as curvature rises, preconditioners held.
 
     At $s$ = `critical_curvature` the `dominant_eigenvalue` of the step is on the unit circle. For gradient descent,
     Adam, AdamW and RMSprop it is −1: the edge of stability, past which iterates oscillate with period 2 about a mean,
-    and `EdgeFlow` follows that. Two filters of the first moment in a row, as in k-Adam with a slow γ, lag so far behind
-    the gradient that a complex pair is first: iterates then turn about their mean with a longer period.
+    and `TwoBranchFlow` follows that. Two filters of the first moment in a row, as in k-Adam with a slow γ, lag so far
+    behind the gradient that a complex pair is first: iterates then turn about their mean with a longer period.
 
     Args:
         optimizer: a record, of which `critical_curvature` exists.
 
     Returns:
-        An `EdgeCrossing` with one multiplier, or none where no curvature is unstable.
+        An `Instability` with one multiplier, or none where no curvature is unstable.
 
     Raises:
         TypeError, ValueError: as in `critical_curvature`.
@@ -85,18 +85,18 @@ def edge_crossing(optimizer: Optimizer) -> EdgeCrossing:
     Source: derivation of this project.
 
     >>> import adamflow as af
-    >>> print(edge_crossing(af.adam(0.01, gamma=0.9)))
+    >>> print(first_instability(af.adam(0.01, gamma=0.9)))
     leaves stability from ηs = 38 on by -1: period 2
-    >>> print(edge_crossing(af.kadam(2, 0.01, gamma=0.9)))
+    >>> print(first_instability(af.kadam(2, 0.01, gamma=0.9)))
     leaves stability from ηs = 1.3787 on by 0.881065 ± 0.472995i: period 12.76; a period other than 2, so no ...
     """
     curvature = critical_curvature(optimizer)
     if jnp.ndim(curvature) or not is_concrete(curvature):
-        raise ValueError("edge_crossing takes one record with known numbers, not a batch, outside of jit and vmap")
+        raise ValueError("first_instability takes one record with known numbers, not a batch, outside of jit and vmap")
     if not jnp.isfinite(curvature):
-        return EdgeCrossing(np.zeros(0, complex), float("nan"), np.zeros(0, bool))
+        return Instability(np.zeros(0, complex), float("nan"), np.zeros(0, bool))
     found = np.atleast_1d(np.asarray(dominant_eigenvalue(optimizer, curvature)))
-    return EdgeCrossing(found.astype(complex), float(curvature * optimizer.learning_rate), np.ones(1, bool))
+    return Instability(found.astype(complex), float(curvature * optimizer.learning_rate), np.ones(1, bool))
 
 
 def unstable_multipliers(
@@ -108,21 +108,22 @@ def unstable_multipliers(
     count: int = 8,
     margin: Scalar = 0.0,
     **options: Any,
-) -> EdgeCrossing:
+) -> Instability:
     r"""The multipliers of one step on or outside of the unit circle, at a state of a run: in which way it is unstable.
 
     Args:
         optimizer: the record.
         loss: `loss(params)`.
-        state: `Trajectory.final` of `af.iterate`, or of an `EdgeFlow` or `MapFlow`, whose mean is then looked at. The
-            mean is the place to look: iterates past the edge are on a branch, where the curvature is another one.
+        state: `Trajectory.final_state` of `af.iterate`, or of an `TwoBranchFlow` or `InterpolatingFlow`, whose mean is
+            then looked at. The mean is the place to look: iterates past the edge are on a branch, where the curvature
+            is another one.
         iteration: of that state.
         count: how many leading eigenvalues are computed.
         margin: those with a modulus of at least 1 − margin are returned.
         options: for `jacobian_spectrum`.
 
     Returns:
-        An `EdgeCrossing`. Eigenvalues slightly above 1, which slow directions of negative curvature have, are among
+        An `Instability`. Eigenvalues slightly above 1, which slow directions of negative curvature have, are among
         them: "growth without oscillation". Multipliers that are 1 to rounding, of directions that the loss does not
         depend on, are "neutral". Where all `count` are outside, there may be more.
 
@@ -134,16 +135,16 @@ def unstable_multipliers(
     >>> import adamflow as af
     >>> problem, optimizer = af.problems.quadratic([1.0, 21.0]), af.sgd(0.1)
     >>> run = af.iterate(optimizer, problem.loss, problem.params, 5)
-    >>> print(unstable_multipliers(optimizer, problem.loss, run.final, iteration=5, count=2))
+    >>> print(unstable_multipliers(optimizer, problem.loss, run.final_state, iteration=5, count=2))
     leaves stability by -1.1: period 2
     """
     check_range("margin", check_single("margin", margin), 0, 1)
-    if isinstance(state, EdgeState):
+    if isinstance(state, TwoBranchState):
         state = state.mean
-    if isinstance(state, MapState):
-        state = state.params, state.inner
+    if isinstance(state, InterpolatingState):
+        state = state.params, state.optimizer_state
     found = jacobian_spectrum(optimizer, loss, state, iteration=iteration, count=count, **options)
     values, converged = np.asarray(found.values), np.asarray(found.converged)
     rounding = float(np.finfo(values.dtype).eps) ** 0.75
     kept = ((np.abs(values) >= 1 - margin) | (np.abs(values - 1) <= rounding)) & (np.imag(values) >= 0)
-    return EdgeCrossing(values[kept].astype(complex), float("nan"), converged[kept], rounding)
+    return Instability(values[kept].astype(complex), float("nan"), converged[kept], rounding)

@@ -43,7 +43,7 @@ def linear_stability(optimizer: Optimizer, curvature: Numbers, *, model: Model =
             shape, which broadcasts against that of `curvature`.
         curvature: s, any real number. Where s + λ < 0 the result is an instability of the loss and not of the step
             size: a saddle or maximum, left at that rate. At s + λ = 0 the direction is neutral: 1, or 0 for a flow.
-        model: "discrete", or a flow such as `PaperFlow(optimizer, order=2)`, whose `optimizer` is replaced by
+        model: "discrete", or a flow such as `GouldTanakaFlow(optimizer, order=2)`, whose `optimizer` is replaced by
             `optimizer` and whose other settings count.
 
     Returns:
@@ -63,7 +63,7 @@ def linear_stability(optimizer: Optimizer, curvature: Numbers, *, model: Model =
     >>> optimizer = af.adam(learning_rate=0.01, gamma=0.9)
     >>> print(linear_stability(optimizer, jnp.array([3799.0, 3801.0])) < 1)
     [ True False]
-    >>> flow = af.PaperFlow(optimizer, order=2)
+    >>> flow = af.GouldTanakaFlow(optimizer, order=2)
     >>> print(linear_stability(optimizer, jnp.array([211.0, 212.0]), model=flow) < 0)
     [ True False]
     """
@@ -128,7 +128,7 @@ def _checked(optimizer: Optimizer, curvature: Numbers, model: Model) -> tuple[Op
     check_optimizer("linear stability", optimizer)
     check_range("curvature", curvature, -math.inf, math.inf, low_open=True, high_open=True, hint="pass s per direction")
     if model != "discrete" and not isinstance(model, AbstractFlow):
-        raise ValueError(f"model must be 'discrete' or a flow such as af.PaperFlow(optimizer), got {model!r}")
+        raise ValueError(f"model must be 'discrete' or a flow such as af.GouldTanakaFlow(optimizer), got {model!r}")
     dtype = jnp.result_type(optimizer.learning_rate)
     return optimizer, jnp.asarray(curvature, dtype), _check_linear(optimizer, model)
 

@@ -41,7 +41,7 @@ class Sharpness(eqx.Module):
     vector: Params
     #: The smallest eigenvalue that the same iterations saw, an upper bound of A's smallest: negative says that the
     #: Hessian is indefinite (or negative definite), positive says nothing for sure.
-    lowest: Float[Array, "*batch"]
+    lowest_eigenvalue_bound: Float[Array, "*batch"]
 
     @property
     def converged(self) -> Bool[Array, "*batch"]:
@@ -55,19 +55,23 @@ class Sharpness(eqx.Module):
             return f"largest eigenvalue {float(self.value)}: the Hessian or the preconditioner is not finite"
         word = "converged" if self.converged else "not converged, so take more iterations"
         rounding = 10 * jnp.finfo(self.value.dtype).eps * jnp.abs(self.value)
-        sign = f"; indefinite, lowest {float(self.lowest):.4g}" if self.lowest < -rounding < 0 < self.value else ""
+        sign = (
+            f"; indefinite, lowest {float(self.lowest_eigenvalue_bound):.4g}"
+            if self.lowest_eigenvalue_bound < -rounding < 0 < self.value
+            else ""
+        )
         return f"largest eigenvalue {float(self.value):.6g}, residual {float(self.residual):.1e}: {word}{sign}"
 
 
-class SharpnessRow(eqx.Module):
-    """What `observe_sharpness` keeps of a `Sharpness` at each saved iteration: its numbers without the vector."""
+class ObservedSharpness(eqx.Module):
+    """What `sharpness_observer` keeps of a `Sharpness` at each saved iteration: its numbers without the vector."""
 
     #: The estimate of the largest eigenvalue of P^{−1/2} H P^{−1/2}.
     value: Float[Array, "*saved"]
     #: Some eigenvalue lies within this distance of `value`. Not small against it: not converged.
     residual: Float[Array, "*saved"]
     #: An upper bound of the smallest eigenvalue: negative where the Hessian is indefinite.
-    lowest: Float[Array, "*saved"]
+    lowest_eigenvalue_bound: Float[Array, "*saved"]
 
     @property
     def converged(self) -> Bool[Array, "*saved"]:
@@ -154,22 +158,24 @@ def preconditioned_sharpness(
 
 
 class SharpnessObserver(eqx.Module):
-    """What `observe_sharpness` returns: a function from a `Snapshot` to a `SharpnessRow`."""
+    """What `sharpness_observer` returns: a function from a `Snapshot` to a `ObservedSharpness`."""
 
     optimizer: Optimizer
     loss: Loss
     seed: Array
     iterations: int = eqx.field(static=True)
 
-    def __call__(self, snapshot: Snapshot) -> SharpnessRow:
+    def __call__(self, snapshot: Snapshot) -> ObservedSharpness:
         preconditioner = self.optimizer.preconditioner(snapshot.filters, snapshot.iteration)
         sharpness = preconditioned_sharpness(
             self.loss, snapshot.params, preconditioner, iterations=self.iterations, seed=self.seed
         )
-        return SharpnessRow(sharpness.value, sharpness.residual, sharpness.lowest)
+        return ObservedSharpness(sharpness.value, sharpness.residual, sharpness.lowest_eigenvalue_bound)
 
 
-def observe_sharpness(optimizer: Optimizer, loss: Loss, *, iterations: int = 32, seed: Scalar = 0) -> SharpnessObserver:
+def sharpness_observer(
+    optimizer: Optimizer, loss: Loss, *, iterations: int = 32, seed: Scalar = 0
+) -> SharpnessObserver:
     r"""The `preconditioned_sharpness` along a run, as its `observe=`, with the record's own $P$.
 
     $P = \sqrt{\hat v} + \varepsilon$, or $\sqrt{\hat v + \varepsilon}$, is read from the filters at each iteration. η
@@ -184,7 +190,8 @@ def observe_sharpness(optimizer: Optimizer, loss: Loss, *, iterations: int = 32,
 
     Returns:
         a function for `observe=` of `af.iterate` and `af.solve`. Those made with the same settings share compiled
-        programs. The run's `observed` is a `SharpnessRow` with a leading axis of time; look at its `converged` too.
+        programs. The run's `observed` is a `ObservedSharpness` with a leading axis of time; look at its `converged`
+        too.
 
     Raises:
         ValueError: `iterations` is no whole number of at least 1; once it is called, if the record has no single
@@ -194,12 +201,12 @@ def observe_sharpness(optimizer: Optimizer, loss: Loss, *, iterations: int = 32,
 
     >>> import adamflow as af
     >>> problem, optimizer = af.problems.quadratic([1.0, 3.0]), af.adam(0.01)
-    >>> observe = observe_sharpness(optimizer, problem.loss)
+    >>> observe = sharpness_observer(optimizer, problem.loss)
     >>> run = af.iterate(optimizer, problem.loss, problem.params, 20, save_at=[0, 10, 20], observe=observe)
     >>> print(run.observed.value.round(3))
     [1.    1.052 1.108]
     """
-    check_optimizer("observe_sharpness", optimizer)
+    check_optimizer("sharpness_observer", optimizer)
     return SharpnessObserver(optimizer, loss, jnp.asarray(seed), check_count("iterations", iterations))
 
 

@@ -34,7 +34,7 @@ class Spectrum(eqx.Module):
             entries divided by `scales`: θ, m and v have different units, so a plain norm would compare nothing.
         converged: whether the residual is at most the tolerance times the largest modulus found. If not, the value is
             the best estimate there is.
-        cuts_pair: whether a value's conjugate, an eigenvalue too, did not fit into `count`.
+        splits_conjugate_pair: whether a value's conjugate, an eigenvalue too, did not fit into `count`.
         vector: the eigenvector of the first value, a pytree like the state, complex; the norm above is 1.
         scales: the scale of each entry of the state, a pytree like it.
         method: "dense" or "arnoldi".
@@ -44,7 +44,7 @@ class Spectrum(eqx.Module):
     values: Complex[Array, "*batch count"]
     residuals: Float[Array, "*batch count"]
     converged: Bool[Array, "*batch count"]
-    cuts_pair: Bool[Array, "*batch"]
+    splits_conjugate_pair: Bool[Array, "*batch"]
     vector: Any
     scales: Any
     method: str = eqx.field(static=True)
@@ -58,7 +58,7 @@ class Spectrum(eqx.Module):
             number = complex(value)
             shown = f"{number.real:.8g}" if number.imag == 0 else f"{number.real:.8g} {number.imag:+.8g}i"
             rows.append(f"  {shown}, residual {float(residual):.1e}{'' if converged else ', not converged'}")
-        if self.cuts_pair:
+        if self.splits_conjugate_pair:
             rows.append("  (a conjugate is left out: one pair did not fit into the count)")
         return "\n".join(rows)
 
@@ -96,7 +96,7 @@ def jacobian_spectrum(
     Args:
         model: a record, for its discrete step, or a flow.
         loss: `loss(params)`, a real scalar with second derivatives.
-        state: where to look: `Trajectory.final` of `af.iterate` or `af.solve`. Leaves that are no floating-point
+        state: where to look: `Trajectory.final_state` of `af.iterate` or `af.solve`. Leaves that are no floating-point
             arrays are constants.
         iteration: n ≥ 0 of that state: `trajectory.iterations[-1]` if the run was saved to its end. `math.inf` is
             the limit in which bias correction is over.
@@ -123,7 +123,7 @@ def jacobian_spectrum(
         >>> import adamflow as af, math
         >>> problem, optimizer = af.problems.quadratic([1.0]), af.adam(0.1, gamma=0.5, epsilon=0.1)
         >>> run = af.iterate(optimizer, problem.loss, problem.params, 2000)
-        >>> print(af.analysis.jacobian_spectrum(optimizer, problem.loss, run.final, iteration=math.inf, count=1))
+        >>> print(af.analysis.jacobian_spectrum(optimizer, problem.loss, run.final_state, iteration=math.inf, count=1))
         dense, 3 products: all 1 converged
           0.999, residual ...
     """
@@ -187,7 +187,7 @@ class _System(eqx.Module):
 def _system(model: Optimizer | AbstractFlow, loss: Loss, state: Any, iteration: Scalar) -> _System:
     hint = "take that of the state: trajectory.iterations[-1], or math.inf"
     check_range("iteration", check_single("iteration", iteration), 0, hint=hint)
-    hint = "hand in Trajectory.final of a run of this very optimizer (af.iterate) or flow (af.solve)"
+    hint = "hand in Trajectory.final_state of a run of this very optimizer (af.iterate) or flow (af.solve)"
     if not isinstance(model, AbstractFlow):
         check_optimizer("jacobian_spectrum", model)
     is_discrete = isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], OptimizerState)

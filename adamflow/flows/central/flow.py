@@ -1,4 +1,4 @@
-"""The central flow of gradient descent and RMSprop at the edge of stability: the baseline beside `EdgeFlow`."""
+"""The central flow of gradient descent and RMSprop at the edge of stability: the baseline beside `TwoBranchFlow`."""
 
 from typing import Any, ClassVar, NamedTuple
 
@@ -53,7 +53,7 @@ class CentralFlow(AbstractAveragesFlow):
 
     per iteration, with P = 1 for gradient descent and P = √ν̂ + ε for RMSprop (with bias correction as the record
     says; 2 − ηλ stands for 2 with weight decay). Σ is the covariance of the oscillation, which has no time of its own
-    here: below the edge it is 0, and this is the `PaperFlow` of order 1. Σ lives in the span of the leading
+    here: below the edge it is 0, and this is the `GouldTanakaFlow` of order 1. Σ lives in the span of the leading
     eigenvectors, H u = s P u, and of
 
         M = A + h (A₀' + A'[Σ]),    A = 2P/η − H,     Σ ⪰ 0,   M ⪰ 0,   ⟨Σ, M⟩ = 0
@@ -102,12 +102,12 @@ class CentralFlow(AbstractAveragesFlow):
     horizon: jax.Array = eqx.field(converter=number_called("horizon"), default=0.25)
 
     def __check_init__(self):
-        check_standard("CentralFlow", self.optimizer, "take af.EdgeFlow, which needs the discrete step alone")
+        check_standard("CentralFlow", self.optimizer, "take af.TwoBranchFlow, which needs the discrete step alone")
         stages = self.optimizer.stages
         if len(stages) != 1 or type(stages[0]) not in (GradientStage, RMSpropStage):
             raise TypeError(
                 f"CentralFlow has equations for af.sgd without momentum and af.rmsprop, not for "
-                f"{self.optimizer.name!r}; take af.EdgeFlow, which exists for every record"
+                f"{self.optimizer.name!r}; take af.TwoBranchFlow, which exists for every record"
             )
         if self.iterations <= self.modes:
             raise ValueError(
@@ -122,7 +122,7 @@ class CentralFlow(AbstractAveragesFlow):
         return "central flow"
 
     @property
-    def gradient_equivalents(self) -> int:
+    def gradients_per_evaluation(self) -> int:
         return 1 + 2 * (self.iterations + 2) + 2 * self.modes * (self.modes + 1)
 
     def initial_state(self, loss: Loss, params: Params, start: Start | None = None) -> FlowState:

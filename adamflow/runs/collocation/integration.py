@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from adamflow.flows import PaperFlow, averages
+from adamflow.flows import GouldTanakaFlow, averages
 from adamflow.flows.averages import FlowState
 from adamflow.runs.collocation.hessian import finite_difference_hessian
 from adamflow.runs.collocation.nodes import reduce_over_nodes
@@ -22,7 +22,14 @@ from adamflow.runs.collocation.step_integrator import (
     flatten_filters,
     unflatten_filters,
 )
-from adamflow.runs.trajectory import COMPLETED, DIVERGED, INITIAL_NORM_WEIGHT, NOT_FINITE, STALLED, STEP_LIMIT
+from adamflow.runs.trajectory import (
+    COMPLETED,
+    DIVERGED,
+    INITIAL_NORM_WEIGHT,
+    MAX_STEPS_REACHED,
+    MIN_STEP_REACHED,
+    NOT_FINITE,
+)
 from adamflow.types import Loss, Params, Scalar
 
 #: The rate at which corrections of an iteration grow beyond which they diverge.
@@ -101,7 +108,7 @@ class IntegrationProblem(NamedTuple):
         saves_filters: whether filters are saved.
     """
 
-    flow: PaperFlow
+    flow: GouldTanakaFlow
     loss: Loss
     unravel: Callable[[Any], Params]
     initial_params: Vector
@@ -183,9 +190,9 @@ class IntegrationProblem(NamedTuple):
             (largest > self.divergence_limit, DIVERGED),
             (done & loss_is_lost, NOT_FINITE),
             (done, COMPLETED),
-            (tried >= self.max_steps, STEP_LIMIT),
+            (tried >= self.max_steps, MAX_STEPS_REACHED),
         )
-        code = jnp.full((), STALLED)
+        code = jnp.full((), MIN_STEP_REACHED)
         for holds, meaning in reversed(conditions):
             code = jnp.where(holds, meaning, code)
         return code

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from adamflow.flows import AbstractFlow, PaperFlow, Snapshot
+from adamflow.flows import AbstractFlow, GouldTanakaFlow, Snapshot
 from adamflow.flows.averages import FlowState
 from adamflow.optimizers import Optimizer, overrides
 from adamflow.runs.collocation.integration import IntegrationProblem, IntegrationState, SavedStates, flatten_state
@@ -26,10 +26,10 @@ EXACT_HESSIAN_LIMIT = 32
 
 def check_collocation(flow: AbstractFlow, params: Params) -> None:
     """Raise unless collocation can integrate the flow from these parameters."""
-    if not isinstance(flow, PaperFlow):
+    if not isinstance(flow, GouldTanakaFlow):
         raise TypeError(
-            f'solver="collocation" integrates a PaperFlow, got the {flow.name}; take solver="auto", or for order 1 of '
-            'ModifiedFlow the same flow as PaperFlow(optimizer, rate="exact")'
+            f'solver="collocation" integrates a GouldTanakaFlow, got the {flow.name}; take solver="auto", '
+            'or for a ModifiedFlow of order 1 the same flow as GouldTanakaFlow(optimizer, rate="exact")'
         )
     if flow.order != 1 or len(flow.optimizer.stages) != 1:
         raise ValueError(
@@ -40,7 +40,7 @@ def check_collocation(flow: AbstractFlow, params: Params) -> None:
     overridden = _overridden(flow)
     if overridden:
         raise ValueError(
-            'solver="collocation" has equations of its own for the step of Optimizer and for PaperFlow, but '
+            'solver="collocation" has equations of its own for the step of Optimizer and for GouldTanakaFlow, but '
             f'{" and ".join(overridden)}, which it would ignore; take solver="auto"'
         )
     if not supports_collocation(flow, params):
@@ -56,16 +56,16 @@ def supports_collocation(flow: AbstractFlow, params: Params) -> bool:
 
     What a subclass of the flow or of its optimizer overrides is not in the equations of collocation.
     """
-    if not isinstance(flow, PaperFlow) or flow.order != 1 or len(flow.optimizer.stages) != 1 or _overridden(flow):
+    if not isinstance(flow, GouldTanakaFlow) or flow.order != 1 or len(flow.optimizer.stages) != 1 or _overridden(flow):
         return False
     filters = flow.optimizer.stages[0].filters()
     constant = bool(filters) and not any(callable(moving_average.decay) for moving_average in filters)
     return constant and len({leaf.dtype for leaf in jax.tree.leaves(params)}) == 1
 
 
-def _overridden(flow: PaperFlow) -> list[str]:
+def _overridden(flow: GouldTanakaFlow) -> list[str]:
     """What subclasses of the flow and of its optimizer override, in words."""
-    bases = ((flow, PaperFlow), (flow.optimizer, Optimizer))
+    bases = ((flow, GouldTanakaFlow), (flow.optimizer, Optimizer))
     changed = [(type(instance).__name__, overrides(instance, base)) for instance, base in bases]
     return [f"{name} overrides {', '.join(methods)}" for name, methods in changed if methods]
 
@@ -87,7 +87,7 @@ class CollocationResult(NamedTuple):
 class RunInputs(NamedTuple):
     """What a run starts from; all that derivatives can reach."""
 
-    flow: PaperFlow
+    flow: GouldTanakaFlow
     loss: Loss
     state: FlowState
     save_times: jax.Array

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from adamflow.flows import PaperFlow, averages
+from adamflow.flows import GouldTanakaFlow, averages
 from adamflow.runs.collocation.nodes import Nodes, nodes, reduce_over_nodes
 from adamflow.types import Scalar
 
@@ -71,7 +71,7 @@ class LinearPropagator(NamedTuple):
 
 
 class StepIntegrator(eqx.Module):
-    r"""Filters and θ of a `PaperFlow` of order 1 with one stage over a step, by variation of constants.
+    r"""Filters and θ of a `GouldTanakaFlow` of order 1 with one stage over a step, by variation of constants.
 
     A filter with rate a obeys $\bar x(n) = e^{-an}\bar x(0) + a\int_0^n e^{-a(n-\nu)} q(x(\nu)) d\nu$; the integral is
     that of the polynomial through $q(x)$ at the fine nodes. A filter that cannot be negative is driven by the
@@ -88,7 +88,7 @@ class StepIntegrator(eqx.Module):
         node_count: of Radau's nodes.
     """
 
-    flow: PaperFlow
+    flow: GouldTanakaFlow
     start: FlatState
     step_size: Any
     filter_propagators: dict[str, LinearPropagator]
@@ -216,7 +216,7 @@ class StepIntegrator(eqx.Module):
         for moving_average in self._filters:
             if moving_average.nonnegative:
                 name = moving_average.name
-                added[name] = ((up[name] + down[name]) / 2 - plain[name]) * moving_average.mass_at(time)
+                added[name] = ((up[name] + down[name]) / 2 - plain[name]) * moving_average.weight_sum_at(time)
         direction, change = jax.jvp(
             lambda filters: self._direction_and_targets(gradient, filters, time)[0], (filters,), (added,)
         )
@@ -285,17 +285,17 @@ class StepIntegrator(eqx.Module):
 
     def _force(self, direction: Vector) -> Vector:
         """What a direction adds to θ' without weight decay."""
-        change = self.flow.optimizer.change(self.unravel(jnp.zeros_like(direction)), self.unravel(direction))
+        change = self.flow.optimizer.increment(self.unravel(jnp.zeros_like(direction)), self.unravel(direction))
         return ravel_pytree(change)[0]
 
     def _direction_and_targets(self, gradient: Vector, filters: Filters, time: Scalar) -> tuple[Vector, Filters]:
         stages = unflatten_filters(self.unravel, filters)
-        direction, targets = self.flow.optimizer.read(self.unravel(gradient), stages, time)
+        direction, targets = self.flow.optimizer.direction_and_targets(self.unravel(gradient), stages, time)
         return ravel_pytree(direction)[0], flatten_filters(targets)
 
 
 def make_step_integrator(
-    flow: PaperFlow, unravel: Callable[[Any], Any], node_count: int, start: FlatState, step_size: Array
+    flow: GouldTanakaFlow, unravel: Callable[[Any], Any], node_count: int, start: FlatState, step_size: Array
 ) -> StepIntegrator:
     """The integrator of a step, with the integrals that depend on its length alone."""
     points, optimizer = nodes(node_count), flow.optimizer
