@@ -25,8 +25,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-import cores
-import figure
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -36,6 +34,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import adamflow as af
+from adamflow.figures import cores, figure
 from adamflow.types import Loss
 
 Table: TypeAlias = np.ndarray
@@ -290,4 +289,4 @@ def draw_errors(ax: Axes, data: figure.Data, optimizer: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(figure.main(__doc__, "fig01_agreement", CONFIGS, compute, check, draw))
+    sys.exit(figure.main(__file__, __doc__, CONFIGS, compute, check, draw))

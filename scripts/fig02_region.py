@@ -24,8 +24,6 @@ import dataclasses
 import sys
 from typing import Any, TypeAlias
 
-import cores
-import figure
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -34,6 +32,7 @@ import optax
 from matplotlib.figure import Figure
 
 import adamflow as af
+from adamflow.figures import cores, figure
 from adamflow.plotting import region
 
 jax.config.update("jax_enable_x64", True)
@@ -298,4 +297,4 @@ def draw(data: figure.Data) -> Figure:
 
 
 if __name__ == "__main__":
-    sys.exit(figure.main(__doc__, "fig02_region", CONFIGS, compute, check, draw))
+    sys.exit(figure.main(__file__, __doc__, CONFIGS, compute, check, draw))

@@ -30,8 +30,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import cores
-import figure
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -39,6 +37,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import adamflow as af
+from adamflow.figures import cores, figure
 from adamflow.plotting import phase
 
 jax.config.update("jax_enable_x64", True)
@@ -300,4 +299,4 @@ def draw_maps(data: figure.Data, part: Any, axes: Any) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(figure.main(__doc__, "fig03_phase_diagrams", CONFIGS, compute, check, draw))
+    sys.exit(figure.main(__file__, __doc__, CONFIGS, compute, check, draw))

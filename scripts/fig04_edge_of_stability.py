@@ -35,9 +35,7 @@ import dataclasses
 import sys
 from typing import Any, cast
 
-import cores
 import equinox as eqx
-import figure
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -47,6 +45,7 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 import adamflow as af
+from adamflow.figures import cores, figure
 from adamflow.plotting import edge
 
 jax.config.update("jax_enable_x64", True)
@@ -251,4 +250,4 @@ def draw(data: figure.Data) -> Figure:
 
 
 if __name__ == "__main__":
-    sys.exit(figure.main(__doc__, "fig04_edge_of_stability", CONFIGS, compute, check, draw))
+    sys.exit(figure.main(__file__, __doc__, CONFIGS, compute, check, draw))

@@ -29,9 +29,7 @@ import sys
 from functools import partial
 from typing import Any
 
-import cores
 import equinox as eqx
-import figure
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -40,6 +38,7 @@ from matplotlib.figure import Figure
 from scipy.stats import mannwhitneyu
 
 import adamflow as af
+from adamflow.figures import cores, figure
 from adamflow.plotting import observed_region
 
 jax.config.update("jax_enable_x64", True)
@@ -297,4 +296,4 @@ def draw(data: figure.Data) -> Figure:
 
 
 if __name__ == "__main__":
-    sys.exit(figure.main(__doc__, "fig05_learning_rate", CONFIGS, compute, check, draw))
+    sys.exit(figure.main(__file__, __doc__, CONFIGS, compute, check, draw))

@@ -24,7 +24,6 @@ from typing import Any
 
 import diffrax
 import equinox as eqx
-import figure
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -32,6 +31,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import adamflow as af
+from adamflow.figures import figure
 from adamflow.plotting import worst_case
 
 jax.config.update("jax_enable_x64", True)
@@ -225,4 +225,4 @@ def draw(data: figure.Data) -> Figure:
 
 
 if __name__ == "__main__":
-    sys.exit(figure.main(__doc__, "fig06_worst_case", CONFIGS, compute, check, draw))
+    sys.exit(figure.main(__file__, __doc__, CONFIGS, compute, check, draw))

@@ -24,10 +24,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import cores
 import diffrax
 import equinox as eqx
-import figure
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -36,6 +34,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import adamflow as af
+from adamflow.figures import cores, figure
 
 jax.config.update("jax_enable_x64", True)
 
@@ -309,4 +308,4 @@ def draw_orders(ax: Axes, data: figure.Data, chosen: np.ndarray) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(figure.main(__doc__, "fig07_modified_flows", CONFIGS, compute, check, draw))
+    sys.exit(figure.main(__file__, __doc__, CONFIGS, compute, check, draw))

@@ -22,18 +22,16 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import cores
 import equinox as eqx
-import figure
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-import resume
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
 import adamflow as af
+from adamflow.figures import cores, figure, resume
 from adamflow.plotting import generalization
 
 jax.config.update("jax_enable_x64", True)
@@ -81,7 +79,7 @@ def compute(config: Config) -> figure.Data:
     pairs = points_of(config)
     exponent = np.asarray(af.analysis.stability_exponent(beta=pairs[..., 0], gamma=pairs[..., 1]))
     seeds = (*config.tuning_seeds, *config.seeds)
-    with resume.Parts("fig08_generalization", config) as parts, cores.threads() as pool:
+    with resume.Parts(__file__, config) as parts, cores.threads() as pool:
         # The first run compiles the program that all others share.
         train(config, *problem_of(config, seeds[0]), pairs[0, 0], config.learning_rate)
         jobs = [pool.submit(parts.get, f"seed-{seed}", partial(histories, config, seed, pairs)) for seed in seeds]
@@ -262,4 +260,4 @@ def draw_correlations(ax: Axes, data: figure.Data) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(figure.main(__doc__, "fig08_generalization", CONFIGS, compute, check, draw))
+    sys.exit(figure.main(__file__, __doc__, CONFIGS, compute, check, draw))

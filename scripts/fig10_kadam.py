@@ -18,17 +18,15 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import cores
 import equinox as eqx
-import figure
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import resume
 from matplotlib.figure import Figure
 from scipy import stats
 
 import adamflow as af
+from adamflow.figures import cores, figure, resume
 from adamflow.optimizers.kadam import STRATEGIES
 from adamflow.plotting import kadam
 
@@ -84,7 +82,7 @@ class Method:
 
 def compute(config: Config) -> figure.Data:
     """One job for each problem and k, whose strategies, numbers and seeds share one program."""
-    with resume.Parts("fig10_kadam", config) as parts, cores.threads() as pool:
+    with resume.Parts(__file__, config) as parts, cores.threads() as pool:
         jobs = {
             (name, k): pool.submit(parts.get, f"{name}-{k}", partial(study, config, name, methods(config, k)))
             for k in reversed((1, *config.stages))
@@ -235,4 +233,4 @@ def draw(data: figure.Data) -> Figure:
 
 
 if __name__ == "__main__":
-    sys.exit(figure.main(__doc__, "fig10_kadam", CONFIGS, compute, check, draw))
+    sys.exit(figure.main(__file__, __doc__, CONFIGS, compute, check, draw))

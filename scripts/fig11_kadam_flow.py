@@ -17,15 +17,14 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
-import cores
 import diffrax
-import figure
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
 import adamflow as af
+from adamflow.figures import cores, figure
 from adamflow.optimizers.kadam import STRATEGIES
 from adamflow.plotting import kadam
 
@@ -203,4 +202,4 @@ def draw(data: figure.Data) -> Figure:
 
 
 if __name__ == "__main__":
-    sys.exit(figure.main(__doc__, "fig11_kadam_flow", CONFIGS, compute, check, draw))
+    sys.exit(figure.main(__file__, __doc__, CONFIGS, compute, check, draw))

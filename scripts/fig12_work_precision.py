@@ -27,7 +27,6 @@ from typing import Any
 
 import diffrax
 import equinox as eqx
-import figure
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -37,6 +36,7 @@ from matplotlib.figure import Figure
 from scipy.integrate import solve_ivp
 
 import adamflow as af
+from adamflow.figures import figure
 
 jax.config.update("jax_enable_x64", True)
 
@@ -261,4 +261,4 @@ def draw(data: figure.Data) -> Figure:
 
 
 if __name__ == "__main__":
-    sys.exit(figure.main(__doc__, "fig12_work_precision", CONFIGS, compute, check, draw))
+    sys.exit(figure.main(__file__, __doc__, CONFIGS, compute, check, draw))

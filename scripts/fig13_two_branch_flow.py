@@ -21,18 +21,16 @@ import sys
 from collections.abc import Callable
 from typing import Any, cast
 
-import cores
 import diffrax
 import equinox as eqx
-import figure
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import resume
 from matplotlib.figure import Figure
 
 import adamflow as af
+from adamflow.figures import cores, figure, resume
 from adamflow.types import Loss
 
 jax.config.update("jax_enable_x64", True)
@@ -115,7 +113,7 @@ SERIES = ("sharpness", "amplitude", "loss", "iterates_amplitude", "iterates_loss
 
 def compute(config: Config) -> figure.Data:
     """All cases side by side: compiling takes much of the time, and threads share the cores."""
-    with resume.Parts("fig13_two_branch_flow", config) as parts, cores.threads() as pool:
+    with resume.Parts(__file__, config) as parts, cores.threads() as pool:
 
         def part(case: Case) -> dict[str, np.ndarray]:
             return parts.get(f"{case.problem}-{case.record}-{case.learning_rate:g}", lambda: follow(config, case))
@@ -300,4 +298,4 @@ def draw(data: figure.Data) -> Figure:
 
 
 if __name__ == "__main__":
-    sys.exit(figure.main(__doc__, "fig13_two_branch_flow", CONFIGS, compute, check, draw))
+    sys.exit(figure.main(__file__, __doc__, CONFIGS, compute, check, draw))

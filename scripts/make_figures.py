@@ -9,12 +9,12 @@ import argparse
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import cores
-import figure
+from adamflow.figures import cores, figure
 
 #: Every figure has one script, figNN_name.py, beside this one.
 SCRIPTS = {path.stem: path for path in sorted(Path(__file__).resolve().parent.glob("fig[0-9][0-9]_*.py"))}
@@ -34,9 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     jobs = min(flags.jobs or min(2, len(cores.available())), len(chosen))
     size = [] if mode == "default" else [f"--{mode}"]
 
+    state = Progress(chosen, jobs)
+
     def make(name: str) -> tuple[str, float, int, str]:
         started, since = time.perf_counter(), time.time()
-        print(f"=== {name}: started, figure {chosen.index(name) + 1} of {len(chosen)}", flush=True)
+        state.start(name)
         command = [sys.executable, str(SCRIPTS[name]), *size, "--out", str(folder)]
         streams = {} if jobs == 1 else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         run = subprocess.run(command, check=False, **streams)
@@ -44,12 +46,69 @@ def main(argv: Sequence[str] | None = None) -> int:
             # A progress bar draws itself anew after each carriage return: only its last state counts.
             lines = (line.rsplit("\r", 1)[-1] for line in run.stdout.splitlines())
             print("\n".join([f"\n=== {name}: done", *lines, ""]), flush=True)
+        state.end(name)
         return name, time.perf_counter() - started, run.returncode, claims(folder / f"{name}.json", since)
 
-    with cores.workers(jobs) as pool:
+    with state, cores.workers(jobs) as pool:
         rows = sorted(pool.map(make, chosen))
     print(table(rows))
     return int(any(status for _, _, status, _ in rows))
+
+
+class Progress:
+    """One line on what runs, what is done and the time left: at each start, and every half minute between.
+
+    Args:
+        names: the figures, in the order in which they start.
+        jobs: how many run at once.
+    """
+
+    INTERVAL = 30.0
+
+    def __init__(self, names: Sequence[str], jobs: int) -> None:
+        self.names, self.jobs = names, jobs
+        self.expected = {name: last_seconds(name) for name in names}
+        self.begun: dict[str, float] = {}
+        self.took: dict[str, float] = {}
+        self.lock, self.over = threading.Lock(), threading.Event()
+
+    def __enter__(self) -> "Progress":
+        self.thread = threading.Thread(target=self._tell_now_and_then, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.thread.join()
+
+    def start(self, name: str) -> None:
+        with self.lock:
+            self.begun[name] = time.perf_counter()
+        print(self.line(), flush=True)
+
+    def end(self, name: str) -> None:
+        with self.lock:
+            self.took[name] = time.perf_counter() - self.begun.pop(name)
+
+    def line(self) -> str:
+        """What runs, what is done, and the time left as far as the last runs tell."""
+        now = time.perf_counter()
+        with self.lock:
+            running = {name: now - since for name, since in self.begun.items()}
+            took = dict(self.took)
+        # How much slower this machine is than the one that made the files, from the figures that are done.
+        known = sum(self.expected[name] for name in took)
+        pace = sum(took.values()) / known if known else 1.0
+        ahead = [pace * self.expected[name] for name in self.names if name not in took]
+        left = sum(ahead) - sum(min(seconds, pace * self.expected[name]) for name, seconds in running.items())
+        names = ", ".join(f"{name} ({seconds:.0f} s)" for name, seconds in running.items())
+        return (
+            f"=== {len(took)} of {len(self.names)} figures done; running {names}; about {left / self.jobs:.0f} s left"
+        )
+
+    def _tell_now_and_then(self) -> None:
+        while not self.over.wait(self.INTERVAL):
+            print(self.line(), flush=True)
 
 
 def find(name: str, parser: argparse.ArgumentParser) -> str:

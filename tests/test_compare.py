@@ -222,7 +222,7 @@ def test_failure_a_run_that_ended_early_beside_one_that_did_not():
     discrete = af.iterate(ADAM, PROBLEM.loss, PROBLEM.params, 20)
     options = dict(solver=diffrax.Tsit5(), max_steps=3, step_size=2.0)
     failed = af.solve(af.GouldTanakaFlow(ADAM), PROBLEM.loss, PROBLEM.params, 20, **options)
-    words = r"maximum number of steps reached: .* compare what both have: run the other to iteration 6 with the same save_at="
+    words = r"maximum number of steps reached: .* compare what both have: run the other to iteration 6 with the same"
     assert len(failed) == 7
     with pytest.raises(ValueError, match=words):
         af.compare(discrete, failed)

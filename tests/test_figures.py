@@ -12,15 +12,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from adamflow.figures import cores, figure
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 @pytest.fixture
 def harness(monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    yield importlib.import_module("figure")
-    for name in ("figure", "cores"):
-        sys.modules.pop(name, None)
+    yield figure
+    sys.modules.pop("make_figures", None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Config:
     points: int = 5
 
 
-def make(harness, folder, holds=True, data=None, draw=None):
+def make(harness, folder, holds=True, data=None, draw=None, flags=()):
     def compute(config):
         return {"x": np.arange(config.points)} if data is None else data
 
@@ -42,9 +43,8 @@ def make(harness, folder, holds=True, data=None, draw=None):
         return drawn
 
     configs = dict.fromkeys(("quick", "default", "full"), Config())
-    return harness.main(
-        "A figure.", "fig99_test", configs, compute, check, draw or curve, ["--quick", "--out", str(folder)]
-    )
+    flags = ["--quick", "--out", str(folder), *flags]
+    return harness.main("/somewhere/fig99_test.py", "A figure.", configs, compute, check, draw or curve, flags)
 
 
 def test_identity_a_run_writes_picture_data_and_manifest_and_nothing_else(harness, tmp_path):
@@ -73,7 +73,6 @@ def test_identity_damaged_manifests_stop_no_figure(harness, tmp_path, monkeypatc
     for content in ("", "[]", "{}", '{"seconds": 3}'):
         (tmp_path / "fig02_region.json").write_text(content)
         assert make_figures.last_seconds("fig02_region") == 0.0
-    del sys.modules["make_figures"]
 
 
 def test_failure_of_a_claim_is_loud_and_keeps_the_data(harness, tmp_path, capsys):
@@ -95,11 +94,11 @@ def test_failure_of_the_drawing_or_a_full_disk_leaves_the_old_files_together(har
     np.testing.assert_array_equal(np.load(tmp_path / "unfinished" / "fig99_test.npz")["x"], data["x"])
     # The limit on the size of a file stands for a full disk: it fails the same call, after some files were written.
     program = (
-        "import resource, signal, sys; sys.path.insert(0, sys.argv[1]); import figure; from pathlib import Path\n"
+        "import resource, signal, sys; from adamflow.figures import figure; from pathlib import Path\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (99, 99))\n"
-        "figure.publish(Path(sys.argv[2]), 'fig99_test', {'npz': bytes(10), 'png': bytes(1000)})"
+        "figure.publish(Path(sys.argv[1]), 'fig99_test', {'npz': bytes(10), 'png': bytes(1000)})"
     )
-    run = subprocess.run([sys.executable, "-c", program, SCRIPTS, out], capture_output=True, text=True, check=False)
+    run = subprocess.run([sys.executable, "-c", program, out], capture_output=True, text=True, check=False)
     assert "File too large" in run.stderr
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
@@ -122,14 +121,14 @@ def test_identity_a_run_killed_while_it_publishes_is_completed_or_undone_by_the_
     make(harness, tmp_path)
     new = {ending: ending.encode() for ending in ("json", "npz", "pdf", "png")}
     program = (
-        "import os, signal, sys; sys.path.insert(0, sys.argv[1]); import figure; from pathlib import Path\n"
-        "replace, count, moved = Path.replace, iter(range(9)), int(sys.argv[3])\n"
+        "import os, signal, sys; from adamflow.figures import figure; from pathlib import Path\n"
+        "replace, count, moved = Path.replace, iter(range(9)), int(sys.argv[2])\n"
         "def killed(self, target):\n"
         "    return replace(self, target) if next(count) < moved else os.kill(os.getpid(), signal.SIGKILL)\n"
         "Path.replace = killed\n"
-        "figure.publish(Path(sys.argv[2]), 'fig99_test', {e: e.encode() for e in ('json', 'npz', 'pdf', 'png')})"
+        "figure.publish(Path(sys.argv[1]), 'fig99_test', {e: e.encode() for e in ('json', 'npz', 'pdf', 'png')})"
     )
-    run = subprocess.run([sys.executable, "-c", program, SCRIPTS, tmp_path, str(moved)], check=False)
+    run = subprocess.run([sys.executable, "-c", program, tmp_path, str(moved)], check=False)
     assert run.returncode == -9
     harness.recover(tmp_path, "fig99_test")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
@@ -141,11 +140,11 @@ def test_identity_a_run_killed_before_leaves_the_old_files_and_its_own_go_with_t
     make(harness, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     program = (
-        "import os, signal, sys; sys.path.insert(0, sys.argv[1]); import figure; from pathlib import Path\n"
+        "import os, signal, sys; from adamflow.figures import figure; from pathlib import Path\n"
         "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "figure.publish(Path(sys.argv[2]), 'fig99_test', {'npz': b'new', 'png': b'new'})"
+        "figure.publish(Path(sys.argv[1]), 'fig99_test', {'npz': b'new', 'png': b'new'})"
     )
-    subprocess.run([sys.executable, "-c", program, SCRIPTS, tmp_path], check=False)
+    subprocess.run([sys.executable, "-c", program, tmp_path], check=False)
     assert len(list(tmp_path.glob(".fig99_test.*.tmp"))) == 1
     harness.recover(tmp_path, "fig99_test")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -169,7 +168,6 @@ def test_failure_of_the_folder_is_told_before_anything_is_computed(harness, tmp_
     with pytest.raises(SystemExit):
         make_figures.main(["fig01", "--out", out])
     assert words in capsys.readouterr().err
-    del sys.modules["make_figures"]
 
 
 def test_failure_data_that_are_objects(harness, tmp_path):
@@ -193,12 +191,11 @@ def test_identity_the_figure_that_took_longest_last_time_comes_first(harness, tm
     assert make_figures.last_seconds("fig05_learning_rate") == 8.0
     chosen = sorted(make_figures.SCRIPTS, key=make_figures.last_seconds, reverse=True)
     assert chosen[:2] == ["fig05_learning_rate", "fig02_region"]
-    del sys.modules["make_figures"]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only on Linux can a program be kept to some cores")
 def test_identity_programs_started_at_once_share_the_cores(harness):
-    cores, shows = sys.modules["cores"], "import os; print(*sorted(os.sched_getaffinity(0)))"
+    shows = "import os; print(*sorted(os.sched_getaffinity(0)))"
 
     def start(_):
         run = subprocess.run([sys.executable, "-c", shows], capture_output=True, text=True, check=True)
@@ -211,3 +208,34 @@ def test_identity_programs_started_at_once_share_the_cores(harness):
         assert {core for share in shares for core in share} <= set(own)
         assert shares <= {tuple(own[place::count] or own) for place in range(count)}
     assert cores.available() == own
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("width=3", "there is no setting 'width'; this figure has seed 3, points 5"),
+        ("points=2.5", "--set points must be of type int, like 5, got '2.5'"),
+        ("points=True", "--set points must be of type int, like 5, got 'True'"),
+        ("points", "--set takes NAME=VALUE, got 'points'; for instance --set seed=..."),
+    ],
+)
+def test_failure_of_a_setting_is_told_before_anything_is_computed(harness, tmp_path, capsys, change, words):
+    with pytest.raises(SystemExit) as stopped:
+        make(harness, tmp_path, data=(), flags=["--set", change])
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_identity_settings_are_those_that_are_set(harness, tmp_path, monkeypatch):
+    assert make(harness, tmp_path, flags=["--set", "points=7", "--set", "seed=4"]) == 0
+    manifest = json.loads((tmp_path / "fig99_test.json").read_text())
+    assert manifest["settings"] == {"seed": 4, "points": 7}
+    assert np.load(tmp_path / "fig99_test.npz")["x"].size == 7
+
+
+def test_identity_a_copy_of_a_script_in_another_folder_makes_figures_of_its_own_name(tmp_path):
+    copy = tmp_path / "my_bounds.py"
+    copy.write_text((SCRIPTS / "fig06_worst_case.py").read_text())
+    run = subprocess.run([sys.executable, str(copy), "--help"], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "--set NAME=VALUE" in run.stdout

@@ -1,14 +1,12 @@
 """Long figures go on where they stopped: finished parts are read, with other settings everything is computed anew."""
 
 import dataclasses
-import importlib
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+from adamflow.figures import figure
+from adamflow.figures import resume as parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,12 +16,8 @@ class Config:
 
 @pytest.fixture
 def resume(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    module = importlib.import_module("resume")
-    monkeypatch.setattr(module.figure, "ROOT", tmp_path)
-    yield module
-    for name in ("figure", "resume", "cores"):
-        sys.modules.pop(name, None)
+    monkeypatch.setattr(figure, "ROOT", tmp_path)
+    return parts
 
 
 def run(resume, config, names, fail_at=None):
@@ -37,7 +31,7 @@ def run(resume, config, names, fail_at=None):
         return {"x": np.array([len(name), config.seed])}
 
     try:
-        with resume.Parts("fig99_test", config) as parts:
+        with resume.Parts(__file__, config) as parts:
             for name in names:
                 found[name] = parts.get(name, lambda name=name: compute(name))["x"].tolist()
     except KeyboardInterrupt:

@@ -1,15 +1,17 @@
-"""What the scripts of all figures share: flags, files, the manifest, the check of the claims, bars and style.
+"""Compute, check, draw and write one figure: flags, settings, files, the manifest, claims, bars and style.
 
 A script defines three settings and three functions, and hands them to `main`:
 
     if __name__ == "__main__":
-        sys.exit(figure.main(__doc__, "fig01_agreement", CONFIGS, compute, check, draw))
+        sys.exit(figure.main(__file__, __doc__, CONFIGS, compute, check, draw))
 
-Each run writes NAME.png, NAME.pdf, NAME.npz (the data) and NAME.json (the manifest), and exits with status 1 if a claim
-does not hold on the data that it just computed. The four files appear together or not at all (`publish`).
+Each run writes NAME.png, NAME.pdf, NAME.npz (the data) and NAME.json (the manifest), where NAME is that of the script's
+file, and exits with status 1 if a claim does not hold on the data that it just computed. The four files appear together
+or not at all (`publish`). Settings are changed by `--set steps=300`.
 """
 
 import argparse
+import ast
 import dataclasses
 import importlib.metadata
 import io
@@ -27,7 +29,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-import cores
 import jax
 import matplotlib
 import matplotlib.pyplot as plt
@@ -36,9 +37,11 @@ from cycler import cycler
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-import adamflow
+from adamflow.figures import cores
 
-ROOT = Path(__file__).resolve().parents[1]
+_CLONE = Path(__file__).resolve().parents[2]
+#: Where figures and what is left of unfinished ones go: into the clone that adamflow runs from, or the current folder.
+ROOT = _CLONE if (_CLONE / "scripts").is_dir() else Path.cwd()
 MODES = ("quick", "default", "full")
 #: Where each mode writes: only the default one replaces the figures of the repository.
 FOLDERS = {
@@ -46,6 +49,8 @@ FOLDERS = {
     "default": ROOT / "figures",
     "full": ROOT / "build" / "figures-full",
 }
+#: Where figures with changed settings go.
+CHANGED = ROOT / "build" / "figures-set"
 #: Where the data go of figures that could not be finished.
 UNFINISHED = ROOT / "build" / "unfinished"
 PACKAGES = ("jax", "jaxlib", "diffrax", "equinox", "optax", "numpy", "matplotlib")
@@ -112,8 +117,8 @@ class Claim:
 
 
 def main(
+    script: str,
     script_doc: str | None,
-    name: str,
     configs: Mapping[str, Config],
     compute: Callable[[Config], Mapping[str, Any]],
     check: Callable[[Data], Sequence[Claim]],
@@ -123,8 +128,8 @@ def main(
     """Compute, check, draw and write one figure.
 
     Args:
+        script: the script's `__file__`, whose name is that of the files.
         script_doc: the script's docstring, shown by --help.
-        name: of the files, without ending.
         configs: settings for "quick", "default" and "full"; every field is recorded in the manifest.
         compute: from the settings to arrays by name. It gets nothing else, so the settings determine the data.
         check: from these arrays to the claims of the figure, at least one.
@@ -141,15 +146,28 @@ def main(
     """
     if set(configs) != set(MODES):
         raise ValueError(f"configs must have the keys {MODES}, got {tuple(configs)}")
+    name = Path(script).stem
     parser = argparse.ArgumentParser(description=script_doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser)
-    mode, folder = read_flags(parser.parse_args(argv), parser)
+    parser.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help=f"change a setting; may be repeated; files then go to {CHANGED.relative_to(ROOT)}/ unless --out is given",
+    )
+    flags = parser.parse_args(argv)
+    mode, folder = read_flags(flags, parser, CHANGED if flags.set else None)
+    try:
+        config = changed(configs[mode], flags.set)
+    except ValueError as error:
+        parser.error(str(error))
     recover(folder, name)
-    manifest = _manifest(name, mode, configs[mode])
+    manifest = _manifest(name, mode, config)
     print(f"{name}, {mode} settings: {_words(manifest['settings'])}", flush=True)
 
     started = time.perf_counter()
-    data = _plain(compute(configs[mode]))
+    data = _plain(compute(config))
     manifest["seconds"]["compute"] = round(time.perf_counter() - started, 2)
     files = {"npz": _in_memory(lambda file: np.savez_compressed(file, allow_pickle=False, **data))}
     try:
@@ -183,13 +201,46 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help=f"where files go; in the repository, {folders}")
 
 
-def read_flags(flags: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[str, Path]:
+def changed(config: Config, changes: Sequence[str]) -> Config:
+    """The settings with some of them changed.
+
+    Args:
+        config: a dataclass.
+        changes: "name=value" for each, where the value is a Python literal, such as 300, 1e-3, (1, 2) or a word.
+
+    Raises:
+        ValueError: a change has another form, or there is no such setting, or the value is of another type.
+    """
+    present = dataclasses.asdict(config)  # pyright: ignore[reportArgumentType]
+    values = {}
+    for change in changes:
+        name, equals, text = change.partition("=")
+        if not equals or not text:
+            raise ValueError(f"--set takes NAME=VALUE, got {change!r}; for instance --set {next(iter(present))}=...")
+        if name not in present:
+            raise ValueError(f"there is no setting {name!r}; this figure has {_words(present)}")
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        kind = type(present[name])
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if present[name] is not None and type(value) is not kind:
+            raise ValueError(f"--set {name} must be of type {kind.__name__}, like {present[name]!r}, got {text!r}")
+        values[name] = value
+    return dataclasses.replace(config, **values)  # pyright: ignore[reportArgumentType]
+
+
+def read_flags(
+    flags: argparse.Namespace, parser: argparse.ArgumentParser, default: Path | None = None
+) -> tuple[str, Path]:
     """The mode and the folder for the files, which is made; an error of the parser if nothing can be written there."""
     mode = "quick" if flags.quick else "full" if flags.full else "default"
     if flags.out == "":
         parser.error("--out must be a folder, got an empty name; for the current folder use --out .")
     try:
-        folder = Path(flags.out or FOLDERS[mode]).resolve()
+        folder = Path(flags.out or default or FOLDERS[mode]).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"a figure")
@@ -341,8 +392,8 @@ def _manifest(name: str, mode: str, config: Any) -> dict[str, Any]:
         "mode": mode,
         "settings": settings,
         "seed": settings.get("seed"),
-        "versions": {"adamflow": adamflow.__version__, "python": platform.python_version()}
-        | {package: importlib.metadata.version(package) for package in PACKAGES},
+        "versions": {"python": platform.python_version()}
+        | {package: importlib.metadata.version(package) for package in ("adamflow", *PACKAGES)},
         "commit": commit,
         "uncommitted_changes": dirty,
         "platform": {

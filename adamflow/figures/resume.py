@@ -1,6 +1,6 @@
 """What a long run has already computed, kept in files, so that a run which was cut short goes on where it stopped.
 
-    with resume.Parts("fig10_kadam", config) as parts:
+    with resume.Parts(__file__, config) as parts:
         tables = parts.get("digits-3", lambda: train(...))
 
 A part is computed only if no run with equal settings and the same sources has finished it. At the end of the block the
@@ -15,24 +15,24 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import figure
 import jax
 import numpy as np
 
-import adamflow
+from adamflow.figures import figure
 
 
 class Parts:
     """Arrays by name, in a folder of build/ that belongs to a figure and its settings.
 
     Args:
-        name: of the figure.
+        script: the file of the figure's script.
         config: its settings, a dataclass; other settings have another folder.
     """
 
-    def __init__(self, name: str, config: Any) -> None:
+    def __init__(self, script: str, config: Any) -> None:
+        name = Path(script).stem
         settings = json.dumps(dataclasses.asdict(config), sort_keys=True, default=str)
-        digest = hashlib.sha256(settings.encode() + _sources()).hexdigest()[:12]
+        digest = hashlib.sha256(settings.encode() + _sources(Path(script))).hexdigest()[:12]
         self.folder: Path = figure.ROOT / "build" / "parts" / f"{name}-{digest}"
 
     def __enter__(self) -> "Parts":
@@ -54,8 +54,7 @@ class Parts:
             return dict(file)
 
 
-def _sources() -> bytes:
-    """What the package and the scripts say, and by which jax: other code has other parts."""
-    folders = (Path(adamflow.__file__).parent, Path(__file__).parent)
-    files = sorted(path for folder in folders for path in folder.rglob("*.py"))
+def _sources(script: Path) -> bytes:
+    """What the package and the script say, and by which jax: other code has other parts."""
+    files = [*sorted(Path(__file__).parents[1].rglob("*.py")), script]
     return jax.__version__.encode() + b"".join(path.read_bytes() for path in files)
