@@ -6,9 +6,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
+# Compiled programs are kept, so that a second `make test` or `make figures` starts fast; `make clean` deletes them.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/build/jax-cache
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: accuracy help figures figures-quick figures-full test test-slow test-torch test-all fuzz check bench clean
+.PHONY: accuracy help figures figures-quick figures-full test test-examples test-slow test-torch test-all test-newest test-oldest fuzz check bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -29,14 +33,25 @@ figures-full: $(VENV)/.installed-figures  ## the same with the largest settings:
 test: $(VENV)/.installed-test  ## the default tests
 	$(PYTEST)
 
-test-slow: $(VENV)/.installed-test  ## the slow tests, and the examples of the documents
-	$(PYTEST) -m "slow or examples"
+test-examples: $(VENV)/.installed-test  ## the examples of the documents
+	$(PYTEST) -m examples
+
+test-slow: $(VENV)/.installed-test  ## the slow tests
+	$(PYTEST) -m slow
 
 test-torch: $(VENV)/.installed-test $(VENV)/.installed-torch  ## the tests of the PyTorch optimizer; installs PyTorch
 	$(PYTEST) tests/test_torch.py adamflow/torch
 
 test-all: $(VENV)/.installed-test  ## every test
 	$(PYTEST) -m ""
+
+test-newest:  ## the default tests with the newest release of everything, in .venv-newest
+	$(MAKE) test VENV=.venv-newest PIP_FLAGS="--upgrade --upgrade-strategy eager"
+
+test-oldest:  ## the default tests with the lowest versions that pyproject.toml allows, in .venv-oldest
+	@mkdir -p build
+	$(PYTHON) tests/lowest_versions.py > build/lowest-versions.txt
+	$(MAKE) test VENV=.venv-oldest PIP_FLAGS="--constraint build/lowest-versions.txt"
 
 fuzz: $(VENV)/.installed-test  ## generated inputs: a true result, or an error that names the argument; 5 minutes
 	$(BIN)/python tests/fuzz.py
@@ -70,6 +85,6 @@ $(BIN)/pip:
 # One stamp for each extra of pyproject.toml, out of date whenever that file changes.
 $(VENV)/.installed-%: pyproject.toml | $(BIN)/pip
 	@echo "Installing adamflow[$*] into $(VENV): a minute or two the first time"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --editable '.[$*]'
 	@touch $@
 	@echo "Installed adamflow[$*]"

@@ -5,6 +5,7 @@ arXiv:2411.05746 (2024), cited as [GT] in the docstrings.
 """
 
 import importlib
+import importlib.metadata
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,7 @@ from adamflow.runs import (
 if TYPE_CHECKING:
     from adamflow import plotting
 
-__version__ = "0.1.0"
+__version__ = importlib.metadata.version("adamflow")
 
 __all__ = [
     "CHORD_ROOT_FINDER",

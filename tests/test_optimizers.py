@@ -672,3 +672,53 @@ def test_identity_the_vector_field_of_single_precision_is_in_single_precision():
 def test_failure_an_epsilon_that_single_precision_does_not_have_is_none():
     record = af.adam(1e-3, epsilon=1e-46)
     assert record.ratio(jnp.zeros(1, jnp.float32), jnp.zeros(1, jnp.float32)).tolist() == [0.0]
+
+
+BOTH_DECAYS = {
+    "adam": lambda **decays: af.adam(0.1, **decays),
+    "adamw": lambda **decays: af.adamw(0.1, **decays),
+    "kadam": lambda **decays: af.kadam(2, 0.1, **decays),
+    "stability_exponent": af.analysis.stability_exponent,
+    "bound_growth_rate": af.analysis.bound_growth_rate,
+    "update_bound": lambda **decays: af.analysis.update_bound(10, **decays),
+    "log_update_bound": lambda **decays: af.analysis.log_update_bound(10, **decays),
+    "bounded_update_sign": af.analysis.bounded_update_sign,
+    "normal_curve": lambda **decays: af.analysis.normal_curve(3, **decays),
+    "level_curve": lambda **decays: af.analysis.level_curve(3, **decays),
+    "worst_case_gradients": lambda **decays: af.analysis.worst_case_gradients(3, **decays),
+    "two_cycle": lambda **decays: af.analysis.two_cycle(0.1, **decays),
+}
+
+
+@pytest.mark.parametrize("name", BOTH_DECAYS)
+def test_identity_decays_by_the_names_of_optax_and_pytorch(name):
+    call = BOTH_DECAYS[name]
+    expected = jax.tree.leaves(call(beta=0.99, gamma=0.8))
+    for names in ({"b1": 0.8, "b2": 0.99}, {"betas": (0.8, 0.99)}, {"b1": 0.8, "beta": 0.99}):
+        for one, other in zip(jax.tree.leaves(call(**names)), expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: af.adamw(3e-4, 0.9, 0.95, weight_decay=0.1), "adamw takes learning_rate by position, got 3 values"),
+        (lambda: af.adam(1e-3, 0.9), "beta is the decay of the second moment (b2 in optax, the second of betas in"),
+        (lambda: af.kadam(2, 1e-3, 0.9, 0.99), "write kadam(k, learning_rate, beta=…, gamma=…)"),
+        (lambda: af.analysis.update_bound(0.9, 0.99, 10), "write update_bound(iteration, beta=…, gamma=…)"),
+        (lambda: af.analysis.stability_exponent(0.9, 0.99), "takes nothing by position, got 2 values"),
+        (lambda: af.adam(1e-3, b2=0.9, beta=0.9), "adam got beta twice: b2 is another name for it"),
+        (lambda: af.adam(1e-3, betas=(0.9, 0.99), b1=0.9), "adam got b1 twice, as b1= and in betas="),
+        (lambda: af.adam(1e-3, betas=0.9), "betas must be the two decays (b1, b2), got 0.9"),
+        (lambda: af.adam(lr=1e-3), "adam has no argument lr; the learning rate is called learning_rate"),
+    ],
+)
+def test_failure_decays_by_position_or_twice(call, words, unchecked):
+    with pytest.raises(TypeError, match=re.escape(words)):
+        call()
+
+
+@pytest.mark.parametrize(("former", "present"), af._FORMER_NAMES.items())
+def test_identity_former_names_warn_and_work(former, present):
+    with pytest.warns(DeprecationWarning, match=f"adamflow.{former} is now called adamflow.{present}"):
+        assert getattr(af, former) is getattr(af, present)

@@ -1,5 +1,6 @@
 """Problems: losses against closed forms, batches that repeat, and what bad input is told."""
 
+import hashlib
 import sys
 from typing import Any
 
@@ -404,6 +405,13 @@ def test_identity_text_from_a_path(alphabet, kind):
     assert problem.params["head"].shape == (16, 26)
     assert (np.diff(np.asarray(problem.batches(size=4)(0)), axis=1) % 26 == 1).all()
     assert read_text(kind(alphabet)) == alphabet.read_text()
+
+
+def test_formula_the_default_text_is_the_same_for_everyone():
+    """It was the help of the Python that runs, which differs from one version to the next."""
+    text = read_text()
+    assert len(text) == 464_970
+    assert hashlib.sha256(text.encode()).hexdigest().startswith("37d06970fc926e60")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Text as data: where it comes from, its vocabulary, its split, and windows drawn from it."""
 
+import importlib.resources
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,16 @@ class Windows(eqx.Module):
         return self.tokens[starts[:, None] + np.arange(self.length)]
 
 
+#: The help topics of Python 3.11.7 in alphabetical order: the same text for everyone, whichever Python runs.
+_PYTHON_HELP = importlib.resources.files("adamflow.problems") / "data" / "python-3.11-help.txt.xz"
+
+
 def read_text(path: str | Path | None = None) -> str:
-    """The text of a file, or of Python's own help topics (`pydoc_data.topics`, 465 thousand characters in 3.11).
+    """The text of a file, or the help topics of Python 3.11 (465 thousand characters), which come with the package.
 
     Args:
         path: a UTF-8 text file, without or with a byte-order mark, which is no part of the text; `None` for the help
-            topics, in alphabetical order. They differ a little from one minor version of Python to the next.
+            topics.
 
     Raises:
         OSError: the file cannot be opened.
@@ -45,10 +51,8 @@ def read_text(path: str | Path | None = None) -> str:
         True
     """
     if path is None:
-        from pydoc_data.topics import topics
-
-        return "".join(topics[name] for name in sorted(topics))
-    advice = "give the path of a text file, or text=None for the text that comes with Python"
+        return lzma.decompress(_PYTHON_HELP.read_bytes()).decode()
+    advice = "give the path of a text file, or text=None for the text that comes with adamflow"
     try:
         text = check_path("text", path).read_text(encoding="utf-8-sig")
     except OSError as error:

@@ -176,7 +176,7 @@ def char_transformer(
     attention's inner projections have no bias, and the initial weights scale with the width (`initial_weights`).
 
     Args:
-        text: path of a UTF-8 text file; `None` for the help topics that come with Python (see `read_text`).
+        text: path of a UTF-8 text file; `None` for the help topics of Python 3.11 (see `read_text`).
         layers: blocks of attention and perceptron.
         heads: attention heads; must divide width.
         width: of the residual stream.
