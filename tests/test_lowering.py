@@ -18,20 +18,20 @@ chain = af.problems.chain(6)
 look = lambda s: (s.loss, s.direction)
 
 def iterate(beta):
-    return af.iterate(af.kadam(2, 1e-3, beta), chain.loss, chain.params, 20).params
+    return af.iterate(af.kadam(2, 1e-3, beta=beta), chain.loss, chain.params, 20).params
 
 def observed(beta):
-    return af.iterate(af.adam(1e-3, beta), chain.loss, chain.params, 20, observe=look).observed
+    return af.iterate(af.adam(1e-3, beta=beta), chain.loss, chain.params, 20, observe=look).observed
 
 def flow(order, solver):
     def run(beta):
-        record = af.adamw(1e-3, beta, weight_decay=0.1)
+        record = af.adamw(1e-3, beta=beta, weight_decay=0.1)
         return af.solve(af.GouldTanakaFlow(record, order), chain.loss, chain.params, 20, solver=solver).params
     return run
 
 def collocation(problem):
     def run(beta):
-        flow = af.GouldTanakaFlow(af.adam(1e-3, beta))
+        flow = af.GouldTanakaFlow(af.adam(1e-3, beta=beta))
         return af.solve(flow, problem.loss, problem.params, 20, solver="collocation", rtol=1e-3).params
     return run
 
@@ -40,10 +40,10 @@ def lanes(beta):
 
 def edge_flow(beta):
     steps = {"solver": diffrax.Euler(), "step_size": 0.5}
-    return af.solve(af.TwoBranchFlow(af.adam(1e-3, beta)), chain.loss, chain.params, 20, **steps).params
+    return af.solve(af.TwoBranchFlow(af.adam(1e-3, beta=beta)), chain.loss, chain.params, 20, **steps).params
 
 def optax(beta):
-    transformation = af.adam(1e-3, beta).to_optax()
+    transformation = af.adam(1e-3, beta=beta).to_optax()
     return transformation.update(jnp.ones(3), transformation.init(jnp.ones(3)), jnp.ones(3))[0]
 
 def sharpness(scale):
@@ -58,8 +58,8 @@ def critical_curvature(gamma):
     return af.analysis.critical_curvature(af.kadam(2, 1e-3, gamma=gamma))
 
 def worst_case(gamma):
-    gradients = af.analysis.worst_case_gradients(0.95, gamma, 9)
-    return gradients, af.analysis.update_bound(0.95, gamma, 8, "discrete")
+    gradients = af.analysis.worst_case_gradients(9, beta=0.95, gamma=gamma)
+    return gradients, af.analysis.update_bound(8, beta=0.95, gamma=gamma, kind="discrete")
 
 readings = {
     "iterate": iterate,
