@@ -12,7 +12,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: accuracy help figures figures-quick figures-full test test-examples test-slow test-torch test-all test-newest test-oldest fuzz check bench clean
+.PHONY: accuracy help figures figures-quick figures-full test test-examples test-slow test-torch test-all test-newest test-oldest fuzz check gpu-check bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -60,6 +60,10 @@ check: $(VENV)/.installed-dev  ## lint, format and types
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m pyright
+
+gpu-check:  ## every result on this machine's GPU against the CPU, and times there; by python3 as it is, or .venv
+	@if [ -x "$(BIN)/python" ]; then $(BIN)/python bench/gpu_check.py --out build/gpu-check.json; \
+	else $(PYTHON) bench/gpu_check.py --out build/gpu-check.json; fi
 
 bench: $(VENV)/.installed-test  ## times as ratios to peers, as a table and as build/bench.json
 	@mkdir -p build

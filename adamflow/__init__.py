@@ -5,7 +5,6 @@ arXiv:2411.05746 (2024), cited as [GT] in the docstrings.
 """
 
 import importlib
-import importlib.metadata
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +57,7 @@ from adamflow.runs import (
 if TYPE_CHECKING:
     from adamflow import plotting
 
-__version__ = importlib.metadata.version("adamflow")
+__version__ = "0.2.0"
 
 __all__ = [
     "CHORD_ROOT_FINDER",

@@ -55,7 +55,8 @@ def kadam(
         weight_decay: λ ≥ 0, decoupled, applied once.
         strategy: "naive", "uniform", "exponential" or "inverse_exponential".
         second_moment: "elementwise", or "per_tensor" for stages with one v per leaf of the parameters. For stages that
-            differ in it, give them to `Optimizer`: `stages=(AdamStage(beta=0.999, gamma=0.9), PerTensorRMSpropStage(0.99))`.
+            differ in it, give them to `Optimizer`, as in
+            `stages=(AdamStage(beta=0.999, gamma=0.9), PerTensorRMSpropStage(0.99))`.
         epsilon_inside_root: whether ε stands under the roots.
         bias_correction: whether filters are divided by 1 − αⁿ⁺¹.
 

@@ -77,7 +77,7 @@ def _as_stages(value: Any) -> tuple[AbstractStage, ...]:
     if isinstance(value, tuple | list) and all(isinstance(stage, AbstractStage) for stage in value):
         return tuple(value)
     raise ValueError(
-        f"stages must be a tuple of stages, such as (AdamStage(beta=0.999, gamma=0.9),), got {describe(value)}; a stage is an "
+        f"stages must be a tuple of stages, such as (AdamStage(beta=0.999, gamma=0.9),), got {describe(value)}; a "
         "object whose class derives from AbstractStage"
     )
 

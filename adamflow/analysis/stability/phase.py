@@ -18,7 +18,7 @@ _SOURCE = "derivation of this project"
 
 def phase_diagram(
     constructor: Callable[..., Optimizer],
-    numbers: Mapping[str, Numbers],
+    hyperparameters: Mapping[str, Numbers],
     curvature: Numbers,
     *,
     model: Model = "discrete",
@@ -26,15 +26,15 @@ def phase_diagram(
     r"""Dominant eigenvalue and critical curvature over a grid of hyperparameters and curvatures.
 
     Args:
-        constructor: what makes the record from numbers given by name, such as `adamflow.adamw`, or a
+        constructor: what makes the optimizer from hyperparameters given by name, such as `adamflow.adamw`, or a
             `functools.partial` of `adamflow.kadam`.
-        numbers: by the name of the constructor's argument, a number or an increasing one-dimensional array, which
-            becomes an axis of that name. With a learning rate of 1 the curvature is ηs and the weight decay ηλ.
+        hyperparameters: by the name of the constructor's argument, a number or an increasing one-dimensional array,
+            which becomes an axis of that name. With a learning rate of 1 the curvature is ηs and the weight decay ηλ.
         curvature: s, a number, or a one-dimensional array, which becomes the last axis.
         model: "discrete", or a flow, whose `optimizer` is replaced and whose other settings count.
 
     Returns:
-        Over the axes, in the order of `numbers`:
+        Over the axes, in the order of `hyperparameters`:
 
         - `growth`, per iteration: ln of the spectral radius of the discrete step, or the spectral abscissa of the flow,
           so that both are the rate in $e^{n \cdot \text{growth}}$; negative where stable;
@@ -54,9 +54,11 @@ def phase_diagram(
     >>> print(dict(diagram.growth.sizes), diagram.critical_curvature.values.round(6))
     {'gamma': 2, 'curvature': 2} [ 6. 38.]
     """
-    if "curvature" in numbers:
-        raise ValueError("numbers are those of the constructor, got 'curvature' among them; pass curvature= instead")
-    axes = {**numbers, "curvature": curvature}
+    if "curvature" in hyperparameters:
+        raise ValueError(
+            "hyperparameters are those of the constructor, got 'curvature' among them; pass curvature= instead"
+        )
+    axes = {**hyperparameters, "curvature": curvature}
     if not is_concrete(axes):
         raise ValueError(
             "phase_diagram has named axes, which jit and vmap do not know; take linear_stability inside them"
@@ -64,7 +66,9 @@ def phase_diagram(
     coordinates = {name: _coordinate(name, value) for name, value in axes.items() if np.ndim(value) > 0}
     # Ranges are checked here, at the ends of the axes: inside vmap numbers have no values.
     for end in (np.min, np.max):
-        constructor(**{name: float(end(value)) if name in coordinates else value for name, value in numbers.items()})
+        constructor(
+            **{name: float(end(value)) if name in coordinates else value for name, value in hyperparameters.items()}
+        )
 
     fixed = [name for name in coordinates if name != "curvature"]
     names = list(coordinates)
