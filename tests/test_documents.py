@@ -1,9 +1,12 @@
-"""The documents lead somewhere: relative links, mentions of documents in code, and a page for each figure."""
+"""What the documents name exists: files, headings, functions, and a page for each figure."""
 
+import operator
 import re
 from pathlib import Path
 
 import pytest
+
+import adamflow
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -12,6 +15,8 @@ FIGURES = sorted(path.stem for path in (ROOT / "figures").glob("*.png"))
 # The target of a Markdown link or image, and that of an HTML image, as in the README's gallery.
 LINK = re.compile(r'\]\(([^()\s]+)\)|src="([^"]+)"')
 CODE_BLOCK = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+# Names of the package in prose and in code, such as `af.analysis.two_cycle`.
+NAME = re.compile(r"\baf((?:\.[A-Za-z_]\w*)+)")
 MENTION = re.compile(r"docs/[\w/-]+\.(?:md|py)")
 
 
@@ -36,24 +41,34 @@ def broken_links(document: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_relative_links_exist_identity(document):
+def test_identity_relative_links_exist(document):
     assert broken_links(document) == []
 
 
-def test_broken_links_are_found_failure(tmp_path):
+def test_failure_broken_links_are_named(tmp_path):
     page = tmp_path / "page.md"
     page.write_text('# A title\n[a](missing.md) [b](#a-title) [c](#no-title) <img src="no.png"> [d](https://x.org)\n')
     assert broken_links(page) == ["missing.md", "#no-title", "no.png"]
 
 
+@pytest.mark.parametrize(
+    "document",
+    [path for path in DOCUMENTS if path.name != "CHANGELOG.md"],  # which names what was renamed
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_identity_names_of_the_package_exist(document):
+    for name in sorted(set(NAME.findall(document.read_text()))):
+        operator.attrgetter(name.lstrip("."))(adamflow)  # an AttributeError tells the name
+
+
 @pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
-def test_documents_named_in_code_exist_identity(path):
+def test_identity_documents_named_in_code_exist(path):
     missing = [name for name in MENTION.findall(path.read_text()) if not (ROOT / name).exists()]
     assert missing == []
 
 
 @pytest.mark.parametrize("figure", FIGURES)
-def test_each_figure_has_a_page_and_a_line_in_the_readme_identity(figure):
+def test_identity_each_figure_has_a_page_and_a_line_in_the_readme(figure):
     page = ROOT / "docs" / "figures" / f"{figure}.md"
     text = page.read_text()
     for part in (f"figures/{figure}.png", f"figures/{figure}.json", f"scripts/{figure}.py"):
