@@ -11,7 +11,7 @@ Python, so its seconds are not shown.
 
 Claims: at the loosest tolerance that brings the error below 1e-3, collocation takes at most a twentieth of the
 gradients of an optimizer with slow v (β ≥ .999), and 1.5 times as many with fast v; and fewer than any peer.
-Measured: see the manifest, and the README's row.
+Measured: see the manifest, and docs/figures/fig12_work_precision.md.
 
 Source: the flow is that of R. Gould and H. Tanaka, arXiv:2411.05746, which writes (β, γ) where PyTorch and optax write
 (b2, b1); collocation is this project's (docs/collocation.md).

@@ -1,4 +1,4 @@
-"""Continuous time: vector fields that stand beside the discrete optimizers. No integration happens here."""
+"""Continuous time: vector fields whose solutions approximate the discrete iterates. No integration happens here."""
 
 from adamflow.flows.averages import FlowState
 from adamflow.flows.central.flow import CentralFlow, CentralSnapshot

@@ -58,7 +58,7 @@ def adam(
     epsilon_inside_root: bool = False,
     bias_correction: bool = True,
 ) -> Optimizer:
-    r"""Adam (Kingma and Ba, 2015) as a record: `adamw` without weight decay.
+    r"""Adam (Kingma and Ba, 2015): `adamw` without weight decay.
 
     With gₙ the gradient at θₙ and m₋₁ = v₋₁ = 0,
 
@@ -77,7 +77,7 @@ def adam(
         bias_correction: whether filters are divided by 1 − αⁿ⁺¹.
 
     Returns:
-        the record from which `iterate`, `solve`, `to_optax` and the analysis derive.
+        an `af.Optimizer`, which `iterate`, `to_optax`, the flows and the analysis take.
 
     Raises:
         ValueError: if a number is out of its range.

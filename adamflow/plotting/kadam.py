@@ -1,4 +1,4 @@
-"""Pictures of k-Adam: updates beside the bound of the last stage, and how well each k and strategy trains.
+"""Pictures of k-Adam: updates compared with the bound of the last stage, and how well each k and strategy trains.
 
 Colours are those of Okabe and Ito, told apart by colour-blind readers; strategies also differ in their markers.
 """

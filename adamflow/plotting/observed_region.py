@@ -122,7 +122,7 @@ def shares(ax: Axes, learning_rates: Points, rows: Mapping[str, Points], theory:
 
 
 def chances(ax: Axes, learning_rates: Points, rows: Mapping[str, Points]) -> Axes:
-    """The chance that a lane outside of a border has a larger update than one inside, against the learning rate.
+    """The chance that a run outside of a border has a larger update than one inside, against the learning rate.
 
     Args:
         ax: where to draw; its horizontal axis becomes logarithmic, with small learning rates at the right.

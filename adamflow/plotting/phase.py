@@ -31,7 +31,7 @@ def decay_scale(axis: Any, values: Any, label: str) -> None:
     Args:
         axis: the axis.
         values: decays in [0, 1) on it; ticks are within their range.
-        label: what stands beside the axis.
+        label: the label of the axis.
     """
     (values,) = check_data({"decays": (np.ravel(values), "entries")})
     check_range("decays on an axis", values, 0.0, 1.0, low_open=False, high_open=True)

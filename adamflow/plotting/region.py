@@ -33,7 +33,7 @@ def largest_updates(
     """A map of the largest update of each run of a (β, γ) grid, on logit axes.
 
     Args:
-        ax: where to draw; a colour bar is placed beside it.
+        ax: where to draw; a colour bar is placed next to it.
         beta_edges, gamma_edges: the borders of the cells, rising, inside (0, 1).
         largest: the largest update of each cell's run, positive; coloured on a log scale.
         diverged: which runs ended early; their cells get a cross.

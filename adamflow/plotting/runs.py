@@ -181,7 +181,7 @@ def sharpness(
     label: str = "along the run",
     ax: Axes | None = None,
 ) -> Axes:
-    """The preconditioned sharpness along a run, beside the edge of stability, on a logarithmic axis.
+    """The preconditioned sharpness along a run, with the edge of stability, on a logarithmic axis.
 
     Args:
         iterations: n at each value.

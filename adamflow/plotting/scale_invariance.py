@@ -77,7 +77,7 @@ def ratios(ax: Axes, gammas: Gammas, values: Mapping[str, Float[np.ndarray, "gam
 def norms(
     ax: Axes, iterations: Float[np.ndarray, " saved"], values: Mapping[str, Sequence[Float[np.ndarray, " saved"]]]
 ) -> Axes:
-    """‖W‖² along runs beside both laws.
+    """‖W‖² along runs, and both laws.
 
     Args:
         ax: where to draw.

@@ -1,4 +1,4 @@
-"""Pictures of the worst-case gradients, and of the updates they cause beside the bounds.
+"""Pictures of the worst-case gradients, the updates they cause, and the bounds.
 
 Bounds are wide pale lines, and what was measured lies on them. The colours are those of Okabe and Ito, told apart by
 colour-blind readers.
@@ -45,7 +45,7 @@ def gradients(ax: Axes, iterations: Times, discrete: Times, flows: Mapping[str, 
 def discrete_updates(
     ax: Axes, iterations: Times, update: Times, bound: Times, paper: Times, random: Float[np.ndarray, "5 times"]
 ) -> Axes:
-    """The update of the discrete optimizer under its worst-case gradients and under random ones, beside the bounds.
+    """The update of the discrete optimizer under its worst-case gradients and under random ones, with the bounds.
 
     Args:
         ax: where to draw.
@@ -84,7 +84,7 @@ def discrete_updates(
 
 
 def flow_updates(ax: Axes, iterations: Times, flows: Mapping[str, tuple[Times, Times]], paper: Times) -> Axes:
-    """The update of flows under their worst-case signals, beside the bounds.
+    """The update of flows under their worst-case signals, with the bounds.
 
     Args:
         ax: where to draw.

@@ -1,4 +1,4 @@
-"""A run beside the bound on its updates: how near the largest update comes to it, and where."""
+"""A run compared with the bound on its updates: how close the largest update comes to it, and where."""
 
 from typing import Any, NamedTuple
 
@@ -62,7 +62,7 @@ def largest_update(snapshot: Snapshot) -> Float[Array, ""]:
 def bound_report(
     trajectory: Trajectory, optimizer: Optimizer, *, kind: str | None = None, rate: str | None = None
 ) -> xr.Dataset:
-    r"""The largest update $\|u_n\|_\infty$ of a run beside the bound $B_n$ of `update_bound`.
+    r"""The largest update $\|u_n\|_\infty$ of a run compared with the bound $B_n$ of `update_bound`.
 
     The bound is that of the last stage's (β, γ), whatever the stages before it do, with $b_n = 1$ if the optimizer has
     no bias correction. β is the decay of its filter "second_moment", of the squared input, and γ that of
@@ -82,7 +82,7 @@ def bound_report(
 
     Args:
         trajectory: a single run that observed `largest_update`, or a discrete one that saved its parameters.
-        optimizer: the record that ran. For a flow, its `optimizer`.
+        optimizer: the optimizer that ran. For a flow, its `optimizer`.
         kind: which bound, "paper", "flow" or "discrete"; by default that to which the run keeps, "discrete" or "flow".
             "paper" is exceeded in early iterations, see `update_bound`.
         rate: for kind "flow", the rates of its filters, "exact" or "paper". By default that of the `GouldTanakaFlow`

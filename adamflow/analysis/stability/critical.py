@@ -1,4 +1,4 @@
-"""The critical curvature: where the discrete step of an optimizer, or a flow, turns unstable."""
+"""The critical curvature: where the discrete step of an optimizer, or a flow, becomes unstable."""
 
 import functools
 from typing import Any, NamedTuple
@@ -20,16 +20,16 @@ _LOG_SAMPLES = np.log(10.0) * np.linspace(-6, 9, 301)
 
 
 def critical_curvature(optimizer: Optimizer, *, model: Model = "discrete") -> Float[Array, "..."]:
-    r"""The smallest curvature s at which `linear_stability` turns unstable: the edge of stability.
+    r"""The smallest curvature s at which `linear_stability` becomes unstable: the edge of stability.
 
-    ====================================== =====================================================
-    record and model                       edge
-    ====================================== =====================================================
-    Adam, AdamW; "discrete"                $\eta s = (2 - \eta\lambda)(1+\gamma)/(1-\gamma)$
-    RMSprop; "discrete"                    $\eta s = 2 - \eta\lambda$
-    any of them; `GouldTanakaFlow`, order 1      none: stable for every s > 0
-    Adam, AdamW; `GouldTanakaFlow`, order 2      $\eta s = 2 + a + 2\eta\lambda/a$, filters with rate a
-    ====================================== =====================================================
+    ======================================= =====================================================
+    optimizer and model                     edge
+    ======================================= =====================================================
+    Adam, AdamW; "discrete"                 $\eta s = (2 - \eta\lambda)(1+\gamma)/(1-\gamma)$
+    RMSprop; "discrete"                     $\eta s = 2 - \eta\lambda$
+    any of them; `GouldTanakaFlow`, order 1 none: stable for every s > 0
+    Adam, AdamW; `GouldTanakaFlow`, order 2 $\eta s = 2 + a + 2\eta\lambda/a$, filters with rate a
+    ======================================= =====================================================
 
     with $a = (1-\gamma)/\gamma$ (rate "paper") or $-\ln\gamma$ (rate "exact"). These are examples: systems of up to
     three rows, in which are also 2-Adam and every optimizer with at most two filters that are not second moments, are
@@ -40,7 +40,7 @@ def critical_curvature(optimizer: Optimizer, *, model: Model = "discrete") -> Fl
     a sample is not seen.
 
     Args:
-        optimizer: the record, or a batch of records, as in `linear_stability`.
+        optimizer: the optimizer, or a batch of optimizers, as in `linear_stability`.
         model: "discrete", or a flow, whose `optimizer` is replaced by `optimizer` and whose other settings count.
 
     Returns:
