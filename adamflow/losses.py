@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adamflow.checks import check_flag
 from adamflow.types import Loss, Params
 
 #: After so many losses made by one piece of code a warning says that each was compiled.
@@ -42,8 +43,13 @@ def release_programs() -> None:
         compiled._cached.clear_cache()
 
 
-def count_program(loss: Loss) -> None:
-    """Count a loss that was not seen before; warn, once, if the same code has made many, and bound what they keep."""
+def count_program(loss: Loss, *, stacklevel: int = 3) -> None:
+    """Count a loss that was not seen before; warn, once, if the same code has made many, and bound what they keep.
+
+    Args:
+        loss: of a run, or of an analysis.
+        stacklevel: of the warning, which names the caller of that function.
+    """
     for part in jax.tree.leaves(loss):
         # A bound method is made anew at each access, but stands for its object.
         owner = getattr(part, "__self__", part)
@@ -68,7 +74,7 @@ def count_program(loss: Loss) -> None:
                 f"{WARN_AFTER} losses {name!r}{place} were compiled, each anew, since each is another object; make the "
                 "loss once, before the calls, or an equinox.Module with its data in fields, which are inputs of one "
                 "program",
-                stacklevel=3,
+                stacklevel=stacklevel,
             )
 
 
@@ -95,6 +101,37 @@ def check_loss(loss: Loss) -> None:
         ) from None
 
 
+class ScalarLoss(eqx.Module):
+    """A loss whose value is checked to be a real scalar where it is compiled; with `has_aux` without what it adds."""
+
+    loss: Loss
+    has_aux: bool = eqx.field(static=True, default=False)
+
+    def __call__(self, params: Params, *batch: Any) -> jax.Array:
+        return loss_and_aux(self.loss, params, *batch, has_aux=self.has_aux)[0]
+
+
+def as_scalar(loss: Loss) -> ScalarLoss:
+    """A loss as a function whose value is checked; for what users may call inside programs of their own."""
+    return loss if isinstance(loss, ScalarLoss) else ScalarLoss(loss)
+
+
+def admit_loss(loss: Loss, has_aux: bool = False) -> ScalarLoss:
+    """A loss that a user gives to an analysis: checked, counted, and without what it returns beside its value.
+
+    Args:
+        loss: `loss(params)`.
+        has_aux: whether it returns (value, aux).
+
+    Raises:
+        ValueError: if it cannot be called or has no hash; in its program, if it returns no real scalar.
+    """
+    check_loss(loss)
+    check_flag("has_aux", has_aux)
+    count_program(loss, stacklevel=4)
+    return ScalarLoss(loss, bool(has_aux)) if has_aux else as_scalar(loss)
+
+
 def loss_and_aux(loss: Loss, params: Params, *batch: Any, has_aux: bool = False) -> tuple[jax.Array, Any]:
     """The loss and what it returns beside it, or a `ValueError` if it is no real scalar.
 
@@ -106,6 +143,8 @@ def loss_and_aux(loss: Loss, params: Params, *batch: Any, has_aux: bool = False)
         batch: its second one, if it takes one.
         has_aux: whether it returns a pair; otherwise the second result here is `None`.
     """
+    if not callable(loss):
+        check_loss(loss)
     value, aux = loss(params, *batch), None
     if has_aux:
         if not isinstance(value, tuple) or len(value) != 2:
@@ -121,7 +160,7 @@ def loss_and_aux(loss: Loss, params: Params, *batch: Any, has_aux: bool = False)
         if value is None:
             hint = "does it lack a return?"
         elif isinstance(value, tuple) and not has_aux:
-            hint = "for (value, aux) give has_aux=True to iterate or solve, or elsewhere lambda params: loss(params)[0]"
+            hint = "for (value, aux) give has_aux=True, or where that is not taken lambda params: loss(params)[0]"
         raise ValueError(f"the loss must return a real scalar, got {_described(value)}; {hint}")
     return jnp.asarray(value), aux
 

@@ -70,14 +70,14 @@ def analyses(problem: Any) -> dict[str, tuple[Reading, float]]:
     record, weights = optimizer(), jnp.linspace(0.5, 2.0, problem.params.size)
 
     def lanes() -> Any:
-        def final(rate: jax.Array) -> jax.Array:
+        def final(rate: jax.Array) -> Any:
             record = af.adam(rate, beta=0.99, gamma=0.9)
             return af.iterate(record, problem.loss, problem.params, 100, save_at=[100]).params
 
         return jax.vmap(final)(jnp.geomspace(1e-4, 1e-2, 64))
 
     def flows() -> Any:
-        def final(beta: jax.Array) -> jax.Array:
+        def final(beta: jax.Array) -> Any:
             flow = af.GouldTanakaFlow(af.adam(1e-3, beta=beta, gamma=0.9))
             return af.solve(flow, problem.loss, problem.params, 100, save_at=[100], rtol=1e-5).params
 
@@ -109,7 +109,7 @@ def analyses(problem: Any) -> dict[str, tuple[Reading, float]]:
 def torch_reading() -> float | None:
     """The largest relative difference of `KAdam` on a CUDA device from the CPU; `None` without PyTorch or CUDA."""
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
 
         from adamflow.torch import KAdam
     except ImportError:
@@ -141,7 +141,7 @@ def difference(found: Any, expected: Any) -> float:
     return worst
 
 
-def check(device: jax.Device) -> Iterator[dict[str, Any]]:
+def check(device: Any) -> Iterator[dict[str, Any]]:
     """Every reading on the device and on the CPU."""
     host = jax.devices("cpu")[0]
     for make in (runs, analyses):
@@ -185,7 +185,7 @@ def bare_scan(loss: Any, params: jax.Array, rate: Any, steps: int) -> jax.Array:
     return jax.lax.scan(step, (params, adam.init(params)), length=steps)[0][0]
 
 
-def times(device: jax.Device, sizes: tuple[int, ...], lanes: tuple[int, ...], steps: int) -> Iterator[dict[str, Any]]:
+def times(device: Any, sizes: tuple[int, ...], lanes: tuple[int, ...], steps: int) -> Iterator[dict[str, Any]]:
     """Times of one run at several sizes, and of many small ones, over those of a bare scan on the same device."""
     single = jnp.float32
     with jax.default_device(device):
@@ -195,11 +195,11 @@ def times(device: jax.Device, sizes: tuple[int, ...], lanes: tuple[int, ...], st
             record = af.adam(single(1e-3), beta=single(0.999), gamma=single(0.9), epsilon=single(1e-8))
             bare = jax.jit(lambda params, loss=loss: bare_scan(loss, params, 1e-3, steps))
 
-            def ours(loss: Any = loss, params: jax.Array = params, record: Any = record) -> Any:
+            def run(loss: Any = loss, params: jax.Array = params, record: Any = record) -> Any:
                 return af.iterate(record, loss, params, steps, save_at=[steps]).params
 
             peer = seconds(lambda bare=bare, params=params: bare(params))
-            yield row(f"iterate, {size:.0e} parameters, {steps} iterations", seconds(ours), peer)
+            yield row(f"iterate, {size:.0e} parameters, {steps} iterations", seconds(run), peer)
         problem = af.problems.chain(10)
         for count in lanes:
             rates = jnp.geomspace(1e-4, 1e-2, count)
@@ -208,7 +208,7 @@ def times(device: jax.Device, sizes: tuple[int, ...], lanes: tuple[int, ...], st
             @jax.vmap
             def sweep(rate: jax.Array) -> Any:
                 record = af.adam(rate, epsilon=1e-8)
-                return af.iterate(record, problem.loss, problem.params, steps, save_at=[steps]).params[-1]
+                return af.iterate(record, problem.loss, problem.params, steps, save_at=[steps]).params
 
             @jax.jit
             @jax.vmap

@@ -176,7 +176,8 @@ def follow(config: Config) -> dict[str, Any]:
     moved = np.maximum.accumulate(np.linalg.norm(iterates - np.asarray(start), axis=1))
     errors = np.full((len(config.flows), saved.size), np.nan)
     for row, (kind, order, *begin) in zip(errors, map(str.split, config.flows), strict=True):
-        params, options = start, {}
+        params = start
+        options: dict[str, Any] = {"start": None}
         if begin:
             first = int(begin[1])
             params, memory = af.iterate(optimizer, loss, start, first, save_at=[first]).final_state

@@ -215,6 +215,7 @@ def flow_runs(draw: Draw) -> str:
         "step_size": None,
         "start": None,
         "observe": None,
+        "has_aux": False,
         "max_steps": 1000,
     }
     arguments = draw.spoil(arguments, share=0.7, among=tuple(name for name in arguments if name != "loss"))

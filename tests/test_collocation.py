@@ -693,3 +693,16 @@ def test_identity_rmsprop_is_adam_that_forgets_at_once():
 
     alone, batch = run(0.0), jax.vmap(lambda gamma: run(gamma).stats.gradient_evaluations)(jnp.zeros(1))
     assert int(batch[0]) <= 1.5 * alone.stats.gradient_evaluations <= 4 * int(batch[0])
+
+
+@pytest.mark.parametrize("epsilon", [1e-25, 1e-20])
+def test_identity_a_tiny_epsilon_in_single_precision_lets_a_coordinate_at_rest_be(epsilon):
+    """The ratio 0/(√0 + ε) has a derivative, though 1/ε² is infinite in float32."""
+
+    def run(epsilon):
+        flow = af.GouldTanakaFlow(af.adam(1e-3, epsilon=epsilon))
+        return af.solve(flow, lambda p: jnp.sum(p**2) / 2, jnp.array([1, 0], jnp.float32), 50, solver="collocation")
+
+    plain, tiny = run(0.0), run(epsilon)
+    assert tiny.outcome.name == "completed"
+    np.testing.assert_allclose(tiny.params, plain.params, rtol=1e-6)

@@ -398,7 +398,7 @@ def test_failure_square_of_a_later_gradient_beyond_the_arithmetic():
         ({"loss": lambda p: {"loss": jnp.sum(p)}}, "the loss must return a real scalar, got a dict; reduce it"),
         (
             {"loss": lambda p: (jnp.sum(p), p)},
-            "the loss must return a real scalar, got a tuple; for (value, aux) give has_aux=True to iterate or solve",
+            "the loss must return a real scalar, got a tuple; for (value, aux) give has_aux=True, or",
         ),
         ({"has_aux": True}, "with has_aux=True the loss must return (value, aux), got shape () of float64; leave"),
         (

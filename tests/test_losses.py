@@ -72,3 +72,99 @@ def test_failure_partial_functions_made_anew():
         losses.count_program(loss)
     with pytest.warns(UserWarning, match=re.escape("losses 'test_failure_partial_functions_made_anew.<locals>.value'")):
         losses.count_program(kept[-1])
+
+
+def square(params):
+    return jnp.sum(params**2) / 2
+
+
+def square_and_aux(params):
+    return square(params), {"norm": jnp.sqrt(square(params))}
+
+
+PARAMS = jnp.array([1.0, 2.0])
+STEPPED = af.iterate(ADAM, square, PARAMS, 3)
+FLOWS = {
+    "paper": af.GouldTanakaFlow(ADAM),
+    "modified": af.ModifiedFlow(ADAM, order=2),
+    "map": af.InterpolatingFlow(ADAM, order=2),
+    "memoryless": af.MemorylessFlow(af.adam(1e-2, beta=0.9, epsilon=1e-3)),
+    "edge": af.TwoBranchFlow(af.sgd(0.1)),
+}
+
+#: What takes a loss, by name: functions of a loss and of options for what takes `has_aux`.
+ANALYSES = {
+    "sharpness": lambda loss, **o: af.analysis.preconditioned_sharpness(loss, PARAMS, jnp.ones(2), **o).value,
+    "observed sharpness": lambda loss, **o: (
+        af.iterate(ADAM, square, PARAMS, 2, observe=af.analysis.sharpness_observer(ADAM, loss, **o)).observed.value
+    ),
+    "spectrum": lambda loss, **o: (
+        af.analysis.jacobian_spectrum(ADAM, loss, STEPPED.final_state, iteration=3, count=2, **o).values
+    ),
+    "multipliers": lambda loss, **o: (
+        af.analysis.unstable_multipliers(
+            ADAM, loss, STEPPED.final_state, iteration=3, count=6, margin=0.5, **o
+        ).multipliers
+    ),
+    "orbit": lambda loss, **o: af.analysis.periodic_orbit(
+        af.adam(0.1, beta=0.9, gamma=0.1), loss, PARAMS, 2, settle=50, **o
+    ).points[0],
+    "spheres": lambda loss, **o: af.analysis.iterate_on_spheres(
+        ADAM, loss, {"w": PARAMS}, 4, ["['w']"], rest=ADAM, **o
+    ).params["w"],
+}
+
+
+@pytest.mark.parametrize("name", ANALYSES)
+def test_failure_analyses_name_the_loss_and_what_is_wrong_with_it(name, unchecked):
+    wrong = {
+        "the loss must return a real scalar, got a tuple; for (value, aux) give has_aux=True": square_and_aux
+        if name != "spheres"
+        else lambda params: (square(params["w"]), 0.0),
+        "the loss must return a real scalar, got None; does it lack a return?": lambda params: None,
+        "the loss must return a real scalar, got shape (2,) of float64; reduce it": lambda params: jnp.ones(2),
+        "loss must be a function of the parameters that returns a real scalar, got float": 1.5,
+    }
+    for words, loss in wrong.items():
+        with pytest.raises(ValueError, match=re.escape(words)):
+            ANALYSES[name](loss)
+
+
+@pytest.mark.parametrize("name", [name for name in ANALYSES if name != "spheres"])
+def test_identity_analyses_of_a_loss_with_aux_are_those_of_its_value(name):
+    np.testing.assert_allclose(ANALYSES[name](square_and_aux, has_aux=True), ANALYSES[name](square), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_failure_flows_name_the_loss_and_what_is_wrong_with_it(name, unchecked):
+    words = "the loss must return a real scalar, got a tuple; for (value, aux) give has_aux=True"
+    state = FLOWS[name].initial_state(square, PARAMS)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        FLOWS[name].vector_field(1.0, state, square_and_aux)
+    with pytest.raises(ValueError, match="loss must be a function of the parameters that returns a real scalar, got N"):
+        FLOWS[name].vector_field(1.0, state, None)
+
+
+def test_failure_losses_of_analyses_made_anew_are_told():
+    def make(power):
+        return lambda params: jnp.sum(params**power)
+
+    for _ in range(losses.WARN_AFTER - 1):
+        af.analysis.sharpness_observer(ADAM, make(2))
+    with pytest.warns(UserWarning, match="20 losses .*make.<locals>.<lambda>' .* were compiled"):
+        af.analysis.sharpness_observer(ADAM, make(2))
+
+
+def test_identity_programs_of_analyses_and_of_collocation_are_released():
+    def collocation():
+        return af.solve(af.GouldTanakaFlow(ADAM), square, PARAMS, 3, solver="collocation").params
+
+    runs = [collocation, *(lambda name=name: ANALYSES[name](square) for name in ("sharpness", "spectrum", "orbit"))]
+    before = [run() for run in runs]
+    kept = [compiled for compiled in losses._programs if compiled._cached._cache_size()]
+    owners = {compiled.__module__.rpartition(".")[2] for compiled in kept}
+    assert {"sharpness", "spectrum", "orbit", "solve"} <= owners
+    losses.release_programs()
+    assert not any(compiled._cached._cache_size() for compiled in losses._programs)
+    for run, expected in zip(runs, before, strict=True):
+        np.testing.assert_array_equal(run(), expected)

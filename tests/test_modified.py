@@ -188,7 +188,7 @@ def test_order_four_and_five_where_no_filter_is_fast(order):
 def test_formula_stats_count_derivatives_of_the_gradient_as_two():
     # Of order 2: a gradient in the first pass; in the second one more, merged with the first, and its derivative.
     flow, steps = af.ModifiedFlow(af.adamw(COARSE, **ADAMW), 2), 2 * round(SPAN / COARSE)
-    run = af.solve(flow, LOSS, START, steps, **PRECISE)
+    run = af.solve(flow, LOSS, START, steps, start=None, **PRECISE)
     attempted = run.stats.accepted_steps + run.stats.rejected_steps
     # Tsit5 takes six vector fields in an attempted step and one before the first.
     assert run.stats.gradient_evaluations == 1 + (1 + 2) * (1 + 6 * attempted)

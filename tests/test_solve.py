@@ -434,22 +434,6 @@ def test_failure_step_limit_keeps_what_came_before():
     assert "max_steps was used up at iteration" in run.outcome.message
 
 
-def test_failure_a_flow_that_stalls_while_filters_settle_is_told_to_start_later():
-    """One coordinate starts so close to its minimum that its gradient crosses 0 in the second iteration."""
-    problem, optimizer = af.problems.quadratic([0.5, 20.0], start=[1e-3, 1.0]), af.adam(1e-2)
-    flow, options = af.ModifiedFlow(optimizer, order=2), {"save_at": [40], "solver": diffrax.Tsit5()}
-    with pytest.warns(UserWarning, match="holds no rows"):
-        run = af.solve(flow, problem.loss, problem.params, 40, **options)
-    assert run.outcome.name == "min_step_reached"
-    words = "then af.solve(flow, loss, iterates.final_state[0], steps, start=(20, iterates.final_state[1]))"
-    assert words in run.outcome.message
-    iterates = af.iterate(optimizer, problem.loss, problem.params, steps=20)
-    later = af.solve(flow, problem.loss, iterates.final_state[0], 40, start=(20, iterates.final_state[1]), **options)
-    assert later.outcome.name == "completed"
-    whole = af.iterate(optimizer, problem.loss, problem.params, steps=40, save_at=[40])
-    assert af.compare(whole, later).max_relative_error < 0.05
-
-
 def test_failure_a_solution_that_becomes_infinite_is_told_as_diverged():
     # dθ/dn = .1 θ³ from 1 is infinite at n = 5; steps become too small long before θ exceeds any bound.
     run = af.solve(af.GouldTanakaFlow(af.sgd(0.1)), lambda p: -jnp.sum(p**4) / 4, jnp.ones(2), 50, save_at=[0, 4, 50])
@@ -570,7 +554,17 @@ def test_identity_a_healthy_run_makes_no_nan(kind, transform):
             "flow must be a flow of this optimizer, such as af.GouldTanakaFlow(optimizer), or call af.it",
         ),
         ({"flow": "paper"}, "flow must be a flow such as af.GouldTanakaFlow(optimizer), got 'paper', a str"),
-        ({"start": 20}, "start must be (n₀, memory): with iterates = af.iterate(..., steps=n₀) give params, memory"),
+        ({"start": "later"}, 'start must be "auto", None, the number of iterations that the optimizer makes first, or'),
+        (
+            {"start": True},
+            "with iterates = af.iterate(..., steps=n₀) give params, memory = iterates.final_state, got True",
+        ),
+        ({"start": -1}, "start must be a whole number of at least 0, got -1"),
+        ({"start": 10}, "start must lie before the last iteration, steps=10, got 10"),
+        (
+            {"start": 5, "save_at": [0, 2.5, 10]},
+            "save_at must hold whole iterations before start=5, which the optimizer makes, got 2.5",
+        ),
         ({"start": (2.5, None)}, "the iteration of start must be a whole number of at least 0, got 2.5"),
         ({"start": (2, "x")}, "the memory of start must be an OptimizerState, (n₀, memory): with"),
         ({"start": (2, af.sgd(0.1).initial_state(jnp.ones(2)))}, "the memory of start must be that of 'adam' with"),
@@ -592,7 +586,16 @@ def test_failure_wrong_kinds_of_objects(change, words, unchecked):
         af.solve(**given | change)
 
 
-@pytest.mark.parametrize("transform", [lambda f: jax.jvp(f, (START,), (START,)), lambda f: jax.jacfwd(f)(START)])
+#: Forward-mode derivatives of a function of parameters, with jit outside and inside of them.
+FORWARD = {
+    "jvp": lambda f: jax.jvp(f, (START,), (START,)),
+    "jacfwd": lambda f: jax.jacfwd(f)(START),
+    "jit of jvp": lambda f: jax.jit(lambda p: jax.jvp(f, (p,), (p,)))(START),
+    "jvp of jit": lambda f: jax.jvp(jax.jit(f), (START,), (START,)),
+}
+
+
+@pytest.mark.parametrize("transform", FORWARD.values(), ids=FORWARD)
 @pytest.mark.parametrize("solver", [diffrax.Tsit5(), "auto"], ids=["diffrax", "collocation"])
 def test_failure_forward_mode(transform, solver):
     def end(p):
@@ -601,3 +604,14 @@ def test_failure_forward_mode(transform, solver):
 
     with pytest.raises(TypeError, match=r"solve has reverse-mode derivatives alone .* take jax.jacrev, differentiate"):
         transform(end)
+
+
+def test_formula_both_tolerances_of_flows_with_a_finite_edge_are_a_quarter():
+    """What "auto" does is what its solver does by itself at a quarter of rtol and of atol."""
+    flow, problem = af.GouldTanakaFlow(af.adam(1e-2), order=2), af.problems.quadratic([0.5, 2.0])
+    for atol in (1e-6, None):
+        quarter = {"rtol": 2.5e-5, "atol": 2.5e-7 if atol is None else atol / 4}
+        auto = af.solve(flow, problem.loss, problem.params, 60, rtol=1e-4, atol=atol)
+        by_hand = af.solve(flow, problem.loss, problem.params, 60, solver=diffrax.Dopri8(), **quarter)
+        np.testing.assert_allclose(auto.params, by_hand.params, rtol=1e-12)
+        assert auto.stats.accepted_steps == by_hand.stats.accepted_steps

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any, TypeAlias
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
 from adamflow.checks import is_concrete
+from adamflow.losses import program
 from adamflow.optimizers import Optimizer, OptimizerState, SignStage
 from adamflow.types import Filters, Leaf, Loss, Params
 
@@ -42,7 +42,7 @@ def lacks_derivative(
     return _lacks_derivative(optimizer, loss, params, memory, jnp.asarray(iteration), signs)
 
 
-@eqx.filter_jit
+@program
 def _lacks_derivative(
     optimizer: Optimizer, loss: Loss, params: Params, memory: Any, iteration: Array, signs: bool
 ) -> Bool[Array, ""]:

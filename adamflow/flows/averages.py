@@ -3,21 +3,26 @@
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from adamflow.checks import is_concrete
 from adamflow.flows.flow import AbstractFlow, ChangeOfVariables, Snapshot, Start, check_start
+from adamflow.losses import as_scalar
 from adamflow.optimizers import Optimizer, StageInput
+from adamflow.optimizers.record import Record
 from adamflow.types import Filters, Loss, Params, Scalar
 
 #: Where ln v starts for a v of 0: far below what an iteration adds to it, (ηH)² of the largest.
 _SHARE_OF_LARGEST = 1e-12
 
+#: The iterations in which a direction varies fast, at least and at most, and the decay of a filter that is not known.
+_SHORTEST_TRANSIENT, _LONGEST_TRANSIENT = 10, 50
+_USUAL_DECAY = 0.9
 
-class FlowState(eqx.Module):
+
+class FlowState(Record):
     """The state of a flow of an optimizer made of averages.
 
     Attributes:
@@ -41,7 +46,7 @@ class AbstractAveragesFlow(AbstractFlow):
         return log_coordinates(self.optimizer, state)
 
     def snapshot(self, time: Scalar, state: FlowState, loss: Loss) -> Snapshot:
-        value, gradient = jax.value_and_grad(loss)(state.params)
+        value, gradient = jax.value_and_grad(as_scalar(loss))(state.params)
         direction, _ = self.optimizer.direction_and_targets(gradient, state.filters, time)
         return Snapshot(time, state.params, gradient, direction, state.filters, value)
 
@@ -67,8 +72,20 @@ def initial_state(optimizer: Optimizer, loss: Loss, params: Params, start: Start
     if start is not None:
         check_start(start)
     iteration, memory = (0, optimizer.initial_state(params)) if start is None else start
-    direction, state = optimizer.update(jax.grad(loss)(params), memory, iteration)
+    direction, state = optimizer.update(jax.grad(as_scalar(loss))(params), memory, iteration)
     return FlowState(params, None, state.filters), direction
+
+
+def transient_iterations(optimizer: Optimizer) -> int:
+    """How long a direction varies fast: twice the memory 1/(1−α) of the fastest filter, between 10 and 50 iterations.
+
+    Under 10 the second moment averages too few gradients, whatever its decay; beyond 50 it varies slowly anyway.
+    Decays that jax traces count as 0.9.
+    """
+    decays = [filter.decay for stage in optimizer.stages for filter in stage.filters()]
+    known = [float(np.asarray(decay).min()) for decay in decays if not callable(decay) and is_concrete(decay)]
+    fastest = min(known, default=_USUAL_DECAY)
+    return round(min(max(2 / (1 - fastest), _SHORTEST_TRANSIENT), _LONGEST_TRANSIENT))
 
 
 def filter_rate(decay: Any, paper: bool, xp: Any = jnp) -> Any:

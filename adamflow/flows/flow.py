@@ -27,7 +27,7 @@ def check_start(start: Any) -> None:
     )
 
 
-class Snapshot(eqx.Module):
+class Snapshot(Record):
     """A run at one iteration, as `observe=` functions get it.
 
     Attributes:
@@ -99,6 +99,14 @@ class AbstractFlow(Record):
     def gradients_per_evaluation(self) -> int:
         """What an evaluation of the vector field costs, in gradients; a derivative of the gradient counts as 2."""
         return 1
+
+    @property
+    def transient_iterations(self) -> int:
+        """The first iterations that a run leaves to the optimizer, if the gradient changes its sign in them.
+
+        Above 0 for flows that are rough there, and closer to the iterates behind them.
+        """
+        return 0
 
     def coordinates(self, state: Any) -> ChangeOfVariables:
         """The coordinates that implicit solvers follow in a run from this state; by default the state's own."""

@@ -8,6 +8,7 @@ import jax
 from adamflow.flows import averages
 from adamflow.flows.averages import AbstractAveragesFlow, FlowState
 from adamflow.flows.flow import Start
+from adamflow.losses import as_scalar
 from adamflow.optimizers import Optimizer, check_optimizer
 from adamflow.optimizers.hyperparameters import choice_called, count_called
 from adamflow.types import Filters, Loss, Params, Scalar
@@ -72,7 +73,7 @@ class GouldTanakaFlow(AbstractAveragesFlow):
         return FlowState(params, velocity, state.filters)
 
     def vector_field(self, time: Scalar, state: FlowState, loss: Loss) -> FlowState:
-        gradient = jax.grad(loss)(state.params)
+        gradient = jax.grad(as_scalar(loss))(state.params)
         direction, targets = self.optimizer.direction_and_targets(
             gradient, averages.clipped(self.optimizer, state.filters), time
         )

@@ -12,8 +12,10 @@ import numpy as np
 
 from adamflow.flows import averages
 from adamflow.flows.flow import AbstractFlow, ChangeOfVariables, Snapshot, Start, check_start
+from adamflow.losses import as_scalar
 from adamflow.optimizers import Optimizer, OptimizerState, check_optimizer
 from adamflow.optimizers.hyperparameters import count_called
+from adamflow.optimizers.record import Record
 from adamflow.optimizers.stage import Refiltered
 from adamflow.types import Filters, Leaf, Loss, Params, Scalar
 
@@ -21,7 +23,7 @@ from adamflow.types import Filters, Leaf, Loss, Params, Scalar
 Masses = tuple[dict[str, jax.Array], ...]
 
 
-class InterpolatingState(eqx.Module):
+class InterpolatingState(Record):
     """The state of the discrete step before the gradient at θ is consumed.
 
     Attributes:
@@ -112,13 +114,17 @@ class InterpolatingFlow(AbstractFlow):
     def gradients_per_evaluation(self) -> int:
         return self.order
 
+    @property
+    def transient_iterations(self) -> int:
+        return averages.transient_iterations(self.optimizer) if self.order > 1 else 0
+
     def initial_state(self, loss: Loss, params: Params, start: Start | None = None) -> InterpolatingState:
         if start is not None:
             check_start(start)
             iteration, optimizer_state = start
             return InterpolatingState(params, optimizer_state, self._masses_after(iteration - 1, params))
         memory = self.optimizer.initial_state(params)
-        _, after = self.optimizer.update(jax.grad(loss)(params), memory, 0)
+        _, after = self.optimizer.update(jax.grad(as_scalar(loss))(params), memory, 0)
         # Filters start at what rounding would take from the first gradient's share instead of at 0, so that
         # `coordinates` knows how large they will be, and `solve` whether the gradient is finite.
         filters, weight_sums = jax.tree.map(
@@ -171,7 +177,7 @@ class InterpolatingFlow(AbstractFlow):
         return ChangeOfVariables(convert(jnp.divide), convert(jnp.multiply))
 
     def snapshot(self, time: Scalar, state: InterpolatingState, loss: Loss) -> Snapshot:
-        value, gradient = jax.value_and_grad(loss)(state.params)
+        value, gradient = jax.value_and_grad(as_scalar(loss))(state.params)
         direction, optimizer_state, weight_sums = self._consume(time, self.clipped(state), gradient)
         if self.optimizer.bias_correction:
             # What iteration n divides by is 1 − αⁿ⁺¹, so that is the weight_sum that users expect in a filter.
@@ -195,7 +201,7 @@ class InterpolatingFlow(AbstractFlow):
 
     def increment(self, time: Scalar, state: InterpolatingState, loss: Loss) -> InterpolatingState:
         """F(y, n) − y; that of θ as the step itself has it, without a difference of large numbers."""
-        direction, optimizer_state, weight_sums = self._consume(time, state, jax.grad(loss)(state.params))
+        direction, optimizer_state, weight_sums = self._consume(time, state, jax.grad(as_scalar(loss))(state.params))
         optimizer_state, weight_sums = jax.tree.map(
             jnp.subtract, (optimizer_state, weight_sums), (state.optimizer_state, state.weight_sums)
         )

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from adamflow.losses import as_scalar
 from adamflow.types import Loss, Params
 
 _DECISIONS = frozenset({"max", "min", "gt", "ge", "lt", "le"})
@@ -18,7 +19,7 @@ def has_kinks(loss: Loss, params: Params) -> bool:
 
     A kink that is written otherwise, such as |x|, is not found: the stable forms of smooth functions use it too.
     """
-    program = jax.make_jaxpr(loss)(params).jaxpr
+    program = jax.make_jaxpr(as_scalar(loss))(params).jaxpr
     return _has_kinks(program, [True] * len(program.invars))
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from adamflow.checks import check_precision
 from adamflow.flows.flow import AbstractFlow, Snapshot, Start
+from adamflow.losses import as_scalar
 from adamflow.optimizers import AdamStage, Optimizer, RMSpropStage, check_standard
 from adamflow.optimizers.hyperparameters import flag_called
 from adamflow.types import Leaf, Loss, Params, Scalar
@@ -119,7 +120,7 @@ class MemorylessFlow(AbstractFlow):
         return Snapshot(time, state, look.gradient, direction, (filters,), loss(state))
 
     def _look(self, params: Params, loss: Loss) -> "_Look":
-        gradient, product = jax.linearize(jax.grad(loss), params)
+        gradient, product = jax.linearize(jax.grad(as_scalar(loss)), params)
         direction = jax.tree.map(lambda g: self.optimizer.ratio(g, g * g), gradient)
         velocity = self.optimizer.increment(params, direction)
         return _Look(gradient, velocity, product(velocity))

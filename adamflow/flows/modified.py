@@ -18,6 +18,7 @@ from adamflow.flows import averages
 from adamflow.flows.averages import AbstractAveragesFlow, FlowState
 from adamflow.flows.flow import Start
 from adamflow.flows.kinks import has_kinks
+from adamflow.losses import as_scalar
 from adamflow.optimizers import Optimizer, check_optimizer
 from adamflow.optimizers.hyperparameters import count_called
 from adamflow.types import Filters, Loss, Params, Scalar
@@ -47,7 +48,9 @@ class ModifiedFlow(AbstractAveragesFlow):
     a relative error of about $A^p B_p/p!$, whatever η. With bias correction such parts are of size η and die out in
     the first 1/A iterations: from n = 0 a small error of order 2 remains beside $O(\eta^p)$, 1e-10 at p = 4, γ = .9,
     η = .01. Without it, or where a filter starts far from its input (AdaBelief), they are of size 1, and a small error
-    of order 1 remains. `start=` of `af.solve` leaves the first iterations to the optimizer.
+    of order 1 remains. `start=` of `af.solve` leaves the first iterations to the optimizer. For p ≥ 2 it does so by
+    default where a coordinate of the gradient changes its sign in them, beside which v is still small and the flow
+    rough.
 
     $D^j$ is the derivative along this flow itself. The equations of order p need it from those of order p − 1 alone,
     so it is found from p passes, each of which differentiates the gradient once along a Taylor polynomial of the path
@@ -104,6 +107,10 @@ class ModifiedFlow(AbstractAveragesFlow):
         # Pass s differentiates the gradient s − 1 times.
         return 1 + self.order * (self.order - 1)
 
+    @property
+    def transient_iterations(self) -> int:
+        return averages.transient_iterations(self.optimizer) if self.order > 1 else 0
+
     def initial_state(self, loss: Loss, params: Params, start: Start | None = None) -> FlowState:
         if self.order > 1 and has_kinks(loss, params):
             warnings.warn(
@@ -124,7 +131,7 @@ class ModifiedFlow(AbstractAveragesFlow):
     def _refine(self, path: "_Path", time: Scalar, loss: Loss, order: int) -> "_Path":
         """The derivatives up to `order` of the solution through a state, from those of one order less."""
         dtype = jnp.result_type(*jax.tree.leaves(path.params[0]))
-        gradients = derivatives(lambda x: jax.grad(loss)(taylor(path.params, x)), order - 1, dtype)
+        gradients = derivatives(lambda x: jax.grad(as_scalar(loss))(taylor(path.params, x)), order - 1, dtype)
         filters = path.filters
 
         def read(x: Any) -> tuple[Params, Filters]:

@@ -15,8 +15,10 @@ from adamflow.flows.flow import AbstractFlow, ChangeOfVariables, Snapshot, Start
 from adamflow.flows.instability_warning import warn_of_rotation
 from adamflow.flows.interpolating import InterpolatingFlow, InterpolatingState, weights
 from adamflow.flows.norms import tree_norm
+from adamflow.losses import as_scalar
 from adamflow.optimizers import Optimizer, check_optimizer
 from adamflow.optimizers.hyperparameters import count_called, number_or_none
+from adamflow.optimizers.record import Record
 from adamflow.types import Leaf, Loss, Params, Scalar
 
 #: K, of the difference of the first iterates in which an oscillation is looked for.
@@ -27,7 +29,7 @@ _LARGEST_SHARE = 3.0
 _FASTEST = 2.0
 
 
-class TwoBranchState(eqx.Module):
+class TwoBranchState(Record):
     """The two slow parts of an oscillation xₙ = x̄ₙ + (−1)ⁿ δₙ of the whole state of the discrete step.
 
     Attributes:
@@ -232,7 +234,7 @@ class TwoBranchFlow(AbstractFlow):
             (minus.direction, minus.filters, minus.loss),
         )
         params, oscillation = state.mean.params, branches.oscillation.params
-        value, gradient = jax.value_and_grad(loss)(params)
+        value, gradient = jax.value_and_grad(as_scalar(loss))(params)
         return TwoBranchSnapshot(time, params, gradient, direction, filters, value, oscillation, mean_loss)
 
     def _source(self, params: Params) -> jax.Array:

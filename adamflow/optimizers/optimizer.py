@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from adamflow.checks import check_count, check_precision, check_range, describe, is_concrete
+from adamflow.losses import as_scalar
 from adamflow.optimizers.hyperparameters import beside, flag_called, is_zero, number_called
 from adamflow.optimizers.record import Record
 from adamflow.optimizers.stage import AbstractStage, StageInput
@@ -82,7 +83,7 @@ def _as_stages(value: Any) -> tuple[AbstractStage, ...]:
     )
 
 
-class OptimizerState(eqx.Module):
+class OptimizerState(Record):
     """What an optimizer remembers: for each stage its filters, other memory, and last input.
 
     Attributes:
@@ -95,6 +96,18 @@ class OptimizerState(eqx.Module):
     filters: Filters
     memory: Filters
     previous_inputs: tuple[Params | None, ...]
+
+
+@jax.custom_jvp
+def _quotient(numerator: Leaf, denominator: Leaf) -> Leaf:
+    """m/d, whose derivative (ṁ − (m/d) ḋ)/d needs no d²: in float32 its inverse is infinite below d = 1e-19."""
+    return numerator / denominator
+
+
+@_quotient.defjvp
+def _quotient_jvp(primals: tuple[Leaf, Leaf], tangents: tuple[Leaf, Leaf]) -> tuple[Leaf, Leaf]:
+    value = _quotient(*primals)
+    return value, _quotient(tangents[0] - value * tangents[1], primals[1])
 
 
 class OptaxState(NamedTuple):
@@ -338,7 +351,7 @@ class Optimizer(Record):
     ) -> tuple[Params, OptimizerState]:
         """The whole map of an iteration: from θₙ and the memory before its gradient to θₙ₊₁ and the memory after it."""
         params, memory = state
-        direction, memory = self.update(jax.grad(loss)(params), memory, iteration)
+        direction, memory = self.update(jax.grad(as_scalar(loss))(params), memory, iteration)
         return self.apply(params, direction), memory
 
     def ratio(self, numerator: Leaf, square: Leaf) -> Leaf:
@@ -351,8 +364,8 @@ class Optimizer(Record):
         # computes anew, or keeps in memory, whatever has two uses and is not the last.
         smallest = jnp.finfo(jnp.result_type(square)).tiny
         if is_concrete(self.epsilon) and np.all(np.asarray(self.epsilon) >= smallest):
-            return numerator / denominator
-        return numerator / jnp.where(denominator == 0, jnp.inf, denominator)
+            return _quotient(numerator, denominator)
+        return _quotient(numerator, jnp.where(denominator == 0, jnp.inf, denominator))
 
     def to_optax(self) -> optax.GradientTransformation:
         """This optimizer as an optax transformation, equal to it step for step.

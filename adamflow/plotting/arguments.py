@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Real, Shaped
 
+from adamflow.checks import check_range
+
 
 def check_data(
     arrays: Mapping[str, tuple[Any, str]], *, least: int = 1, finite: bool = True
@@ -73,6 +75,18 @@ def check_rising(name: str, values: Real[np.ndarray, " entries"]) -> None:
     """Raise `ValueError` unless the values are finite and rise strictly."""
     if not (np.isfinite(values).all() and (np.diff(values) > 0).all()):
         raise ValueError(f"{name} must be finite and rise strictly, got {repr(values.tolist())[:60]}")
+
+
+def check_cell_edges(edges: Mapping[str, np.ndarray], *, low_open: bool) -> None:
+    """Raise `ValueError` unless the edges of the cells of a (β, γ) map rise strictly, from 0 on and below 1.
+
+    Args:
+        edges: by the name of the argument.
+        low_open: whether 0 itself is excluded, as on logit axes.
+    """
+    for name, values in edges.items():
+        check_range(name, values, 0.0, 1.0, low_open=low_open, high_open=True)
+        check_rising(name, values)
 
 
 def log_scale(ax: Any, *drawn: Any) -> None:

@@ -16,7 +16,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 
 from adamflow.checks import check_range
-from adamflow.plotting.arguments import check_data, check_rising, check_rows
+from adamflow.plotting.arguments import check_cell_edges, check_data, check_rising, check_rows
 from adamflow.plotting.phase import lines_at
 
 Points: TypeAlias = Float[np.ndarray, "points"]
@@ -55,9 +55,7 @@ def map_of_updates(
             "largest": (largest, "columns rows"),
         }
     )
-    for name, edges in (("beta_edges", beta_edges), ("gamma_edges", gamma_edges)):
-        check_range(name, edges, 0.0, 1.0, low_open=False, high_open=True)
-        check_rising(name, edges)
+    check_cell_edges({"beta_edges": beta_edges, "gamma_edges": gamma_edges}, low_open=False)
     levels, end = check_data({"thresholds": (thresholds, "lines"), "top": (top, "")})
     check_range("thresholds", levels, 0.0, np.inf, low_open=True, high_open=True)
     check_rising("thresholds", levels)

@@ -13,8 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from adamflow.checks import check_range
-from adamflow.plotting.arguments import check_data, check_labels, check_rising, log_scale
+from adamflow.plotting.arguments import check_cell_edges, check_data, check_labels, log_scale
 
 Points: TypeAlias = Float[np.ndarray, "points"]
 
@@ -46,9 +45,7 @@ def largest_updates(
             "diverged": (diverged, "columns rows"),
         }
     )
-    for name, edges in (("beta_edges", beta_edges), ("gamma_edges", gamma_edges)):
-        check_range(name, edges, 0.0, 1.0, low_open=True, high_open=True)
-        check_rising(name, edges)
+    check_cell_edges({"beta_edges": beta_edges, "gamma_edges": gamma_edges}, low_open=True)
     if not (np.isfinite(largest) & (largest > 0)).any():
         raise ValueError("largest must hold a positive finite number, for its logarithmic colours, got none")
     ax.set_xscale("logit")

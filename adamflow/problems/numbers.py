@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from adamflow.checks import check_count, check_range, is_concrete
+from adamflow.checks import check_count, check_range, check_real, is_concrete
 
 
 def array_size(name: str, value: Any, low: int = 1) -> int:
@@ -25,19 +25,13 @@ def real_array(name: str, value: Any) -> Float[Array, "..."]:
         name: what the value is called in the API.
         value: a number, a sequence or an array; tracers pass with their type checked alone.
     """
-    leaves = jax.tree.leaves(value, is_leaf=lambda leaf: leaf is None)
+    if isinstance(value, list | tuple):
+        # NumPy would take a truth value among numbers for a number.
+        for leaf in jax.tree.leaves(value, is_leaf=lambda leaf: leaf is None):
+            check_real(name, leaf)
     if not is_concrete(value):
-        if any(np.issubdtype(jnp.result_type(leaf), np.complexfloating) for leaf in leaves):
-            raise ValueError(f"{name} must be real, got complex numbers")
-        return jnp.asarray(value, dtype=float)
-    if any(isinstance(leaf, bool | str | bytes | None) for leaf in leaves):
-        raise ValueError(f"{name} must be a real number or an array of them, got {_shown(value)}")
-    try:
-        numbers = np.asarray(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a real number or an array of them, got {_shown(value)}") from None
-    if not (jnp.issubdtype(numbers.dtype, jnp.floating) or jnp.issubdtype(numbers.dtype, jnp.integer)):
-        raise ValueError(f"{name} must be a real number or an array of them, got {_shown(value)} of {numbers.dtype}")
+        return jnp.asarray(value if isinstance(value, list | tuple) else check_real(name, value), dtype=float)
+    numbers = np.asarray(check_real(name, value))
     check_range(name, numbers, -np.inf, np.inf, low_open=True, high_open=True)
     with np.errstate(over="ignore"):
         converted = numbers.astype(jnp.result_type(float))
@@ -63,9 +57,3 @@ def real_number(
         raise ValueError(f"{name} must be one number, got shape {number.shape}")
     check_range(name, value, low, high, low_open=low_open or low == -np.inf, high_open=True)
     return number
-
-
-def _shown(value: Any) -> str:
-    """The value in at most 80 characters."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -57,6 +57,8 @@ class Problem(eqx.Module):
     of equal shapes share compiled code. (`jax.jit(problem.loss)` fails, since it hashes what it compiles.)
     Minibatches come for free once a sampler is given.
 
+    Problems have no hash, since they hold data as arrays; a name or the function that makes one can be a key.
+
     Args:
         name: what reports and figures call it.
         params: initial parameters, any pytree of floating-point arrays in jax's default float type.

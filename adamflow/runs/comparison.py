@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from adamflow.checks import check_choice, check_count, check_params, check_range, check_single, is_concrete
 from adamflow.flows import AbstractFlow, TwoBranchState
 from adamflow.flows.norms import row_norms, tree_norm
+from adamflow.optimizers.record import Record
 from adamflow.runs.continuous import solve
 from adamflow.runs.discrete import iterate
 from adamflow.runs.oscillation import mean_and_oscillation, mean_beside, middles
@@ -23,7 +24,7 @@ Norm = Literal["euclidean", "maximum"]
 Average = Literal["none", "period 2"]
 
 
-class Comparison(eqx.Module):
+class Comparison(Record):
     """The distance of a run from a reference, at each saved iteration.
 
     `relative` errors are divided by the distance that the reference has moved from its start so far: the largest at the
@@ -228,7 +229,7 @@ def _warn_of_oscillation(reference: Trajectory, run: Trajectory, absolute: jax.A
         )
 
 
-class Convergence(eqx.Module):
+class Convergence(Record):
     """Errors of a flow against the iterates of its optimizer, over learning rates at the same time ηN.
 
     Attributes:
@@ -279,7 +280,7 @@ def measure_convergence(
         points: the number of iterations, evenly spaced up to N, at which the runs are compared; fewer if N is less.
         norm: over parameters; the error is its max_relative_error over these iterations.
         rtol: of `solve`, which must be small beside the errors measured; by default 1e-9, or 1e-6 for float32.
-        options: for `solve`.
+        options: for `solve`; by default with `start=None`, the flow from 0 on at every rate.
 
     Returns:
         learning rates, errors and fitted order. `print` shows them as a table.
@@ -304,11 +305,13 @@ def measure_convergence(
     check_range("time", check_single("time", time), 0, low_open=True)
     counts = [_whole_iterations(time, rate) for rate in learning_rates]
     points = min(check_count("points", points), *counts)
+    options = {"start": None} | options
     errors, name = [], ""
     for rate, steps in zip(learning_rates, counts, strict=True):
         flow = make_flow(rate)
         save_at = np.round(np.linspace(0, steps, points + 1))
-        discrete = iterate(flow.optimizer, loss, params, steps, save_at=save_at)
+        has_aux = bool(options.get("has_aux"))
+        discrete = iterate(flow.optimizer, loss, params, steps, save_at=save_at, has_aux=has_aux)
         continuous = solve(flow, loss, params, steps, save_at=save_at, rtol=rtol, **options)
         for run in (discrete, continuous):
             if not run.outcome.successful:

@@ -1,19 +1,19 @@
 """The continuous run: one driver for every flow."""
 
-import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, cast
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from adamflow.checks import check_count, check_range, check_single, is_concrete
+from adamflow.checks import check_count, check_flag, check_range, check_single, is_concrete
 from adamflow.flows import AbstractFlow, ChangeOfVariables, GouldTanakaFlow, Snapshot, Start
-from adamflow.losses import count_program, loss_and_aux, program, scalar_loss
+from adamflow.losses import ScalarLoss, count_program, loss_and_aux, program
 from adamflow.runs.collocation import (
     RunInputs,
     StaticOptions,
@@ -24,13 +24,16 @@ from adamflow.runs.collocation import (
 from adamflow.runs.diffrax_methods import (
     Method,
     choose_method,
+    default_atol,
     prefers_collocation,
     step_controller,
     terms_of,
-    tolerance_of,
+    tolerances_of,
 )
 from adamflow.runs.error_estimate import with_error_estimate
+from adamflow.runs.forward_mode import forward_mode_refused, in_reverse_mode_alone
 from adamflow.runs.input_checks import (
+    check_first_iterations,
     check_flow,
     check_observe,
     check_resolution,
@@ -49,6 +52,16 @@ from adamflow.runs.trajectory import (
     largest,
     within,
 )
+from adamflow.runs.transient import (
+    FirstIterations,
+    FlowStart,
+    initial_state,
+    make_first_iterations,
+    start_flow,
+    transient_length,
+    with_first_rows,
+)
+from adamflow.runs.underflow import REMEDY
 from adamflow.types import Loss, Params, Scalar
 
 
@@ -59,7 +72,7 @@ def solve(
     steps: int,
     *,
     save_at: Any = None,
-    start: Start | None = None,
+    start: Start | int | Literal["auto"] | None = "auto",
     observe: Callable[[Snapshot], Any] | None = None,
     solver: diffrax.AbstractSolver | Literal["auto", "collocation"] = "auto",
     rtol: Scalar = 1e-5,
@@ -88,16 +101,22 @@ def solve(
         params: θ(0), any pytree of float32 or float64 arrays.
         steps: the iteration at which the run ends, at least 1.
         save_at: increasing times in iterations (they need not be whole) in [0, steps]; by default each of 0 … steps.
-        start: (n₀, memory) to start at iteration n₀ instead, where `params` is θ(n₀) and memory the `OptimizerState`
-            before the gradient there: with `iterates = iterate(..., steps=n₀)`, take `params, memory =
-            iterates.final_state`. What flows follow worst are the first iterations, in which filters settle.
+        start: where the flow starts. Flows follow the first iterations worst, in which filters forget their initial
+            values. `None` starts the flow at 0. A number n₀ lets the optimizer make n₀ iterations, and starts the flow
+            behind them: the first rows are then the iterates. "auto" does that for a `ModifiedFlow` of order 2 or more,
+            if a coordinate of the gradient changes its sign in these iterations, where the flow is rough: n₀ is twice
+            the memory 1/(1−α) of the fastest filter, from 10 to 50, at most half of `steps`, and not behind a saved
+            time that is not whole. `stats.discrete_steps` is the n₀ of the run. For (n₀, memory) `params` is θ(n₀)
+            and memory the `OptimizerState` before the gradient there: with `iterates = iterate(..., steps=n₀)`, take
+            `params, memory = iterates.final_state`.
         observe: a jax-traceable function of a `Snapshot`, called at the saved times; what it returns is kept in
             `observed` *instead of* the parameters. Each call costs a gradient.
         solver: "auto", "collocation" or any diffrax solver. Give implicit ones `root_finder=af.CHORD_ROOT_FINDER`, the
             chord iteration that "auto" takes: their own takes tens of times the steps here.
         rtol: relative tolerance of a step: of θ by collocation relative to the distance moved so far, of the state by
             diffrax.
-        atol: absolute tolerance of a step, by default rtol/100; collocation has none.
+        atol: absolute tolerance of a step; collocation has none. By default rtol/100, or rtol times the size of a
+            small problem: the largest of the parameters, or of `steps` times their first change, if that is more.
         step_size: a constant step in iterations instead of an adaptive one; what a solver without error estimate needs.
             "auto" is then Tsit5. Collocation ends where the equations of such a step cannot be solved.
         max_steps: attempted steps after which the run gives up.
@@ -108,12 +127,15 @@ def solve(
         progress: whether to show a bar, which collocation has not: "auto" then takes a solver of diffrax.
 
     Returns:
-        the trajectory. A run that fails ends there, says so in `outcome`, and keeps what it has. Works under
+        the trajectory. A run that fails ends there, says so in `outcome`, and keeps what it has. Ctrl-C raises
+        `KeyboardInterrupt`, at the latest at the end of the compiled program that a run is, and nothing of it is kept,
+        unlike in `iterate`; a bound on the time is `max_steps`. Works under
         `jax.jit`, `jax.vmap` and reverse-mode `jax.grad`, which goes through a run by diffrax.
 
     Raises:
-        TypeError: if the flow is none, or `start` no such pair; for forward-mode derivatives, which flows have none of.
-        ValueError: if an argument is out of its range, or loss or gradient is not finite at the start.
+        TypeError: if the flow is none, or `start` none of these; for forward-mode derivatives, which flows lack.
+        ValueError: if an argument is out of its range, loss or gradient is not finite at the start, or all squares of
+            gradients underflow there with ε = 0, so that nothing would move.
 
     Example:
         >>> import adamflow as af
@@ -132,6 +154,7 @@ def solve(
         raise ValueError(
             "estimate_error compares the parameters of two runs, which observe= keeps none of: leave one out"
         )
+    flow, loss, params, start = in_reverse_mode_alone((flow, loss, params, start))
     problem = _Problem(flow, loss, params, start, observe, rows, solver, max_steps, progress)
     numbers = _Numbers(first, steps, rtol, atol, step_size)
     started = time.perf_counter()
@@ -147,7 +170,7 @@ class _Problem(NamedTuple):
     flow: AbstractFlow
     loss: Loss
     params: Params
-    start: Start | None
+    start: Start | int | Literal["auto"] | None
     observe: Callable[[Snapshot], Any] | None
     rows: Any
     solver: Any
@@ -157,7 +180,7 @@ class _Problem(NamedTuple):
 
 def _solve_once(problem: _Problem, numbers: "_Numbers") -> Trajectory:
     """A run, with all rows that were asked for."""
-    flow, loss, params, start, observe, rows, solver, max_steps, progress = problem
+    flow, loss, params, _, observe, rows, solver, max_steps, progress = problem
     rtol, step_size = numbers.rtol, numbers.step_size
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     plain = solver == "auto" and step_size is None and not progress
@@ -165,27 +188,32 @@ def _solve_once(problem: _Problem, numbers: "_Numbers") -> Trajectory:
     collocated = solver == "collocation" or preferred
     # That of a run by collocation is the one for its derivatives: explicit, since that compiles in a third of the time.
     method = choose_method(diffrax.Dopri8() if collocated else solver, flow, size, None if collocated else step_size)
-    state, finite = _start(flow, loss, params, start)
-    if is_concrete(finite) and not bool(finite):
-        raise ValueError("the loss or its gradient is not finite at the start; check the loss at `params`")
+    numbers, early, begin = _begin(problem, numbers)
+    state, finite = begin.state, begin.is_finite
     # A loss may close over a tracer that only its value shows.
     eager = is_concrete(state, finite, flow, loss, rtol, numbers.atol, step_size)
     counter = _COUNTER if eager and not collocated and method.fields is None else None
     counted = _COUNTER.count
-    later = numbers.first == 0 and numbers.steps > SETTLING and getattr(flow, "order", 1) >= 2
+    later = numbers.steps > SETTLING and getattr(flow, "order", 1) >= 2 and _is_zero(numbers.first)
     dtype = jnp.result_type(*jax.tree.leaves(params))
-    numbers = numbers._replace(rtol=tolerance_of(solver, flow, rtol, float(jnp.finfo(dtype).eps)))
+    tolerances = tolerances_of(solver, flow, rtol, numbers.atol, float(jnp.finfo(dtype).eps))
+    numbers = numbers._replace(rtol=tolerances[0], atol=tolerances[1])
     times, numbers = jax.tree.map(lambda value: jnp.asarray(value, dtype), (rows, numbers))
+    # Before the start of the flow the rows are those of the optimizer.
+    run_times = times if early is None else jnp.maximum(times, numbers.first)
     looks = 0 if observe is None else len(rows)
-    with _reverse_mode_alone():
+    with forward_mode_refused():
         if collocated:
             reference = _Reference(method, observe, max(max_steps, _REFERENCE_STEPS))
-            inputs = RunInputs(cast(GouldTanakaFlow, flow), loss, state, times, numbers)
+            inputs = RunInputs(cast(GouldTanakaFlow, flow), loss, state, run_times, numbers)
             run = solve_by_collocation(inputs, StaticOptions(observe, max_steps), reference, eager)
             stats = Stats(run.gradients + looks + 1, run.accepted, run.rejected, run.hessians, None)
         else:
-            run = _run(flow, loss, state, times, numbers, method, observe, max_steps, progress, counter)
+            run = _run(flow, loss, state, run_times, numbers, method, observe, max_steps, progress, counter)
             stats = _stats(run, method, counter, counted, flow.gradients_per_evaluation, looks)
+    if early is not None:
+        rows_and_finite = with_first_rows(early, times, run.rows, run.finite)
+        run, stats = run._replace(rows=rows_and_finite[0], finite=rows_and_finite[1]), _with_discrete(stats, early)
     return Trajectory(
         iterations=exact_iterations(rows),
         params=run.rows if observe is None else None,
@@ -200,11 +228,40 @@ def _solve_once(problem: _Problem, numbers: "_Numbers") -> Trajectory:
     )
 
 
+def _begin(problem: _Problem, numbers: "_Numbers") -> tuple["_Numbers", FirstIterations | None, FlowStart]:
+    """Where the flow starts: numbers with its first iteration and atol, what the optimizer did before, the state."""
+    flow, loss, params, start, rows = problem.flow, problem.loss, problem.params, problem.start, problem.rows
+    count, early = transient_length(flow, start, rows, numbers.steps), None
+    if count:
+        early = make_first_iterations(flow, loss, params, count, rows, problem.observe, start != "auto")
+        numbers = numbers._replace(first=early.first)
+        begin = initial_state(flow, loss, params, early)
+    else:
+        begin = start_flow(flow, loss, params, start if isinstance(start, tuple) else None)
+    if is_concrete(begin.is_finite) and not bool(begin.is_finite):
+        where = f"iteration {count}, behind those of the optimizer" if count else "the start"
+        raise ValueError(f"the loss or its gradient is not finite at {where}; check the loss at `params`")
+    if is_concrete(begin.is_frozen) and bool(begin.is_frozen):
+        raise ValueError(
+            "no parameter would move: the squares of all gradients at the start underflow in the arithmetic of the "
+            f"parameters, and epsilon is 0. {REMEDY}"
+        )
+    if numbers.atol is None:
+        size = jnp.maximum(largest(params), (numbers.steps - numbers.first) * begin.largest_change)
+        numbers = numbers._replace(atol=default_atol(numbers.rtol, jax.lax.stop_gradient(size)))
+    return numbers, early, begin
+
+
+def _is_zero(first: Any) -> bool:
+    return is_concrete(first) and int(first) == 0
+
+
 def _tighter(numbers: "_Numbers", params: Params) -> "_Numbers":
     """The numbers of the run that an estimate of errors compares with: a tenth of rtol, half of a constant step."""
     epsilon = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(params))
+    atol = None if numbers.atol is None else 0.1 * numbers.atol
     half = None if numbers.step_size is None else 0.5 * numbers.step_size
-    return numbers._replace(rtol=jnp.maximum(0.1 * numbers.rtol, 8 * epsilon), atol=0.1 * numbers.atol, step_size=half)
+    return numbers._replace(rtol=jnp.maximum(0.1 * numbers.rtol, 8 * epsilon), atol=atol, step_size=half)
 
 
 def _checked(flow, loss, params, steps, save_at, start, observe, has_aux: bool) -> tuple:
@@ -213,37 +270,24 @@ def _checked(flow, loss, params, steps, save_at, start, observe, has_aux: bool) 
     check_observe(observe)
     first = check_start(start, flow.optimizer, params)
     params, steps, rows = check_run(loss, params, steps, save_at, first)
+    if isinstance(start, int | np.integer):
+        check_first_iterations(int(start), steps, rows)
     check_resolution(rows, jnp.result_type(*jax.tree.leaves(params)))
     count_program(loss)
-    if has_aux:
+    if check_flag("has_aux", has_aux):
         observe = None if observe is None else _LookWithAux(observe, loss)
-        loss = _WithoutAux(loss)
+        loss = ScalarLoss(loss, has_aux=True)
     return loss, observe, params, steps, rows, first
 
 
 def _checked_steps(params: Params, rtol, atol, step_size, length, max_steps) -> tuple[Any, Any, int]:
     """Both tolerances and the most steps; all that steps depend on is checked."""
     rtol = check_tolerance(rtol, params)
-    atol = rtol / 100 if atol is None else check_single("atol", atol)
-    check_range("atol", atol, 0, 1, high_open=True)
+    if atol is not None:
+        check_range("atol", check_single("atol", atol), 0, 1, high_open=True)
     if step_size is not None:
         check_range("step_size", check_single("step_size", step_size), 0, length, low_open=True)
     return rtol, atol, check_count("max_steps", max_steps)
-
-
-@contextlib.contextmanager
-def _reverse_mode_alone() -> Iterator[None]:
-    """Say what to do where jax says that a run has no forward-mode derivative."""
-    try:
-        yield
-    except TypeError as error:
-        if "forward-mode" not in str(error):
-            raise
-        raise TypeError(
-            "solve has reverse-mode derivatives alone (jax.grad, jax.vjp, jax.jacrev), but jax.jvp, jax.jacfwd or "
-            "jax.hessian asked for forward-mode ones; take jax.jacrev, differentiate af.iterate, or give "
-            "flow.term(loss) to diffrax.diffeqsolve with adjoint=diffrax.ForwardMode()"
-        ) from None
 
 
 #: Steps that derivatives through a run by collocation may take at least: diffrax takes more of them.
@@ -261,15 +305,6 @@ class _Reference(eqx.Module):
         inputs = inputs._replace(settings=inputs.settings._replace(step_size=None))
         run = _run(*inputs, self.method, self.observe, self.max_steps, False, None)
         return run.rows, run.final, run.code
-
-
-class _WithoutAux(eqx.Module):
-    """A loss that returns (value, aux), without aux."""
-
-    loss: Loss
-
-    def __call__(self, params: Params) -> jax.Array:
-        return loss_and_aux(self.loss, params, has_aux=True)[0]
 
 
 class _LookWithAux(eqx.Module):
@@ -309,6 +344,17 @@ def _stats(run: "_Run", method: Method, counter: _Counter | None, before: int, e
     return Stats(gradients, run.accepted, run.rejected, method.jacobians * attempted, None)
 
 
+def _with_discrete(stats: Stats, early: FirstIterations) -> Stats:
+    """What a run cost, with the first iterations, which the optimizer made."""
+    gradients = stats.gradient_evaluations
+    return dataclasses.replace(
+        stats,
+        gradient_evaluations=None if gradients is None else gradients + early.gradient_evaluations,
+        accepted_steps=stats.accepted_steps + early.first,
+        discrete_steps=early.first,
+    )
+
+
 class _Numbers(NamedTuple):
     first: Any
     steps: Any
@@ -325,14 +371,6 @@ class _Run(NamedTuple):
     reached: jax.Array
     accepted: jax.Array
     rejected: jax.Array
-
-
-@program
-def _start(flow: AbstractFlow, loss: Loss, params: Params, start: Start | None) -> tuple[Any, jax.Array]:
-    """The initial state, and whether it and the loss there are finite."""
-    value, state = scalar_loss(loss, params), flow.initial_state(loss, params, start)
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((state, value))]
-    return state, jnp.stack(finite).all()
 
 
 @program

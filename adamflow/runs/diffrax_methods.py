@@ -25,6 +25,10 @@ LOOSE_RTOL = 1e-4
 EXPLICIT_SHARE_OF_RTOL = 0.25
 
 
+#: The default absolute tolerance over the relative one, for problems of at least this size.
+_ATOL_OVER_RTOL = 0.01
+
+
 class Method(NamedTuple):
     """How a flow is integrated.
 
@@ -96,11 +100,26 @@ def _automatic(flow: AbstractFlow, dimension: int, step_size: Any) -> diffrax.Ab
     return diffrax.Kvaerno5(root_finder=CHORD_ROOT_FINDER) if dimension <= DENSE_LIMIT else diffrax.Tsit5()
 
 
-def tolerance_of(solver: Any, flow: AbstractFlow, rtol: Any, epsilon: float) -> Any:
-    """The rtol that a solver gets for one that the user asked for; `epsilon` is the precision of the arithmetic."""
+def tolerances_of(solver: Any, flow: AbstractFlow, rtol: Any, atol: Any, epsilon: float) -> tuple[Any, Any]:
+    """The rtol and atol that a solver gets for those that the user asked for.
+
+    Args:
+        solver: what the user asked for.
+        flow: to be integrated.
+        rtol, atol: what the user asked for, or the default.
+        epsilon: the precision of the arithmetic.
+    """
     if isinstance(solver, str) and solver == "auto" and has_finite_edge(flow):
-        return jnp.maximum(EXPLICIT_SHARE_OF_RTOL * rtol, 8 * epsilon)
-    return rtol
+        return jnp.maximum(EXPLICIT_SHARE_OF_RTOL * rtol, 8 * epsilon), EXPLICIT_SHARE_OF_RTOL * atol
+    return rtol, atol
+
+
+def default_atol(rtol: Any, size: Any) -> Any:
+    """The absolute tolerance for a problem of this size: rtol/100, or less where the problem is small.
+
+    Below that size the absolute tolerance would decide alone, and a step could go anywhere.
+    """
+    return rtol * jnp.where(size > 0, jnp.minimum(_ATOL_OVER_RTOL, size), _ATOL_OVER_RTOL)
 
 
 def terms_of(solver: diffrax.AbstractSolver, field: Callable[[Any, Any, Any], Any]) -> diffrax.AbstractTerm:

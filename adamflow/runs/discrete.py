@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamflow.checks import check_count, is_concrete
+from adamflow.checks import check_count, check_flag, is_concrete
 from adamflow.flows import Snapshot
 from adamflow.losses import count_program, loss_and_aux, program
 from adamflow.optimizers import Optimizer, OptimizerState
@@ -35,6 +35,7 @@ from adamflow.runs.trajectory import (
     largest_exact_float,
     within,
 )
+from adamflow.runs.underflow import count_underflowed
 from adamflow.types import Batch, Loss, Params
 
 
@@ -97,9 +98,10 @@ def iterate(
             f"save_at must hold whole iterations in a discrete run, got {rows[rows != np.round(rows)][0]:g}"
         )
     count_program(loss)
+    has_aux = check_flag("has_aux", has_aux)
     started = time.perf_counter()
     meter = diffrax.TqdmProgressMeter() if progress else diffrax.NoProgressMeter()
-    task = _Task(optimizer, loss, params, observe, batches, bool(has_aux), meter, jnp.asarray(rows.astype(int)))
+    task = _Task(optimizer, loss, params, observe, batches, has_aux, meter, jnp.asarray(rows.astype(int)))
     plan = _plan(steps, rows, observe is not None)
     # A loss may close over a tracer that only the result shows: then the run is part of a larger program, too.
     ended = _in_parts(task, plan) if is_concrete(task) else None
@@ -108,7 +110,7 @@ def iterate(
     if is_concrete(code, last) and np.any(np.asarray(last) < 0):
         raise ValueError("the loss or its gradient is not finite at the start; check the loss at `params`")
     done = jnp.minimum(last + 1, steps)
-    none = jnp.zeros_like(done)
+    none, taken = jnp.zeros_like(done), jnp.minimum(last, steps)
     trajectory = Trajectory(
         iterations=exact_iterations(rows),
         params=saved if observe is None else None,
@@ -116,7 +118,7 @@ def iterate(
         initial_params=params,
         final_state=(carry.params, carry.state),
         outcome=Outcome(code, last if steps > largest_exact_float() else last.astype(float), carry.underflowed),
-        stats=Stats(done + (last == steps) if looked else done, jnp.minimum(last, steps), none, none, None),
+        stats=Stats(done + (last == steps) if looked else done, taken, none, none, None, taken),
         name=f"{optimizer.name}, discrete",
     )
     return conclude(trajectory, started)
@@ -263,21 +265,13 @@ class _Driver(NamedTuple):
             code, reached = jax.lax.cond(good, lambda: (carry.code, n), classify)
             new, old = (params, state), (carry.params, carry.state)
             kept = jax.tree.map(lambda moved, stayed: jnp.where(good & ~ends, moved, stayed), new, old)
-            underflowed = jnp.where(alive & ~ends, self.underflowed(snapshot), carry.underflowed)
+            underflowed = count_underflowed(self.task.optimizer, snapshot.gradient, snapshot.filters)
+            underflowed = jnp.where(alive & ~ends, underflowed, carry.underflowed)
             return _Carry(kept[0], kept[1], reached, code, underflowed), row
 
         # Of a batch all lanes work while one is alive, so that `wanted` stays one for all.
         alive = eqx.internal.unvmap_any(loop[0].code == 0) & (n <= self.plan.steps)
         return jax.lax.cond(alive, work, lambda *unchanged: unchanged, *loop), None
-
-    def underflowed(self, snapshot: Snapshot) -> jax.Array:
-        """The number of parameters whose second moment is 0 beside a gradient that is not, where ε = 0."""
-        squares = snapshot.filters[0].get("second_moment")
-        if squares is None:
-            return jnp.zeros((), int)
-        pairs = zip(jax.tree.leaves(snapshot.gradient), jax.tree.leaves(squares), strict=True)
-        counts = [jnp.sum((gradient != 0) & (square == 0), dtype=int) for gradient, square in pairs]
-        return jnp.where(self.task.optimizer.epsilon == 0, jnp.stack(counts).sum(), 0)
 
     def block(self, loop: _Loop, repeat: Callable[..., Any]) -> _Loop:
         """Iterations of which only the first may be saved: how many, `repeat` knows."""

@@ -65,17 +65,24 @@ def check_observe(observe: Any) -> None:
 
 
 def check_start(start: Any, optimizer: Optimizer, params: Params) -> int:
-    """The iteration at which a flow starts.
+    """The iteration of the parameters that a run is given.
 
     Raises:
-        TypeError: if `start` is no pair of an iteration and an `OptimizerState`.
-        ValueError: if the state is that of another optimizer or of other parameters.
+        TypeError: if `start` is not "auto", `None`, a number of iterations, or a pair of an iteration and an
+            `OptimizerState`.
+        ValueError: if the number is negative, or the state is that of another optimizer or of other parameters.
     """
-    if start is None:
+    if start is None or (isinstance(start, str) and start == "auto"):
+        return 0
+    if isinstance(start, int | np.integer) and not isinstance(start, bool):
+        check_count("start", start, low=0)
         return 0
     how = "(n₀, memory): with iterates = af.iterate(..., steps=n₀) give params, memory = iterates.final_state"
     if not isinstance(start, tuple) or len(start) != 2:
-        raise TypeError(f"start must be {how}, got {describe(start)}")
+        raise TypeError(
+            f'start must be "auto", None, the number of iterations that the optimizer makes first, or {how}, got '
+            f"{describe(start)}"
+        )
     first, memory = start
     first = check_count("the iteration of start", first, low=0)
     if not isinstance(memory, OptimizerState):
@@ -88,6 +95,25 @@ def check_start(start: Any, optimizer: Optimizer, params: Params) -> int:
             "other filters or shapes"
         )
     return first
+
+
+def check_first_iterations(count: int, steps: int, saved: np.ndarray) -> None:
+    """Raise `ValueError` unless a flow can start behind `count` iterations: before the end, with whole times so far.
+
+    Args:
+        count: what the user gave as `start`.
+        steps: the last iteration.
+        saved: the iterations to save.
+    """
+    if count >= steps:
+        raise ValueError(f"start must lie before the last iteration, steps={steps}, got {count}")
+    early = saved[saved < count]
+    fractional = early[early != np.round(early)]
+    if fractional.size:
+        raise ValueError(
+            f"save_at must hold whole iterations before start={count}, which the optimizer makes, got "
+            f"{fractional[0]:g}; give an earlier start, or start=None"
+        )
 
 
 def _as_numpy(values: Any) -> np.ndarray | None:

@@ -3,18 +3,18 @@
 import dataclasses
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Array, Float
 
 from adamflow.checks import is_concrete
 from adamflow.flows.norms import row_norms
+from adamflow.optimizers.record import Record
 from adamflow.runs.trajectory import Trajectory, check_rows
 from adamflow.types import Params
 
 
-class MeanAndOscillation(eqx.Module):
+class MeanAndOscillation(Record):
     """What `mean_and_oscillation` returns.
 
     Attributes:

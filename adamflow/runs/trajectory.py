@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Real
 
 from adamflow.checks import is_concrete
+from adamflow.optimizers.record import Record
+from adamflow.runs.underflow import REMEDY
 from adamflow.types import Params
 
 #: How runs end; a code is a place in this tuple.
@@ -47,16 +49,15 @@ _SENTENCES = {
 
 _UNDERFLOW = (
     "Of the parameters {count} stood still in the last iteration, though their gradient was not 0: their second moment "
-    "underflowed to 0, and epsilon is 0. Take float64, or multiply the loss by a large number."
+    "underflowed to 0, and epsilon is 0. " + REMEDY
 )
 
 #: Flows of order 2 or more that stall within so many iterations of n = 0 are told to leave these to the optimizer.
 SETTLING = 20
 
 _START_LATER = (
-    "Flows of order 2 or more stall most easily in the first iterations, where filters settle; leave these to the "
-    "optimizer: iterates = af.iterate(optimizer, loss, params, steps={first}), then "
-    "af.solve(flow, loss, iterates.final_state[0], steps, start=({first}, iterates.final_state[1]))."
+    "Flows of order 2 or more stall most easily in the first iterations, where filters forget their initial values; "
+    "leave these to the optimizer by start={first}."
 )
 
 #: A run has diverged when a parameter exceeds this many times max(1, its largest initial magnitude).
@@ -67,7 +68,7 @@ DIVERGENCE_LIMIT = 1e8
 INITIAL_NORM_WEIGHT = 0.1
 
 
-class Outcome(eqx.Module):
+class Outcome(Record):
     """How a run ended, one entry for each lane of a batch.
 
     Attributes:
@@ -118,7 +119,7 @@ class Outcome(eqx.Module):
         return [sentence(int(code), float(n), int(count)) for code, n, count in lanes]
 
 
-class Stats(eqx.Module):
+class Stats(Record):
     """What a run cost.
 
     Attributes:
@@ -127,6 +128,8 @@ class Stats(eqx.Module):
             Implicit solves in several threads at once count each other's.
         accepted_steps: steps taken; a discrete run accepts every iteration.
         rejected_steps: steps computed and thrown away.
+        discrete_steps: of the accepted steps those of the optimizer itself: all of a discrete run, and the first
+            iterations of a flow that starts behind them (`start=` of `af.solve`).
         jacobian_evaluations: dense Jacobians of the vector field (implicit solvers), not counted among the gradients;
             in collocation dense Hessians, those that turn out to be diagonal included, each of which is counted as one
             gradient more than there are parameters.
@@ -138,10 +141,14 @@ class Stats(eqx.Module):
     rejected_steps: Any
     jacobian_evaluations: Any
     seconds: float | None
+    discrete_steps: Any = 0
 
 
-class Trajectory(eqx.Module):
+class Trajectory(Record):
     """A run of an optimizer or a flow.
+
+    Runs, their outcomes and costs, and the reports on them are equal, and hash, by value, all arrays bit for bit. So
+    two runs of one optimizer differ by their `stats.seconds`: compare their `params`, or other parts.
 
     Attributes:
         iterations: the saved iterations n = t/η, shape (saved,): floats, or integers if they are whole and beyond

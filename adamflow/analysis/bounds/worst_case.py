@@ -18,10 +18,11 @@ from adamflow.analysis.array_namespace import with_namespace
 from adamflow.analysis.bounds.formulas import check_decays, check_kind, has_paper_rates, log_update_bound
 from adamflow.checks import check_count, is_concrete, keyword_decays
 from adamflow.flows.averages import filter_rate
+from adamflow.optimizers.record import Record
 from adamflow.types import Numbers, Scalar
 
 
-class GradientSignal(eqx.Module):
+class GradientSignal(Record):
     r"""The gradients of a flow as a function of its time: what `worst_case_gradients` returns for kind "flow".
 
     A flow starts with filters that have consumed a first gradient, $\bar x(0) = (1-\alpha)\,x(0)$, as if it had arrived

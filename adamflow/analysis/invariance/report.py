@@ -54,6 +54,8 @@ class TensorObservation(NamedTuple):
             stages with one v per tensor.
         divisor: ‖m‖/‖u‖, with m = g for stages without first moment.
         weights, gradient: W and g in one axis, or `None`.
+
+    A tuple of arrays, so it has no hash; `jax.tree` functions compare two of them.
     """
 
     norm: Array

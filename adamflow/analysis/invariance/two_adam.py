@@ -17,6 +17,7 @@ from adamflow.analysis.invariance.norm_law import norm_factor
 from adamflow.analysis.invariance.report import named_leaves
 from adamflow.checks import check_count, check_params, check_range, is_concrete
 from adamflow.flows.norms import norm, numpy_norm
+from adamflow.losses import admit_loss, program
 from adamflow.optimizers import Optimizer, PerTensorRMSpropStage, check_optimizer
 from adamflow.runs import Outcome, Stats, Trajectory
 from adamflow.runs.trajectory import check_rows
@@ -88,6 +89,7 @@ def iterate_on_spheres(
     other_optimizer: Optimizer,
     save_every: int = 1,
     batches: Callable[[Any], Batch] | None = None,
+    has_aux: bool = False,
 ) -> Trajectory:
     r"""Run an optimizer on tensors of fixed norm: after each step they are divided by their root mean square.
 
@@ -100,6 +102,7 @@ def iterate_on_spheres(
         other_optimizer: for all other parameters.
         save_every: iterations between saved ones; it must divide `steps`.
         batches: a jax-traceable function from the iteration to the batch.
+        has_aux: whether the loss returns (value, aux); aux is left out.
 
     Returns:
         the trajectory, with θ at 0, `save_every`, … `steps`. Rows that are not finite end the run, as `outcome` says.
@@ -121,6 +124,7 @@ def iterate_on_spheres(
     if steps % save_every:
         raise ValueError(f"save_every must divide steps={steps}, got {save_every}; both are whole iterations")
     named_leaves(params, scale_invariant)
+    loss = admit_loss(loss, has_aux)
     params = check_params(params)
     names = tuple(scale_invariant)
     rows, final = _run(optimizer, other_optimizer, loss, params, names, steps // save_every, save_every, batches)
@@ -194,7 +198,7 @@ def direction_distance(reference: Trajectory, run: Trajectory, scale_invariant: 
     return result
 
 
-@eqx.filter_jit
+@program
 def _run(optimizer, other_optimizer, loss, params, names: tuple[str, ...], rows: int, stride: int, batches) -> Any:
     """Rows of parameters, one before each `stride` iterations and one at the end, and the final state."""
     mask = jax.tree_util.tree_map_with_path(lambda path, _: jax.tree_util.keystr(path) in names, params)

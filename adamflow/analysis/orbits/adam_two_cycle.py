@@ -1,15 +1,15 @@
 r"""Adam's 2-cycle on a parabola, in closed form: how large it is, and for which (β, γ) it is stable."""
 
-import equinox as eqx
 from jaxtyping import Array, Bool, Float
 from numpy import ndarray
 
 from adamflow.analysis.array_namespace import with_namespace
 from adamflow.checks import check_range, keyword_decays
+from adamflow.optimizers.record import Record
 from adamflow.types import Numbers
 
 
-class TwoCycle(eqx.Module):
+class TwoCycle(Record):
     """Adam's 2-cycle on ½ s x², as `two_cycle` returns it; arrays in the common shape of its arguments.
 
     Attributes:

@@ -15,7 +15,9 @@ from numpy import ndarray
 
 from adamflow.analysis.differentiability import NOT_DIFFERENTIABLE, lacks_derivative
 from adamflow.checks import check_count, check_params, check_range, check_single, is_concrete
+from adamflow.losses import admit_loss, program
 from adamflow.optimizers import Optimizer, OptimizerState, check_optimizer
+from adamflow.optimizers.record import Record
 from adamflow.types import Loss, Params
 
 #: The most entries of a state: Newton's method forms the Jacobian and solves with it.
@@ -33,7 +35,7 @@ _ONE = np.asarray(1)
 Flat: TypeAlias = Float[Array, "size"]
 
 
-class PeriodicOrbit(eqx.Module):
+class PeriodicOrbit(Record):
     """A fixed point (period 1) or cycle of an optimizer's map, or a failed search for one; `print` says which.
 
     Attributes:
@@ -85,6 +87,7 @@ def periodic_orbit(
     settle: int = 1000,
     tolerance: float | None = None,
     max_steps: int = 50,
+    has_aux: bool = False,
 ) -> PeriodicOrbit:
     r"""A fixed point or cycle of the discrete map without bias correction, by Newton's method on θ and all memory.
 
@@ -106,6 +109,7 @@ def periodic_orbit(
         settle: how long a guess without memory runs first.
         tolerance: of the residual, by default 1e6 times the arithmetic's epsilon (float64: 2e-10), 1e3 in float32.
         max_steps: the most Newton steps. Each takes `period` times as many Jacobian products as the state has entries.
+        has_aux: whether the loss returns (value, aux); aux is left out.
 
     Returns:
         a `PeriodicOrbit`. If Newton's method fails, its `converged` and `stable` are `False`.
@@ -127,7 +131,7 @@ def periodic_orbit(
     check_optimizer("periodic_orbit", optimizer)
     if not is_concrete(optimizer, guess):
         raise ValueError("periodic_orbit works on concrete numbers only: call it outside of jit and vmap, in a loop")
-    chain = _Chain(dataclasses.replace(optimizer, bias_correction=False), loss)
+    chain = _Chain(dataclasses.replace(optimizer, bias_correction=False), admit_loss(loss, has_aux))
     start = _start(chain, guess, settle)
     precision = jnp.finfo(_flat(start).dtype)
     limit = float(precision.eps) * (1e6 if precision.bits > 32 else 1e3) if tolerance is None else tolerance
@@ -145,7 +149,7 @@ class _Chain(eqx.Module):
     optimizer: Optimizer
     loss: Loss
 
-    @eqx.filter_jit
+    @program
     def follow(self, like: Any, flat: Flat, steps: Any, iteration: Any = _ONE) -> Flat:
         """The flattened state after some steps; `like` is a state of the same structure, with its constants."""
         # The number of steps is no constant of this program, so that one compilation serves every period.
@@ -162,12 +166,12 @@ def _state(like: Any, flat: Flat) -> Any:
     return eqx.combine(ravel_pytree(moving)[1](flat), fixed)
 
 
-@eqx.filter_jit
+@program
 def _jacobian(chain: _Chain, like: Any, flat: Flat, steps: Array) -> Float[Array, "size size"]:
     return jax.jacfwd(lambda x: chain.follow(like, x, steps))(flat)
 
 
-@eqx.filter_jit
+@program
 def _newton(chain: _Chain, start: Any, period: Array, scales: Flat, lowest: Flat, tolerance: Any, steps: int) -> Flat:
     def change(scaled: Flat, _: None) -> Flat:
         return chain.follow(start, scales * scaled, period) / scales - scaled

@@ -2,7 +2,6 @@ r"""How a discrete step turns unstable: by an oscillation of period 2, as at the
 
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Complex, Float
@@ -13,13 +12,14 @@ from adamflow.analysis.stability.spectrum import jacobian_spectrum
 from adamflow.checks import check_range, check_single, is_concrete
 from adamflow.flows import InterpolatingState, TwoBranchState
 from adamflow.optimizers import Optimizer
+from adamflow.optimizers.record import Record
 from adamflow.types import Loss, Scalar
 
 #: An angle is that of period 2, or of none, if it is within this of π, or of 0.
 _ANGLE = 1e-3
 
 
-class Instability(eqx.Module):
+class Instability(Record):
     """The multipliers through which a step leaves stability; `print` says it in words.
 
     Attributes:

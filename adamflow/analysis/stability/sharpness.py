@@ -21,7 +21,9 @@ from adamflow.checks import check_count, check_params, check_precision, check_ra
 from adamflow.flows import Snapshot
 from adamflow.flows.lanczos import lanczos
 from adamflow.flows.norms import norm
+from adamflow.losses import admit_loss, program
 from adamflow.optimizers import Optimizer, check_optimizer
+from adamflow.optimizers.record import Record
 from adamflow.types import Loss, Numbers, Params, Scalar
 
 #: An eigenvalue has converged if its residual is at most this share of it; its error is about the square of that.
@@ -30,7 +32,7 @@ TOLERANCE = 1e-3
 Flat: TypeAlias = Float[Array, "size"]
 
 
-class Sharpness(eqx.Module):
+class Sharpness(Record):
     """What `preconditioned_sharpness` returns: an estimate of an eigenvalue, and how far it can be trusted."""
 
     #: θ = ⟨y, A y⟩, the estimate of the largest eigenvalue of A = P^{−1/2} H P^{−1/2}; above it only by rounding.
@@ -63,7 +65,7 @@ class Sharpness(eqx.Module):
         return f"largest eigenvalue {float(self.value):.6g}, residual {float(self.residual):.1e}: {word}{sign}"
 
 
-class ObservedSharpness(eqx.Module):
+class ObservedSharpness(Record):
     """What `sharpness_observer` keeps of a `Sharpness` at each saved iteration: its numbers without the vector."""
 
     #: The estimate of the largest eigenvalue of P^{−1/2} H P^{−1/2}.
@@ -107,7 +109,13 @@ def adaptive_edge(gamma: Numbers) -> Numbers:
 
 
 def preconditioned_sharpness(
-    loss: Loss, params: Params, preconditioner: Params, *, iterations: int = 32, seed: Scalar = 0
+    loss: Loss,
+    params: Params,
+    preconditioner: Params,
+    *,
+    iterations: int = 32,
+    seed: Scalar = 0,
+    has_aux: bool = False,
 ) -> Sharpness:
     r"""The largest eigenvalue of $P^{-1/2} H P^{-1/2}$, with $H$ the Hessian of the loss and $P$ diagonal.
 
@@ -130,6 +138,7 @@ def preconditioned_sharpness(
         iterations: the most Lanczos iterations, at least 1. The number of parameters is enough in exact arithmetic, and
             no more are made. The iteration ends before that where the vectors span an invariant space.
         seed: a whole number that determines the start. Nothing else is random.
+        has_aux: whether the loss returns (value, aux); aux is left out.
 
     Returns:
         A `Sharpness`; `print` says it in words. If the Hessian is not finite, its numbers are nan. A small residual, at
@@ -149,7 +158,7 @@ def preconditioned_sharpness(
     >>> print(sharpness)
     largest eigenvalue 4, residual ...: converged
     """
-    params = check_params(params)
+    loss, params = admit_loss(loss, has_aux), check_params(params)
     check_precision("preconditioner", preconditioner)
     _check_preconditioner(params, preconditioner)
     iterations = check_count("iterations", iterations)
@@ -174,7 +183,7 @@ class SharpnessObserver(eqx.Module):
 
 
 def sharpness_observer(
-    optimizer: Optimizer, loss: Loss, *, iterations: int = 32, seed: Scalar = 0
+    optimizer: Optimizer, loss: Loss, *, iterations: int = 32, seed: Scalar = 0, has_aux: bool = False
 ) -> SharpnessObserver:
     r"""The `preconditioned_sharpness` along a run, as its `observe=`, with the record's own $P$.
 
@@ -187,6 +196,7 @@ def sharpness_observer(
         loss: `loss(params)`. In a run with batches it is that of the full data, or of a batch that you bind.
         iterations: as in `preconditioned_sharpness`.
         seed: as in `preconditioned_sharpness`; the same start is used at all iterations.
+        has_aux: whether the loss returns (value, aux); aux is left out.
 
     Returns:
         a function for `observe=` of `af.iterate` and `af.solve`. Those made with the same settings share compiled
@@ -207,10 +217,11 @@ def sharpness_observer(
     [1.    1.052 1.108]
     """
     check_optimizer("sharpness_observer", optimizer)
+    loss = admit_loss(loss, has_aux)
     return SharpnessObserver(optimizer, loss, jnp.asarray(seed), check_count("iterations", iterations))
 
 
-@eqx.filter_jit
+@program
 def _sharpness(loss: Loss, params: Params, preconditioner: Params, depth: int, seed: Scalar) -> Sharpness:
     flat, unravel = ravel_pytree(params)
     weights, unit = _weights(preconditioner, flat.dtype)

@@ -15,7 +15,9 @@ from adamflow.analysis.stability.krylov import BALANCING_ROUNDS, Rank, balance, 
 from adamflow.checks import check_choice, check_count, check_params, check_range, check_single, is_concrete
 from adamflow.flows import AbstractFlow
 from adamflow.flows.norms import norm, numpy_norm, unit_of
+from adamflow.losses import admit_loss, program
 from adamflow.optimizers import Optimizer, OptimizerState, check_optimizer
+from adamflow.optimizers.record import Record
 from adamflow.types import Loss, Scalar
 
 #: Up to this many entries of the state method="auto" is "dense": below a second on one core.
@@ -25,7 +27,7 @@ _NOT_FINITE = "the Jacobian is not finite at this state; look at the loss's seco
 Flat: TypeAlias = Float[Array, "size"]
 
 
-class Spectrum(eqx.Module):
+class Spectrum(Record):
     r"""Leading eigenvalues μ of a Jacobian A, and how far each can be trusted; `print` says it in words.
 
     Attributes:
@@ -75,6 +77,7 @@ def jacobian_spectrum(
     max_products: int = 3000,
     depth: int | None = None,
     seed: int = 0,
+    has_aux: bool = False,
 ) -> Spectrum:
     r"""The leading eigenvalues of the Jacobian of one step, or of a vector field, at a state: θ and all filters.
 
@@ -106,6 +109,7 @@ def jacobian_spectrum(
         max_products: "arnoldi" stops after about so many products with A, converged or not.
         depth: vectors that "arnoldi" keeps, by default 2 `count` + 8. More need fewer products.
         seed: a whole number that determines the random signs and the start.
+        has_aux: whether the loss returns (value, aux); aux is left out.
 
     Returns:
         a `Spectrum`. Where there is no finite Jacobian, under jit or vmap, values and residuals are NaN.
@@ -127,7 +131,7 @@ def jacobian_spectrum(
         dense, 3 products: all 1 converged
           0.999, residual ...
     """
-    system = _system(model, loss, state, iteration)
+    system = _system(model, admit_loss(loss, has_aux), state, iteration)
     missing = _lacks_derivative(system)
     if is_concrete(missing) and missing:
         raise ValueError(f"the Jacobian does not exist at this state: the map is {NOT_DIFFERENTIABLE}")
@@ -228,20 +232,20 @@ def _lacks_derivative(system: _System) -> Any:
     return lacks_derivative(model.optimizer, system.loss, model.params(state), state.filters, system.iteration)
 
 
-@eqx.filter_jit
+@program
 def _product(system: _System, scales: Flat, vector: Flat) -> Flat:
     """The balanced Jacobian S⁻¹ A S times a vector."""
     # A jvp recomputes the gradient in each product. To keep it (jax.linearize) would cost a compilation per state.
     return jax.jvp(system, (system.point,), (scales * vector,))[1] / scales
 
 
-@eqx.filter_jit
+@program
 def _transposed_product(system: _System, scales: Flat, vector: Flat) -> Flat:
     """The transpose of the balanced Jacobian, S Aᵀ S⁻¹, times a vector."""
     return scales * jax.vjp(system, system.point)[1](vector / scales)[0]
 
 
-@eqx.filter_jit
+@program
 def _dense(system: _System, rank: Rank, seed: Array) -> tuple[Any, ...]:
     """All eigenvalues by rank, their residuals, the first eigenvector, and the scales."""
     matrix = jax.jacfwd(system)(system.point)

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from adamflow.flows import AbstractFlow, GouldTanakaFlow, Snapshot
 from adamflow.flows.averages import FlowState
+from adamflow.losses import program
 from adamflow.optimizers import Optimizer, overrides
 from adamflow.runs.collocation.integration import IntegrationProblem, IntegrationState, SavedStates, flatten_state
 from adamflow.runs.collocation.newton import DiagonalResult, NewtonIntegrator
@@ -119,7 +120,7 @@ def solve_by_collocation(
     return _result(inputs, options, run)
 
 
-@eqx.filter_jit
+@program
 def _solve_traced(inputs: RunInputs, options: StaticOptions, reference: DifferentiableRun) -> CollocationResult:
     """A run inside another program.
 
@@ -162,7 +163,7 @@ def _solve_traced(inputs: RunInputs, options: StaticOptions, reference: Differen
     return solve(inputs)
 
 
-@eqx.filter_jit
+@program
 def _run_diagonal_phase(inputs: RunInputs, options: StaticOptions) -> DiagonalResult:
     """The run as far as the Hessian counts as diagonal."""
     problem = _make_problem(inputs, options)
@@ -171,7 +172,7 @@ def _run_diagonal_phase(inputs: RunInputs, options: StaticOptions) -> DiagonalRe
     return _newton_integrator(problem).run_diagonal(run)
 
 
-@eqx.filter_jit
+@program
 def _run_coupled_phase(inputs: RunInputs, options: StaticOptions, diagonal: DiagonalResult) -> IntegrationState:
     """The rest of the run: with the Hessian itself, or with a surrogate of the gradient for many parameters."""
     problem = _make_problem(inputs, options)
@@ -203,7 +204,7 @@ def _make_problem(inputs: RunInputs, options: StaticOptions) -> IntegrationProbl
     )
 
 
-@eqx.filter_jit
+@program
 def _result(inputs: RunInputs, options: StaticOptions, run: IntegrationState) -> CollocationResult:
     """What users get of a run: saved parameters or what was observed, its end, and what it cost."""
     problem, observe, counts = _make_problem(inputs, options), options.observe, run.step_counts
