@@ -33,7 +33,9 @@ def row_of(table, n):
 def run_gradients(optimizer, gradients, observe=largest_update):
     rows = eqx.Partial(row_of, jnp.asarray(gradients)[:, None])
     dtype = jnp.asarray(gradients).dtype
-    return af.iterate(optimizer, linear, jnp.ones(1, dtype), len(gradients) - 1, batches=rows, observe=observe)
+    # Gradients of the worst case make some of them diverge.
+    options = dict(batches=rows, observe=observe, on_failure="ignore")
+    return af.iterate(optimizer, linear, jnp.ones(1, dtype), len(gradients) - 1, **options)
 
 
 @pytest.fixture(scope="module", params=[(0.9, 0.99), (0.999, 0.9)], ids=["B-", "B+"])

@@ -30,6 +30,7 @@ from adamflow.runs.diffrax_methods import (
     tolerance_of,
 )
 from adamflow.runs.error_estimate import with_error_estimate
+from adamflow.runs.failure import OnFailure, check_on_failure, tell_failure
 from adamflow.runs.input_checks import (
     check_flow,
     check_observe,
@@ -69,6 +70,7 @@ def solve(
     has_aux: bool = False,
     estimate_error: bool = False,
     progress: bool = False,
+    on_failure: OnFailure = "warn",
 ) -> Trajectory:
     """Integrate a flow over n ∈ [0, steps], beside `steps` iterations of its optimizer.
 
@@ -106,6 +108,9 @@ def solve(
             `error_estimate` how far both are apart at the saved times, in the measure of rtol. It costs about as much
             as 2.5 runs (docs/accuracy.md has how good it is).
         progress: whether to show a bar, which collocation has not: "auto" then takes a solver of diffrax.
+        on_failure: what to do if the run does not complete, as its `outcome` says: "warn" at the line of this call,
+            "raise" an `af.IncompleteRunError`, whose attribute `trajectory` holds the run, or "ignore". Under `jit`,
+            `vmap` and `grad` an outcome has no value yet and nothing is said: look at `outcome` afterwards.
 
     Returns:
         the trajectory. A run that fails ends there, says so in `outcome`, and keeps what it has. Works under
@@ -114,6 +119,11 @@ def solve(
     Raises:
         TypeError: if the flow is none, or `start` no such pair; for forward-mode derivatives, which flows have none of.
         ValueError: if an argument is out of its range, or loss or gradient is not finite at the start.
+        IncompleteRunError: with on_failure="raise", if the run does not complete.
+
+    Warns:
+        IncompleteRunWarning: with on_failure="warn", if the run does not complete, or the second run of
+            `estimate_error` does not.
 
     Example:
         >>> import adamflow as af
@@ -122,6 +132,7 @@ def solve(
         >>> af.solve(flow, problem.loss, problem.params, 50, save_at=[0, 12.5, 50]).params.shape
         (3, 10)
     """
+    check_on_failure(on_failure)
     loss, observe, params, steps, rows, first = _checked(flow, loss, params, steps, save_at, start, observe, has_aux)
     rtol, atol, max_steps = _checked_steps(params, rtol, atol, step_size, steps - first, max_steps)
     if solver == "collocation":
@@ -138,7 +149,7 @@ def solve(
     trajectory = _solve_once(problem, numbers)
     if estimate_error:
         trajectory = with_error_estimate(trajectory, _solve_once(problem, _tighter(numbers, params)))
-    return conclude(trajectory, started)
+    return tell_failure(conclude(trajectory, started), on_failure, rows[0])
 
 
 class _Problem(NamedTuple):
