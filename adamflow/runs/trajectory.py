@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -13,10 +13,7 @@ from jaxtyping import Array, Float, Int, Real
 from adamflow.checks import is_concrete
 from adamflow.display import fields_text, html_table
 from adamflow.runs.summary import summary, summary_rows
-from adamflow.types import Params
-
-if TYPE_CHECKING:
-    import xarray as xr
+from adamflow.types import Dataset, Params
 
 #: How runs end; a code is a place in this tuple.
 OUTCOMES = ("completed", "diverged", "not_finite", "max_steps_reached", "min_step_reached", "interrupted")
@@ -203,7 +200,7 @@ class Trajectory(eqx.Module):
     def __len__(self) -> int:
         return self.iterations.shape[-1]
 
-    def to_xarray(self) -> "xr.Dataset":
+    def to_xarray(self) -> Dataset:
         """The saved run as a Dataset: a variable for each leaf of `params` or `observed`, over the saved iterations.
 
         A leaf is named by its path, for example "params.layers.0.weight", and has the dimension "iteration" and one

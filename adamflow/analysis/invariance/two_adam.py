@@ -11,7 +11,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import xarray as xr
 
 from adamflow.analysis.invariance.norm_law import norm_factor
 from adamflow.analysis.invariance.report import named_leaves
@@ -21,7 +20,7 @@ from adamflow.optimizers import Optimizer, PerTensorRMSpropStage, check_optimize
 from adamflow.runs import Outcome, Stats, Trajectory
 from adamflow.runs.failure import OnFailure, check_on_failure, tell_failure
 from adamflow.runs.trajectory import check_rows
-from adamflow.types import Batch, Loss, Params, Scalar
+from adamflow.types import Batch, Dataset, Loss, Params, Scalar
 
 
 def equivalent_two_adam(
@@ -148,7 +147,7 @@ def iterate_on_spheres(
     return tell_failure(trajectory, on_failure, 0)
 
 
-def direction_distance(reference: Trajectory, run: Trajectory, scale_invariant: Sequence[str]) -> xr.Dataset:
+def direction_distance(reference: Trajectory, run: Trajectory, scale_invariant: Sequence[str]) -> Dataset:
     r"""How far the directions W/‖W‖ of two runs are apart: angles, for each scale-invariant tensor.
 
     Args:
@@ -192,6 +191,8 @@ def direction_distance(reference: Trajectory, run: Trajectory, scale_invariant: 
     relative = np.where(so_far > 0, np.array(angle) / np.where(so_far > 0, so_far, 1.0), 0.0)
     axes = ("tensor", "iteration")
     words = {"angle": "angle between the directions", "moved": "angle from the start of the reference"}
+    import xarray as xr
+
     result = xr.Dataset(
         {"angle": (axes, np.array(angle)), "moved": (axes, np.array(moved)), "relative": (axes, relative)},
         {"tensor": list(scale_invariant), "iteration": np.asarray(reference.iterations, np.float64)},
