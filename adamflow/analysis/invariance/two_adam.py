@@ -144,7 +144,7 @@ def iterate_on_spheres(
         stats=Stats(jnp.asarray(steps), jnp.asarray(steps), none, none, None),
         name=f"{optimizer.name}, discrete, fixed norms",
     )
-    return tell_failure(trajectory, on_failure, 0)
+    return tell_failure(trajectory, on_failure, 0.0)
 
 
 def direction_distance(reference: Trajectory, run: Trajectory, scale_invariant: Sequence[str]) -> Dataset:
