@@ -8,7 +8,6 @@ import importlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from adamflow import analysis, problems
 from adamflow.flows import (
     AbstractFlow,
     CentralFlow,
@@ -38,12 +37,13 @@ from adamflow.optimizers import (
     sgd,
     signsgd,
 )
-from adamflow.problems import Problem
 from adamflow.runs import (
     CHORD_ROOT_FINDER,
     OUTCOMES,
     Comparison,
     Convergence,
+    IncompleteRunError,
+    IncompleteRunWarning,
     Outcome,
     Stats,
     Trajectory,
@@ -55,7 +55,8 @@ from adamflow.runs import (
 )
 
 if TYPE_CHECKING:
-    from adamflow import plotting
+    from adamflow import analysis, plotting, problems
+    from adamflow.problems import Problem
 
 __version__ = "0.2.0"
 
@@ -71,6 +72,8 @@ __all__ = [
     "Filter",
     "FlowState",
     "GouldTanakaFlow",
+    "IncompleteRunError",
+    "IncompleteRunWarning",
     "InterpolatingFlow",
     "MemorylessFlow",
     "ModifiedFlow",
@@ -104,6 +107,9 @@ __all__ = [
 ]
 
 
+#: Packages that are imported at their first use: runs need none of them, and `plotting` needs matplotlib.
+_LATER = ("analysis", "plotting", "problems")
+
 #: Former names of version 0.1, kept for one version.
 _FORMER_NAMES = {
     "CHORD": "CHORD_ROOT_FINDER",
@@ -116,11 +122,18 @@ _FORMER_NAMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import `plotting` at its first use, since the rest does not need matplotlib; find objects by former names."""
-    if name == "plotting":
-        return importlib.import_module("adamflow.plotting")
+    """Import some packages at their first use; find objects by former names."""
+    if name in _LATER:
+        return importlib.import_module(f"adamflow.{name}")
+    if name == "Problem":
+        return importlib.import_module("adamflow.problems").Problem
     if name in _FORMER_NAMES:
         present = _FORMER_NAMES[name]
         warnings.warn(f"adamflow.{name} is now called adamflow.{present}", DeprecationWarning, stacklevel=2)
         return globals()[present]
     raise AttributeError(f"module 'adamflow' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """All public names, also those of what is imported at its first use."""
+    return sorted({*globals(), *__all__})

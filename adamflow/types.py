@@ -1,11 +1,17 @@
 """Type names shared by every layer: shapes stand in types (jaxtyping), spelled once here."""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jax import Array
 from jaxtyping import Float, Inexact, Int, PyTree
 from numpy import ndarray
+
+if TYPE_CHECKING:
+    from xarray import Dataset
+else:
+    # Who has no use for xarray does not wait for its import, which takes as long as that of jax.
+    Dataset: TypeAlias = Any
 
 #: A real number: a Python float, a NumPy or JAX scalar, or a tracer of one.
 Scalar: TypeAlias = float | int | Float[Array | ndarray, ""] | Int[Array | ndarray, ""]

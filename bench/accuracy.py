@@ -96,6 +96,7 @@ def run(problem: RandomProblem, solver: str) -> tuple[np.ndarray, dict[str, Any]
         return rows, cost | {"work": cost["gradients"] + cost["jacobians"] * (problem.shape.dimension + 1)}
     method, max_steps = SOLVERS[solver]
     options: dict[str, Any] = {"save_at": problem.save_at, "rtol": problem.rtol, "max_steps": max_steps}
+    options["on_failure"] = "ignore"
     found = af.solve(problem.flow, problem.loss, problem.params, problem.steps, solver=method, **options)
     stats = found.stats
     cost = {"outcome": found.outcome.name, "gradients": stats.gradient_evaluations}

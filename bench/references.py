@@ -161,6 +161,7 @@ def _apart(rows: np.ndarray, others: np.ndarray, problem: RandomProblem) -> floa
 def _explicit(problem: RandomProblem, start: jax.Array, rtol: float, atol: float) -> tuple[np.ndarray, str]:
     """Rows and outcome of Dopri8."""
     options: dict[str, Any] = {"save_at": problem.save_at, "rtol": rtol, "atol": atol, "max_steps": EXPLICIT_STEPS}
+    options["on_failure"] = "ignore"
     found = af.solve(problem.flow, problem.loss, start, problem.steps, solver=_DOPRI8, **options)
     return np.asarray(found.params), found.outcome.name
 
@@ -168,6 +169,7 @@ def _explicit(problem: RandomProblem, start: jax.Array, rtol: float, atol: float
 def _gradients(problem: RandomProblem) -> float:
     """What Dopri8 takes at the problem's own rtol."""
     options: dict[str, Any] = {"save_at": problem.save_at, "rtol": problem.rtol, "max_steps": EXPLICIT_STEPS}
+    options["on_failure"] = "ignore"
     found = af.solve(problem.flow, problem.loss, problem.params, problem.steps, solver=_DOPRI8, **options)
     return float(found.stats.gradient_evaluations) if bool(found.outcome.successful) else np.nan
 

@@ -144,7 +144,8 @@ def train(config: Config) -> dict[str, Any]:
     def run(decays: tuple[float, float]) -> list[Any]:
         optimizer = af.adam(config.learning_rate, beta=decays[0], gamma=decays[1])
         look = af.analysis.sharpness_observer(optimizer, problem.loss)
-        result = af.iterate(optimizer, problem.loss, problem.params, config.steps, save_at=[config.steps], observe=look)
+        options: dict[str, Any] = dict(save_at=[config.steps], observe=look, on_failure="ignore")
+        result = af.iterate(optimizer, problem.loss, problem.params, config.steps, **options)
         seen = result.observed
         return (
             [seen.value[0], seen.residual[0], seen.lowest_eigenvalue_bound[0]]

@@ -219,7 +219,7 @@ def flow_runs(draw: Draw) -> str:
         "max_steps": 1000,
     }
     arguments = draw.spoil(arguments, share=0.7, among=tuple(name for name in arguments if name != "loss"))
-    run = af.solve(**arguments)
+    run = af.solve(**arguments, on_failure="ignore")
     for leaf in jax.tree.leaves(run.params):
         true(np.isfinite(leaf).all(), f"{run.outcome.name}, but θ is {leaf}")
     if run.outcome.name == "completed" and draw.good:
@@ -247,9 +247,8 @@ def discrete_runs(draw: Draw) -> str:
         "save_at": draw.one_of(None, [0, 2], np.array([1, 3])),
     }
     arguments = draw.spoil(arguments, share=0.7)
-    run = af.iterate(
-        *(arguments[name] for name in ("optimizer", "loss", "params", "steps")), save_at=arguments["save_at"]
-    )
+    given = [arguments[name] for name in ("optimizer", "loss", "params", "steps")]
+    run = af.iterate(*given, save_at=arguments["save_at"], on_failure="ignore")
     steps = arguments["steps"]
     is_vector = [jnp.shape(leaf) for leaf in jax.tree.leaves(arguments["params"])] == [(2,)]
     if not is_vector or arguments["loss"] is not quadratic_loss:

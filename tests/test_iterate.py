@@ -168,9 +168,10 @@ def test_identity_memory_and_tracing_follow_what_is_saved(observe):
 
     tracemalloc.start()
     try:
-        run = af.iterate(
-            ADAM, lambda p, _: loss(p), jnp.ones(2), 10**9, save_at=[0, 7, 10**9], observe=observe, batches=batches
-        )
+        with pytest.warns(af.IncompleteRunWarning, match="did not complete; interrupted: Ctrl-C ended the run after"):
+            run = af.iterate(
+                ADAM, lambda p, _: loss(p), jnp.ones(2), 10**9, save_at=[0, 7, 10**9], observe=observe, batches=batches
+            )
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -246,7 +247,8 @@ def test_identity_under_vmap_only_saved_iterations_are_observed():
 def test_identity_a_look_at_the_end_beside_a_lane_that_fails(save_at):
     def run(eta):
         look = lambda snapshot: (snapshot.iteration, snapshot.loss)  # noqa: E731
-        return af.iterate(af.sgd(eta), CHAIN.loss, CHAIN.params, 30, save_at=save_at, observe=look)
+        options = dict(save_at=save_at, observe=look, on_failure="ignore")
+        return af.iterate(af.sgd(eta), CHAIN.loss, CHAIN.params, 30, **options)
 
     lanes = eqx.filter_vmap(run)(jnp.array([1e-2, 1e9]))
     alone = run(1e-2)
@@ -301,7 +303,7 @@ def test_identity_progress_bar_changes_nothing(capsys):
 
 
 def test_failure_explosion_keeps_what_came_before():
-    run = af.iterate(af.signsgd(3e6), jnp.sum, jnp.ones(1), 400, save_at=np.arange(0, 401, 10))
+    run = af.iterate(af.signsgd(3e6), jnp.sum, jnp.ones(1), 400, save_at=np.arange(0, 401, 10), on_failure="ignore")
     assert run.outcome.name == "diverged"
     assert not bool(run.outcome.successful)
     assert float(run.outcome.last_valid_iteration) == 33
@@ -318,12 +320,12 @@ def log_loss(params):
 @pytest.mark.parametrize("steps", [30, 11], ids=["on the way", "at the end"])
 def test_failure_loss_that_stops_being_finite_ends_the_run(steps):
     start = jnp.full(2, 1.05)
-    run = af.iterate(af.signsgd(0.1), log_loss, start, steps)
+    run = af.iterate(af.signsgd(0.1), log_loss, start, steps, on_failure="ignore")
     assert run.outcome.name == "not_finite"
     assert float(run.outcome.last_valid_iteration) == 10
     np.testing.assert_allclose(run.params[:, 0], 1.05 - 0.1 * np.arange(11), atol=1e-12)
     assert np.isfinite(jax.tree.leaves(run.final_state)[0]).all()
-    seen = af.iterate(af.signsgd(0.1), log_loss, start, steps, observe=lambda s: s.loss)
+    seen = af.iterate(af.signsgd(0.1), log_loss, start, steps, observe=lambda s: s.loss, on_failure="ignore")
     assert seen.outcome.name == "not_finite"
     np.testing.assert_allclose(seen.observed, 2 * np.log(1.05 - 0.1 * np.arange(11)), atol=1e-12)
 
@@ -369,7 +371,7 @@ def test_failure_square_of_a_later_gradient_beyond_the_arithmetic():
     def loss(p):
         return jnp.sum(jnp.where(p < 0.75, 1e25 * p, p))
 
-    run = af.iterate(af.adam(0.1), loss, jnp.ones(2, jnp.float32), 20)
+    run = af.iterate(af.adam(0.1), loss, jnp.ones(2, jnp.float32), 20, on_failure="ignore")
     assert (run.outcome.name, float(run.outcome.last_valid_iteration)) == ("not_finite", 2)
 
 

@@ -14,7 +14,7 @@ LAYERS = ("figures", "plotting", "analysis", "runs", "flows", "optimizers")
 BESIDE = ("problems",)
 #: The optimizers in another library's terms.
 PORTS = ("torch",)
-SHARED = ("types", "checks", "losses")
+SHARED = ("types", "checks", "display", "losses")
 ONLY_IN = {
     "diffrax": ("runs", "flows"),
     "diffrax.diffeqsolve": ("runs",),
@@ -118,7 +118,7 @@ def test_layers_functions_are_small_and_files_are_named():
         (
             "problems/chain.py",
             "from .. import optimizers",
-            "problems may import only ('problems', 'types', 'checks', 'losses')",
+            "problems may import only ('problems', 'types', 'checks', 'display', 'losses')",
         ),
         ("types.py", "from .runs import Trajectory", "types may import only"),
         (
@@ -131,7 +131,7 @@ def test_layers_functions_are_small_and_files_are_named():
         (
             "torch/kadam.py",
             "from adamflow.runs import iterate",
-            "torch may import only ('torch', 'optimizers', 'types', 'checks', 'losses')",
+            "torch may import only ('torch', 'optimizers', 'types', 'checks', 'display', 'losses')",
         ),
         ("extras.py", "", "belongs to no layer"),
     ],

@@ -185,7 +185,7 @@ def test_identity_errors_that_are_all_zero_are_drawn():
 @pytest.mark.usefixtures("unchecked")
 def test_failure_runs_without_saved_states_and_things_that_are_no_result():
     problem = af.problems.quadratic([1.0])
-    with pytest.warns(UserWarning, match="holds no rows"):
+    with pytest.warns(UserWarning, match="It saved nothing"):
         run = af.iterate(af.sgd(1e3), problem.loss, problem.params, 400, save_at=[399, 400])
     assert len(run) == 0
     with pytest.raises(ValueError, match="holds no rows: it ended before the first"):

@@ -33,7 +33,9 @@ def row_of(table, n):
 def run_gradients(optimizer, gradients, observe=largest_update):
     rows = eqx.Partial(row_of, jnp.asarray(gradients)[:, None])
     dtype = jnp.asarray(gradients).dtype
-    return af.iterate(optimizer, linear, jnp.ones(1, dtype), len(gradients) - 1, batches=rows, observe=observe)
+    # Gradients of the worst case make some of them diverge.
+    options = dict(batches=rows, observe=observe, on_failure="ignore")
+    return af.iterate(optimizer, linear, jnp.ones(1, dtype), len(gradients) - 1, **options)
 
 
 @pytest.fixture(scope="module", params=[(0.9, 0.99), (0.999, 0.9)], ids=["B-", "B+"])
@@ -186,8 +188,8 @@ def test_failure_of_flows_is_not_blamed_on_underflow_and_their_rate_is_not_guess
         summary = bound_report(tenfold, af.adam(1e-2), kind=kind).summary
         assert "exceed the bound in 4 of 4 iterations" in summary
         assert "underflow" not in summary
-    other = dataclasses.replace(flow_run, name="adam, " + af.ModifiedFlow(af.adam(1e-2)).name)
-    with pytest.raises(ValueError, match=r"'adam, modified flow of order 2' does not name; give rate='exact' or rate="):
+    other = dataclasses.replace(flow_run, name="adam, modified flow of order 2", filter_rate=None)
+    with pytest.raises(ValueError, match=r"'adam, modified flow of order 2' does not know; give rate='exact' or rate="):
         bound_report(other, af.adam(1e-2))
     assert bound_report(other, af.adam(1e-2), kind="discrete").exceeded == 0
 

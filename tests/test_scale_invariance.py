@@ -355,6 +355,8 @@ def test_failure_of_a_run_on_spheres_is_said():
         return -w[0] / jnp.sqrt(jnp.sum(w**2)) * jnp.where(w[0] > 0.5, jnp.nan, 1.0)
 
     record = af.Optimizer(0.2, adamw(0.5).stages)
-    run = af.analysis.iterate_on_spheres(record, loss, jnp.array([-1.0, 1.0]), 30, [""], other_optimizer=record)
+    given = record, loss, jnp.array([-1.0, 1.0]), 30, [""]
+    with pytest.warns(af.IncompleteRunWarning, match="fixed norms' did not complete; not finite: after iteration"):
+        run = af.analysis.iterate_on_spheres(*given, other_optimizer=record)
     assert run.outcome.name == "not_finite"
     assert 0 < float(run.outcome.last_valid_iteration) < 30

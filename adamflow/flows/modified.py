@@ -4,6 +4,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import equinox as eqx
@@ -12,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
-from scipy.special import bernoulli
 
 from adamflow.flows import averages
 from adamflow.flows.averages import AbstractAveragesFlow, FlowState
@@ -171,7 +171,21 @@ class _Path(eqx.Module):
 
 def step_coefficients(order: int) -> Float[np.ndarray, "order"]:
     """B_j/j! for j < order: the series of y/(e^y − 1), which turns differences into derivatives."""
-    return bernoulli(max(order - 1, 1))[:order] / _factorials(order)
+    return _bernoulli_numbers(order) / _factorials(order)
+
+
+@functools.cache
+def _exact_bernoulli_numbers(count: int) -> tuple[Fraction, ...]:
+    numbers = [Fraction(1)]
+    for order in range(1, count):
+        total = sum((math.comb(order + 1, j) * number for j, number in enumerate(numbers)), Fraction(0))
+        numbers.append(-total / Fraction(order + 1))
+    return tuple(numbers)
+
+
+def _bernoulli_numbers(count: int) -> Float[np.ndarray, "count"]:
+    """B₀, B₁ = −½, …, exact up to their rounding, without the import of scipy."""
+    return np.array([float(number) for number in _exact_bernoulli_numbers(count)])
 
 
 def filter_coefficients(decay: Scalar, order: int) -> Float[Array, "order"]:
@@ -186,7 +200,7 @@ def filter_coefficients(decay: Scalar, order: int) -> Float[Array, "order"]:
     near_rate = jnp.where(rate < 1, rate, 1.0)
     # (1−α)/A, also where α rounds to 1.
     share = jnp.where(near_rate > 0, (1 - decay) / jnp.where(near_rate > 0, near_rate, 1.0), 1.0)
-    bernoullis = bernoulli(_TERMS) / _factorials(_TERMS + 1)
+    bernoullis = _bernoulli_numbers(_TERMS + 1) / _factorials(_TERMS + 1)
     bernoullis[1] = 0.5
     powers = near_rate[..., None] ** jnp.arange(_TERMS + 1)
     near = []

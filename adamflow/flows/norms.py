@@ -39,8 +39,13 @@ def tree_norm(params: Params) -> jax.Array:
     return norm(jnp.stack([norm(leaf.reshape(-1)) for leaf in jax.tree.leaves(params)]))
 
 
+def numpy_unit_of(values: np.ndarray, axis: int | tuple[int, ...] = -1) -> np.ndarray:
+    """`unit_of` an array of NumPy, by NumPy."""
+    largest = np.max(np.abs(values), axis=axis, keepdims=True, initial=0.0)
+    return np.where((largest > 0) & np.isfinite(largest), largest, largest.dtype.type(1))
+
+
 def numpy_norm(values: np.ndarray, axis: int = -1) -> Any:
     """`norm` of an array of NumPy, by NumPy."""
-    largest = np.max(np.abs(values), axis=axis, keepdims=True, initial=0.0)
-    unit = np.where((largest > 0) & np.isfinite(largest), largest, largest.dtype.type(1))
+    unit = numpy_unit_of(values, axis)
     return np.squeeze(unit, axis) * np.linalg.norm(values / unit, axis=axis)

@@ -1,12 +1,14 @@
-"""Equality and hash by value, so that records can be static arguments of programs and keys of dictionaries."""
+"""Equality and hash by value, so that records can be static arguments of programs and keys; text with their numbers."""
 
 from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
+import wadler_lindig
 
 from adamflow.checks import is_concrete
+from adamflow.display import changed_fields, fields_text, html_table
 
 
 class Record(eqx.Module):
@@ -14,7 +16,19 @@ class Record(eqx.Module):
 
     Numbers are equal if their type, shape and bits are: .1 in float32 is not .1 in float64. While jax traces its
     numbers a record has none yet: it is equal to itself alone, and has no hash.
+
+    `repr` is the call that makes it, with its numbers; fields at their default are left out. Jupyter shows a table.
     """
+
+    def __repr__(self) -> str:
+        return fields_text(self)
+
+    def __pdoc__(self, **_: Any) -> wadler_lindig.AbstractDoc:
+        # What equinox shows of a record within another module.
+        return wadler_lindig.TextDoc(repr(self))
+
+    def _repr_html_(self) -> str | None:
+        return html_table(type(self).__name__, changed_fields(self))
 
     def __eq__(self, other: object) -> Any:
         if self is other:

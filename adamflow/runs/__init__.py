@@ -4,6 +4,7 @@ from adamflow.runs.comparison import Comparison, Convergence, compare, measure_c
 from adamflow.runs.continuous import solve
 from adamflow.runs.diffrax_methods import CHORD_ROOT_FINDER
 from adamflow.runs.discrete import iterate
+from adamflow.runs.failure import IncompleteRunError, IncompleteRunWarning
 from adamflow.runs.oscillation import MeanAndOscillation, mean_and_oscillation
 from adamflow.runs.trajectory import OUTCOMES, Outcome, Stats, Trajectory
 
@@ -12,6 +13,8 @@ __all__ = [
     "OUTCOMES",
     "Comparison",
     "Convergence",
+    "IncompleteRunError",
+    "IncompleteRunWarning",
     "MeanAndOscillation",
     "Outcome",
     "Stats",

@@ -11,17 +11,22 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from adamflow.checks import check_choice, check_count, check_params, check_range, check_single, is_concrete
+from adamflow.display import html_table
 from adamflow.flows import AbstractFlow, TwoBranchState
 from adamflow.flows.norms import row_norms, tree_norm
 from adamflow.optimizers.record import Record
 from adamflow.runs.continuous import solve
 from adamflow.runs.discrete import iterate
 from adamflow.runs.oscillation import mean_and_oscillation, mean_beside, middles
-from adamflow.runs.trajectory import Trajectory, check_rows
+from adamflow.runs.trajectory import Trajectory, check_rows, is_array
 from adamflow.types import Loss, Params
 
 Norm = Literal["euclidean", "maximum"]
 Average = Literal["none", "period 2"]
+
+
+#: Of the table that a comparison prints.
+_COLUMNS = ("max. absolute", "max. relative", "at iteration", " at the end")
 
 
 class Comparison(Record):
@@ -64,7 +69,8 @@ class Comparison(Record):
         """The iteration of the largest relative error."""
         return float(self.iterations[int(self.relative_error.argmax())])
 
-    def __str__(self) -> str:
+    def _errors(self) -> list[tuple[str, Any, Any]]:
+        """Name, absolute and relative errors: of all parameters, and of each leaf if there are several."""
         rows = [("all parameters", self.absolute_error, self.relative_error)]
         pairs = zip(
             jax.tree_util.tree_leaves_with_path(self.absolute_error_by_leaf),
@@ -73,19 +79,40 @@ class Comparison(Record):
         )
         if len(jax.tree.leaves(self.absolute_error_by_leaf)) > 1:
             rows += [(jax.tree_util.keystr(path), absolute, relative) for (path, absolute), relative in pairs]
-        width = max(len(name) for name, _, _ in rows)
-        lines = [
-            f"{self.names[1]} against {self.names[0]}, {len(self.iterations)} iterations up to "
-            f"{float(self.iterations[-1]):g}, {self.norm} norm",
-            f"{'':{width}}  max. absolute  max. relative  at iteration   at the end",
-        ]
-        for name, absolute, relative in rows:
-            worst = float(self.iterations[int(relative.argmax())])
-            lines.append(
-                f"{name:{width}}  {float(absolute.max()):13.3e}  {float(relative.max()):13.3e}  {worst:12g}"
-                f"  {float(relative[-1]):11.3e}"
+        return rows
+
+    def _title(self) -> str:
+        reference, run = self.names
+        count, end = len(self.iterations), float(self.iterations[-1])
+        return f"{run} against {reference}, {count} iterations up to {end:g}, {self.norm} norm"
+
+    def _cells(self) -> list[tuple[str, str, str, str, str]]:
+        """Each row of the table as text."""
+        return [
+            (
+                name,
+                f"{float(absolute.max()):.3e}",
+                f"{float(relative.max()):.3e}",
+                f"{float(self.iterations[int(relative.argmax())]):g}",
+                f"{float(relative[-1]):.3e}",
             )
+            for name, absolute, relative in self._errors()
+        ]
+
+    def __str__(self) -> str:
+        cells = self._cells()
+        width = max(len(name) for name, *_ in cells)
+        lines = [self._title(), "  ".join([" " * width, *_COLUMNS])]
+        for name, *values in cells:
+            aligned = [f"{value:>{len(column)}}" for value, column in zip(values, _COLUMNS, strict=True)]
+            lines.append("  ".join([f"{name:{width}}", *aligned]))
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return str(self) if is_array(self.relative_error) else super().__repr__()
+
+    def _repr_html_(self) -> str:
+        return html_table(self._title(), self._cells(), ("", *_COLUMNS))
 
 
 def compare(
@@ -256,6 +283,14 @@ class Convergence(Record):
         rows = [f"  {rate:13.4g}  {error:.3e}" for rate, error in zip(self.learning_rates, self.errors, strict=True)]
         return "\n".join([self.name, "  learning rate  error", *rows, f"  fitted order {self.order:.2f}"])
 
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        rows = [(f"{rate:.4g}", f"{error:.3e}") for rate, error in zip(self.learning_rates, self.errors, strict=True)]
+        title = f"{self.name}, fitted order {self.order:.2f}"
+        return html_table(title, rows, ("learning rate", "error"))
+
 
 def measure_convergence(
     make_flow: Callable[[float], AbstractFlow],
@@ -311,8 +346,10 @@ def measure_convergence(
         flow = make_flow(rate)
         save_at = np.round(np.linspace(0, steps, points + 1))
         has_aux = bool(options.get("has_aux"))
-        discrete = iterate(flow.optimizer, loss, params, steps, save_at=save_at, has_aux=has_aux)
-        continuous = solve(flow, loss, params, steps, save_at=save_at, rtol=rtol, **options)
+        discrete = iterate(flow.optimizer, loss, params, steps, save_at=save_at, has_aux=has_aux, on_failure="ignore")
+        # What does not complete is an error below, whatever `options` say.
+        settings: dict[str, Any] = {**options, "on_failure": "ignore"}
+        continuous = solve(flow, loss, params, steps, save_at=save_at, rtol=rtol, **settings)
         for run in (discrete, continuous):
             if not run.outcome.successful:
                 raise ValueError(f"the run {run.name!r} at learning rate {rate:g} {run.outcome.message}")

@@ -31,6 +31,7 @@ from adamflow.runs.diffrax_methods import (
     tolerances_of,
 )
 from adamflow.runs.error_estimate import with_error_estimate
+from adamflow.runs.failure import OnFailure, check_on_failure, tell_failure
 from adamflow.runs.forward_mode import forward_mode_refused, in_reverse_mode_alone
 from adamflow.runs.input_checks import (
     check_first_iterations,
@@ -82,6 +83,7 @@ def solve(
     has_aux: bool = False,
     estimate_error: bool = False,
     progress: bool = False,
+    on_failure: OnFailure = "warn",
 ) -> Trajectory:
     """Integrate a flow over n ∈ [0, steps], beside `steps` iterations of its optimizer.
 
@@ -125,6 +127,9 @@ def solve(
             `error_estimate` how far both are apart at the saved times, in the measure of rtol. It costs about as much
             as 2.5 runs (docs/accuracy.md has how good it is).
         progress: whether to show a bar, which collocation has not: "auto" then takes a solver of diffrax.
+        on_failure: what to do if the run does not complete, as its `outcome` says: "warn" at the line of this call,
+            "raise" an `af.IncompleteRunError`, whose attribute `trajectory` holds the run, or "ignore". Under `jit`,
+            `vmap` and `grad` an outcome has no value yet and nothing is said: look at `outcome` afterwards.
 
     Returns:
         the trajectory. A run that fails ends there, says so in `outcome`, and keeps what it has. Ctrl-C raises
@@ -136,6 +141,11 @@ def solve(
         TypeError: if the flow is none, or `start` none of these; for forward-mode derivatives, which flows lack.
         ValueError: if an argument is out of its range, loss or gradient is not finite at the start, or all squares of
             gradients underflow there with ε = 0, so that nothing would move.
+        IncompleteRunError: with on_failure="raise", if the run does not complete.
+
+    Warns:
+        IncompleteRunWarning: with on_failure="warn", if the run does not complete, or the second run of
+            `estimate_error` does not.
 
     Example:
         >>> import adamflow as af
@@ -144,6 +154,7 @@ def solve(
         >>> af.solve(flow, problem.loss, problem.params, 50, save_at=[0, 12.5, 50]).params.shape
         (3, 10)
     """
+    check_on_failure(on_failure)
     loss, observe, params, steps, rows, first = _checked(flow, loss, params, steps, save_at, start, observe, has_aux)
     rtol, atol, max_steps = _checked_steps(params, rtol, atol, step_size, steps - first, max_steps)
     if solver == "collocation":
@@ -161,7 +172,7 @@ def solve(
     trajectory = _solve_once(problem, numbers)
     if estimate_error:
         trajectory = with_error_estimate(trajectory, _solve_once(problem, _tighter(numbers, params)))
-    return conclude(trajectory, started)
+    return tell_failure(conclude(trajectory, started), on_failure, rows[0])
 
 
 class _Problem(NamedTuple):

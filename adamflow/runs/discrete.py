@@ -20,6 +20,7 @@ from adamflow.checks import check_count, check_flag, is_concrete
 from adamflow.flows import Snapshot
 from adamflow.losses import count_program, loss_and_aux, program
 from adamflow.optimizers import Optimizer, OptimizerState
+from adamflow.runs.failure import OnFailure, check_on_failure, tell_failure
 from adamflow.runs.input_checks import check_observe, check_optimizer, check_run
 from adamflow.runs.trajectory import (
     DIVERGED,
@@ -50,6 +51,7 @@ def iterate(
     batches: Callable[[Any], Batch] | None = None,
     has_aux: bool = False,
     progress: bool = False,
+    on_failure: OnFailure = "warn",
 ) -> Trajectory:
     """Run the discrete optimizer: θₙ₊₁ = θₙ − η (λ θₙ + uₙ), n = 0 … steps − 1.
 
@@ -70,6 +72,9 @@ def iterate(
             and `params`.
         has_aux: whether the loss returns (value, aux), aux any pytree of arrays: `observe` finds it as `snapshot.aux`.
         progress: whether to show a bar.
+        on_failure: what to do if the run does not complete, as its `outcome` says: "warn" at the line of this call,
+            "raise" an `af.IncompleteRunError`, whose attribute `trajectory` holds the run, or "ignore". Under `jit`,
+            `vmap` and `grad` an outcome has no value yet and nothing is said: look at `outcome` afterwards.
 
     Returns:
         the trajectory. A run that explodes or leaves the finite numbers ends there, says so in `outcome`, and keeps
@@ -79,6 +84,10 @@ def iterate(
     Raises:
         TypeError: if the optimizer is none.
         ValueError: if an argument is out of its range, or loss or gradient is not finite at the start.
+        IncompleteRunError: with on_failure="raise", if the run does not complete.
+
+    Warns:
+        IncompleteRunWarning: with on_failure="warn", if the run does not complete.
 
     Example:
         >>> import adamflow as af
@@ -89,6 +98,7 @@ def iterate(
     """
     check_optimizer(optimizer)
     check_observe(observe)
+    check_on_failure(on_failure)
     check_count("steps", steps, high=jnp.iinfo(jnp.result_type(int)).max - 1)
     params, steps, rows = check_run(loss, params, steps, save_at)
     if batches is not None and not callable(batches):
@@ -121,7 +131,7 @@ def iterate(
         stats=Stats(done + (last == steps) if looked else done, taken, none, none, None, taken),
         name=f"{optimizer.name}, discrete",
     )
-    return conclude(trajectory, started)
+    return tell_failure(conclude(trajectory, started), on_failure, rows[0])
 
 
 #: From so many blocks on, one more of them for the look at the end does not matter.

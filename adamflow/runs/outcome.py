@@ -56,7 +56,7 @@ def outcome_of(
     """
     code, reached = run.code, run.reached
     if not eager or int(code) in (MIN_STEP_REACHED, NOT_FINITE):
-        code, reached = _explained(flow, loss, code, run.final_state, reached, (start, times, run.rows, run.finite))
+        code, reached = _explained(flow, loss, code, run.final, reached, (start, times, run.rows, run.finite))
     return Outcome(code, reached.astype(float), is_told_to_start_later=later)
 
 

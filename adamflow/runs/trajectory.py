@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-import warnings
 from typing import Any
 
 import equinox as eqx
@@ -12,9 +11,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Real
 
 from adamflow.checks import is_concrete
+from adamflow.display import fields_text, html_table
 from adamflow.optimizers.record import Record
+from adamflow.runs.summary import summary, summary_rows
 from adamflow.runs.underflow import REMEDY
-from adamflow.types import Params
+from adamflow.types import Dataset, Params
 
 #: How runs end; a code is a place in this tuple.
 OUTCOMES = ("completed", "diverged", "not_finite", "max_steps_reached", "min_step_reached", "interrupted")
@@ -118,6 +119,25 @@ class Outcome(Record):
         lanes = zip(codes.flat, iterations.flat, counts.flat, strict=True)
         return [sentence(int(code), float(n), int(count)) for code, n, count in lanes]
 
+    def __str__(self) -> str:
+        if not is_array(self.code):
+            return "unknown while jax is tracing the run"
+        if not self.code.ndim:
+            return self.message
+        codes = np.asarray(self.code).ravel()
+        counts = [f"{np.sum(codes == code)} {OUTCOMES[code]}" for code in np.unique(codes)]
+        text = f"{codes.size} runs: {', '.join(counts)}"
+        failed = np.flatnonzero(codes)
+        if len(failed):
+            text += f". The first that did not complete is number {failed[0]}: {self.message[failed[0]]}"
+        return text
+
+    def __repr__(self) -> str:
+        return f"Outcome({str(self)!r})" if is_array(self.code) else super().__repr__()
+
+    def _repr_html_(self) -> str:
+        return html_table("Outcome", [("outcome", str(self))])
+
 
 class Stats(Record):
     """What a run cost.
@@ -142,6 +162,9 @@ class Stats(Record):
     jacobian_evaluations: Any
     seconds: float | None
     discrete_steps: Any = 0
+
+    def __repr__(self) -> str:
+        return fields_text(self)
 
 
 class Trajectory(Record):
@@ -183,6 +206,54 @@ class Trajectory(Record):
 
     def __len__(self) -> int:
         return self.iterations.shape[-1]
+
+    def to_xarray(self) -> Dataset:
+        """The saved run as a Dataset: a variable for each leaf of `params` or `observed`, over the saved iterations.
+
+        A leaf is named by its path, for example "params.layers.0.weight", and has the dimension "iteration" and one
+        for each axis of its own, such as "params.layers.0.weight_dim_0". A batch of runs has leading dimensions
+        "batch_dim_0", …. `error_estimate` is a variable, too. `initial_params` and `final_state` are not part of it.
+
+        Returns:
+            the Dataset. Its attributes hold the name of the run, its outcome (name, sentence and last valid iteration)
+            and its stats, as numbers and strings that netCDF can store; what is not known is left out. Of a batch
+            outcome and stats are variables, with one entry per run. Variables have `long_name` and, where they are
+            known, `units`.
+
+        Raises:
+            ValueError: if jax is tracing the run, a leaf of `observed` has no leading axis of saved iterations, or the
+                runs of a batch were saved at different iterations.
+
+        Example:
+            >>> import adamflow as af
+            >>> problem = af.problems.chain(dimension=3)
+            >>> data = af.iterate(af.adam(1e-3), problem.loss, problem.params, 20).to_xarray()
+            >>> dict(data.params.sizes), data.attrs["outcome"]
+            ({'iteration': 21, 'params_dim_0': 3}, 'completed')
+        """
+        # xarray takes a part of a second to import, which runs do without.
+        from adamflow.runs.dataset import dataset_of
+
+        return dataset_of(self)
+
+    def __repr__(self) -> str:
+        return summary(self) if self._holds_arrays() else super().__repr__()
+
+    def _holds_arrays(self) -> bool:
+        """Whether this is a run: `jax.tree.map` and `jax.eval_shape` make trajectories of other things than arrays."""
+        arrays = (self.iterations, getattr(self.outcome, "code", None))
+        return isinstance(self.stats, Stats) and all(isinstance(value, jax.Array | np.ndarray) for value in arrays)
+
+    def _repr_html_(self) -> str | None:
+        if not self._holds_arrays():
+            return None
+        title, rows = summary_rows(self)
+        return html_table(title, rows)
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value is an array whose numbers are known."""
+    return isinstance(value, jax.Array | np.ndarray) and is_concrete(value)
 
 
 def check_rows(*runs: Trajectory) -> None:
@@ -238,13 +309,6 @@ def conclude(trajectory: Trajectory, started: float) -> Trajectory:
     jax.block_until_ready(trajectory)
     if not bool(outcome.successful):
         iterations, params, observed, error_estimate = jax.tree.map(lambda leaf: leaf[: int(good.sum())], rows)
-        if not len(iterations):
-            first = float(trajectory.iterations[0])
-            warnings.warn(
-                f"the run {trajectory.name!r} holds no rows, since it ended before the first iteration of save_at, "
-                f"{first:.10g}; {outcome.message}",
-                stacklevel=3,
-            )
         trajectory = dataclasses.replace(
             trajectory, iterations=iterations, params=params, observed=observed, error_estimate=error_estimate
         )

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-import xarray as xr
 from jax import Array
 from jaxtyping import Float, Int
 
@@ -22,7 +21,7 @@ from adamflow.analysis.bounds.formulas import (
 )
 from adamflow.checks import check_range, is_concrete, keyword_decays
 from adamflow.flows import AbstractFlow, GouldTanakaFlow, InterpolatingFlow, ModifiedFlow
-from adamflow.types import Numbers
+from adamflow.types import Dataset, Numbers
 
 Betas: TypeAlias = Float[Array | np.ndarray, "beta"] | Sequence[float]
 Gammas: TypeAlias = Float[Array | np.ndarray, "gamma"] | Sequence[float]
@@ -96,7 +95,7 @@ def bounded_update_region(
     iteration: Numbers = 100,
     kind: str | AbstractFlow | Sequence[str | AbstractFlow] = "paper",
     rate: str = "exact",
-) -> xr.Dataset:
+) -> Dataset:
     r"""The exponent, the logarithm of the bound and the region of bounded updates on a grid of (β, γ).
 
     =========== ====================================================== ============= ===========================
@@ -166,6 +165,8 @@ def bounded_update_region(
     for name, attributes in _ATTRIBUTES.items():
         dims = ("kind", "iteration", "beta", "gamma") if name == "log_bound" else ("kind", "beta", "gamma")
         variables[name] = dims, np.stack([each[name] for each in maps]), {**attributes, "source": source}
+    import xarray as xr
+
     grid = xr.Dataset(variables, coordinates, {"rate": rate, "references": _ARTICLE})
     single = {"kind": single_kind, "iteration": n.ndim == 0}
     return grid.isel({name: 0 for name, drops in single.items() if drops})

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import xarray as xr
 from jaxtyping import Array, Float
 
 from adamflow.analysis.bounds.formulas import bound_growth_rate, check_kind, log_update_bound
@@ -14,6 +13,7 @@ from adamflow.flows import Snapshot
 from adamflow.optimizers import Optimizer, OptimizerState, SignStage, check_standard
 from adamflow.runs import Trajectory
 from adamflow.runs.trajectory import check_rows, largest
+from adamflow.types import Dataset
 
 #: For each variable of a report: its long name.
 _LONG_NAMES = {
@@ -61,7 +61,7 @@ def largest_update(snapshot: Snapshot) -> Float[Array, ""]:
 
 def bound_report(
     trajectory: Trajectory, optimizer: Optimizer, *, kind: str | None = None, rate: str | None = None
-) -> xr.Dataset:
+) -> Dataset:
     r"""The largest update $\|u_n\|_\infty$ of a run compared with the bound $B_n$ of `update_bound`.
 
     The bound is that of the last stage's (β, γ), whatever the stages before it do, with $b_n = 1$ if the optimizer has
@@ -151,6 +151,8 @@ def bound_report(
         "closest_iteration": updates.iterations[closest],
         "exceeded": np.sum(margin < -rounding),
     }
+    import xarray as xr
+
     report = xr.Dataset(
         {name: ("iteration", values) for name, values in rows.items()} | scalars,
         {"iteration": ("iteration", updates.iterations, {"long_name": "iteration n", "units": "1"})},
@@ -264,7 +266,7 @@ def _bound(
     return np.asarray(log_bound), np.minimum(n, 1 / forgetting) if forgetting > 0 else n
 
 
-def _whether_bounded(report: xr.Dataset) -> str:
+def _whether_bounded(report: Dataset) -> str:
     """Whether the bound itself tends to a constant: a run within a bound that grows is not safe for that."""
     if "beta" not in report.attrs:
         return "bounded, as sign descent is by 1"
@@ -276,7 +278,7 @@ def _whether_bounded(report: xr.Dataset) -> str:
     return f"not bounded, since the bound grows by a factor e every {1 / exponent:.4g} iterations"
 
 
-def _summary(report: xr.Dataset, reason: str) -> str:
+def _summary(report: Dataset, reason: str) -> str:
     """Whether the bound was exceeded, where the run came closest to it, and its largest update of all."""
     n, exceeded = report.iteration.values, int(report.exceeded)
     numbers = "".join(

@@ -11,7 +11,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import xarray as xr
 from jaxtyping import Array, Float
 
 from adamflow.analysis.invariance.norm_law import (
@@ -26,7 +25,7 @@ from adamflow.flows import GouldTanakaFlow, Snapshot
 from adamflow.flows.norms import norm, numpy_norm
 from adamflow.optimizers import Optimizer
 from adamflow.runs import Trajectory
-from adamflow.types import Params
+from adamflow.types import Dataset, Params
 
 _LONG_NAMES = {
     "square_norm": "‖W‖²",
@@ -142,7 +141,7 @@ def invariance_observer(
     return InvarianceObserver(tuple(scale_invariant), vectors)
 
 
-def scale_invariance_report(trajectory: Trajectory, model: Optimizer | GouldTanakaFlow) -> xr.Dataset:
+def scale_invariance_report(trajectory: Trajectory, model: Optimizer | GouldTanakaFlow) -> Dataset:
     r"""Scale-invariant weights along a run beside what theory assumes of them and says of their norm.
 
     A loss with f(cW) = f(W) for c > 0 has ⟨W, g⟩ = 0. [GT] assumes that W(t) is nearly orthogonal to earlier gradients
@@ -206,6 +205,8 @@ def scale_invariance_report(trajectory: Trajectory, model: Optimizer | GouldTana
     if "mean_square" in _filters(optimizer) and order == 0 and n[0] == 0 and np.all(np.diff(n) == 1):
         exact = square_norm_recursion(update, column("divisor"), square_norm[:, 0], eta, decay, gamma)
         variables["law_exact"] = exact
+    import xarray as xr
+
     report = xr.Dataset(
         {name: (("tensor", "iteration"), values) for name, values in variables.items()}
         | {
@@ -265,7 +266,7 @@ def _rows(trajectory: Trajectory) -> tuple[dict[str, TensorObservation], Float[n
     return jax.tree.map(lambda leaf: leaf[good], rows), np.asarray(trajectory.iterations, np.float64)[good]
 
 
-def _with_cosines(report: xr.Dataset, rows: dict[str, TensorObservation]) -> xr.Dataset:
+def _with_cosines(report: Dataset, rows: dict[str, TensorObservation]) -> Dataset:
     if any(row.weights is None for row in rows.values()):
         return report
 
@@ -285,7 +286,7 @@ def _ratio(numerator: Any, denominator: Any) -> np.ndarray:
     return np.where(denominator > 0, numerator / np.where(denominator > 0, denominator, 1.0), 0.0)
 
 
-def _summary(report: xr.Dataset) -> str:
+def _summary(report: Dataset) -> str:
     last = report.isel(iteration=-1)
     tensors = "; ".join(
         f"{str(name) or 'params'}: ‖W‖² = {one.square_norm:.4g} (law of [GT] {one.law_paper:.4g}, corrected for "

@@ -11,7 +11,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import xarray as xr
 
 from adamflow.analysis.invariance.norm_law import norm_factor
 from adamflow.analysis.invariance.report import named_leaves
@@ -20,8 +19,9 @@ from adamflow.flows.norms import norm, numpy_norm
 from adamflow.losses import admit_loss, program
 from adamflow.optimizers import Optimizer, PerTensorRMSpropStage, check_optimizer
 from adamflow.runs import Outcome, Stats, Trajectory
+from adamflow.runs.failure import OnFailure, check_on_failure, tell_failure
 from adamflow.runs.trajectory import check_rows
-from adamflow.types import Batch, Loss, Params, Scalar
+from adamflow.types import Batch, Dataset, Loss, Params, Scalar
 
 
 def equivalent_two_adam(
@@ -90,6 +90,7 @@ def iterate_on_spheres(
     save_every: int = 1,
     batches: Callable[[Any], Batch] | None = None,
     has_aux: bool = False,
+    on_failure: OnFailure = "warn",
 ) -> Trajectory:
     r"""Run an optimizer on tensors of fixed norm: after each step they are divided by their root mean square.
 
@@ -103,12 +104,17 @@ def iterate_on_spheres(
         save_every: iterations between saved ones; it must divide `steps`.
         batches: a jax-traceable function from the iteration to the batch.
         has_aux: whether the loss returns (value, aux); aux is left out.
+        on_failure: what to do if the run does not complete: "warn", "raise" or "ignore", as in `iterate`.
 
     Returns:
         the trajectory, with θ at 0, `save_every`, … `steps`. Rows that are not finite end the run, as `outcome` says.
 
     Raises:
         ValueError: if an argument is out of its range, or a name unknown.
+        IncompleteRunError: with on_failure="raise", if the run does not complete.
+
+    Warns:
+        IncompleteRunWarning: with on_failure="warn", if the run does not complete.
 
     >>> import adamflow as af
     >>> problem, adamw = af.problems.rayleigh(dimension=10), af.adamw(1e-2, weight_decay=0.5)
@@ -120,6 +126,7 @@ def iterate_on_spheres(
     """
     check_optimizer("iterate_on_spheres", optimizer)
     check_optimizer("other_optimizer= of iterate_on_spheres", other_optimizer)
+    check_on_failure(on_failure)
     steps, save_every = check_count("steps", steps), check_count("save_every", save_every)
     if steps % save_every:
         raise ValueError(f"save_every must divide steps={steps}, got {save_every}; both are whole iterations")
@@ -131,7 +138,7 @@ def iterate_on_spheres(
     finite = jnp.stack([jnp.isfinite(leaf).reshape(len(leaf), -1).all(axis=1) for leaf in jax.tree.leaves(rows)])
     good = jnp.cumprod(finite.all(axis=0)).sum()
     none = jnp.zeros((), int)
-    return Trajectory(
+    trajectory = Trajectory(
         iterations=jnp.arange(0.0, steps + 1, save_every),
         params=rows,
         observed=None,
@@ -141,9 +148,10 @@ def iterate_on_spheres(
         stats=Stats(jnp.asarray(steps), jnp.asarray(steps), none, none, None),
         name=f"{optimizer.name}, discrete, fixed norms",
     )
+    return tell_failure(trajectory, on_failure, 0.0)
 
 
-def direction_distance(reference: Trajectory, run: Trajectory, scale_invariant: Sequence[str]) -> xr.Dataset:
+def direction_distance(reference: Trajectory, run: Trajectory, scale_invariant: Sequence[str]) -> Dataset:
     r"""How far the directions W/‖W‖ of two runs are apart: angles, for each scale-invariant tensor.
 
     Args:
@@ -187,6 +195,8 @@ def direction_distance(reference: Trajectory, run: Trajectory, scale_invariant: 
     relative = np.where(so_far > 0, np.array(angle) / np.where(so_far > 0, so_far, 1.0), 0.0)
     axes = ("tensor", "iteration")
     words = {"angle": "angle between the directions", "moved": "angle from the start of the reference"}
+    import xarray as xr
+
     result = xr.Dataset(
         {"angle": (axes, np.array(angle)), "moved": (axes, np.array(moved)), "relative": (axes, relative)},
         {"tensor": list(scale_invariant), "iteration": np.asarray(reference.iterations, np.float64)},

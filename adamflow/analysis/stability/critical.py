@@ -1,7 +1,8 @@
 """The critical curvature: where the discrete step of an optimizer, or a flow, becomes unstable."""
 
 import functools
-from typing import Any, NamedTuple
+import math
+from typing import Any, NamedTuple, cast
 
 import equinox as eqx
 import jax
@@ -11,9 +12,10 @@ import optimistix
 from jax import Array
 from jaxtyping import Float
 
-from adamflow.analysis.stability.eigenvalues import characteristic_polynomial, dominant_of
-from adamflow.analysis.stability.linear import Model, linear_system
-from adamflow.optimizers import Optimizer
+from adamflow.analysis.stability.eigenvalues import characteristic_polynomial, dominant_by_numpy, dominant_of
+from adamflow.analysis.stability.linear import Model, check_model, linear_system, sample_of, systems_by_numpy
+from adamflow.checks import is_concrete
+from adamflow.optimizers import Optimizer, check_optimizer
 
 #: Where larger systems are searched for the first crossing: ηs from 1e-6 to 1e9, 20 samples per decade.
 _LOG_SAMPLES = np.log(10.0) * np.linspace(-6, 9, 301)
@@ -61,33 +63,47 @@ def critical_curvature(optimizer: Optimizer, *, model: Model = "discrete") -> Fl
     >>> print(round(0.01 * float(critical_curvature(optimizer, model=flow)), 6))
     2.111111
     """
-    rows, affine = _shape(optimizer, model)
-    if rows > 3 or not affine:
+    check_optimizer("linear stability", optimizer)
+    checked_model = check_model(optimizer, model)
+    sample = sample_of(optimizer, checked_model)
+    is_closed = sample.rows <= 3 and sample.is_affine
+    if is_concrete(optimizer, model):
+        # Plain numbers: to compile would take a thousand times as long as to compute.
+        by_numpy = _in_closed_form_by_numpy if is_closed else _by_search_in_numpy
+        found = by_numpy(optimizer, checked_model)
+        if found is not None:
+            return jnp.asarray(found, jnp.result_type(optimizer.learning_rate))
+    if not is_closed:
         return _by_search(optimizer, model)
     unit = 1 / optimizer.learning_rate
-    # An eigenvalue 1 of the step is an eigenvalue 0 of the step minus the identity: nothing cancels near the edge.
-    offset = jnp.eye(rows) if model == "discrete" else 0.0
-    at_zero, at_unit = (
-        characteristic_polynomial(linear_system(optimizer, x * unit, model=model) - offset) for x in (0.0, 1.0)
-    )
-    lines = [_line(a, b) for a, b in zip(at_zero, at_unit, strict=True)]
-    conditions = _routh(_transformed(lines) if model == "discrete" else [*lines, _constant(lines[0], 1.0)])
-    return unit * jnp.min(jnp.stack([condition.first_failure() for condition in conditions]), axis=0)
+    at_zero, at_unit = (linear_system(optimizer, x * unit, model=model) for x in (0.0, 1.0))
+    return unit * _first_failure(jnp, at_zero, at_unit, model)
 
 
-def _shape(optimizer: Optimizer, model: Model) -> tuple[int, bool]:
-    """The number of rows of the linear system, and whether its characteristic polynomial is linear in s.
+def _in_closed_form_by_numpy(optimizer: Optimizer, model: Model) -> np.ndarray | None:
+    """The critical curvature of an optimizer with plain numbers; `None` where it has to be compiled."""
+    unit = 1 / np.asarray(optimizer.learning_rate)
+    systems = [systems_by_numpy(optimizer, curvature, model) for curvature in (0 * unit, unit)]
+    if systems[0] is None or systems[1] is None:
+        return None
+    with np.errstate(all="ignore"):
+        return np.asarray(unit * _first_failure(np, systems[0], systems[1], model))
 
-    It is for the step and for the flows of [GT], in which a gradient is taken once; not for flows of higher order.
+
+def _first_failure(xp: Any, at_zero: Any, at_unit: Any, model: Model) -> Any:
+    """The end x = ηs of the interval (0, x) of stable curvatures, from the systems at x = 0 and at x = 1.
+
+    Args:
+        xp: NumPy or jax.numpy.
+        at_zero, at_unit: the systems, whose characteristic polynomial is linear in x.
+        model: what they are of.
     """
-    with jax.ensure_compile_time_eval():
-        sample = jax.tree.map(lambda leaf: jnp.full((), 0.5, jnp.result_type(leaf)), optimizer)
-        systems = linear_system(sample, jnp.array([0.0, 1.0, 2.0]), model=model)
-        rows = systems.shape[-1]
-        if rows > 3:
-            return rows, False
-        bend = max(float(jnp.abs(c[0] - 2 * c[1] + c[2])) for c in characteristic_polynomial(systems))
-    return rows, bend < 1e-4
+    # An eigenvalue 1 of the step is an eigenvalue 0 of the step minus the identity: nothing cancels near the edge.
+    offset = np.eye(at_zero.shape[-1], dtype=at_zero.dtype) if model == "discrete" else 0.0
+    ends = [characteristic_polynomial(systems - offset) for systems in (at_zero, at_unit)]
+    lines = [_line(xp, a, b) for a, b in zip(*ends, strict=True)]
+    conditions = _routh(_transformed(lines) if model == "discrete" else [*lines, _constant(lines[0], 1.0)])
+    return xp.min(xp.stack([condition.first_failure(xp) for condition in conditions]), axis=0)
 
 
 class _Quadratic(NamedTuple):
@@ -108,35 +124,35 @@ class _Quadratic(NamedTuple):
         a, b = self, other
         return _Quadratic(a.constant * b.constant, a.constant * b.linear + a.linear * b.constant, a.linear * b.linear)
 
-    def first_failure(self) -> Array:
+    def first_failure(self, xp: Any) -> Any:
         """The end of the interval (0, x) in which the polynomial is positive: 0 if it is not, inf if it always is."""
         c, b, a = self
-        starts = jnp.where(c != 0, c > 0, jnp.where(b != 0, b > 0, a > 0))
+        starts = xp.where(c != 0, c > 0, xp.where(b != 0, b > 0, a > 0))
         discriminant = b * b - 4 * a * c
         crosses = discriminant > 0
-        root = jnp.sqrt(jnp.where(crosses, discriminant, 1.0))
-        far = -(b + jnp.where(b < 0, -root, root)) / 2
-        candidates = jnp.stack([_positive_quotient(far, a), _positive_quotient(c, far)])
-        first = jnp.where(crosses, jnp.min(candidates, axis=0), jnp.inf)
-        return jnp.where(starts, first, 0.0)
+        root = xp.sqrt(xp.where(crosses, discriminant, 1.0))
+        far = -(b + xp.where(b < 0, -root, root)) / 2
+        candidates = xp.stack([_positive_quotient(xp, far, a), _positive_quotient(xp, c, far)])
+        first = xp.where(crosses, xp.min(candidates, axis=0), xp.inf)
+        return xp.where(starts, first, 0.0)
 
 
-def _line(at_zero: Array, at_unit: Array) -> _Quadratic:
+def _line(xp: Any, at_zero: Any, at_unit: Any) -> _Quadratic:
     """The line through two values; a slope of the size of their rounding is 0."""
     slope = at_unit - at_zero
-    rounding = 8 * jnp.finfo(slope.dtype).eps * jnp.maximum(jnp.abs(at_zero), jnp.abs(at_unit))
-    return _Quadratic(at_zero, jnp.where(jnp.abs(slope) > rounding, slope, 0.0), jnp.zeros_like(slope))
+    rounding = 8 * np.finfo(slope.dtype).eps * xp.maximum(xp.abs(at_zero), xp.abs(at_unit))
+    return _Quadratic(at_zero, xp.where(xp.abs(slope) > rounding, slope, 0.0), xp.zeros_like(slope))
 
 
 def _constant(like: _Quadratic, value: float) -> _Quadratic:
-    zero = jnp.zeros_like(like.constant)
+    zero = 0 * like.constant
     return _Quadratic(zero + value, zero, zero)
 
 
-def _positive_quotient(numerator: Array, denominator: Array) -> Array:
+def _positive_quotient(xp: Any, numerator: Any, denominator: Any) -> Any:
     defined = (denominator != 0) & (numerator != 0)
-    quotient = numerator / jnp.where(defined, denominator, 1.0)
-    return jnp.where(defined & (quotient > 0), quotient, jnp.inf)
+    quotient = numerator / xp.where(defined, denominator, 1.0)
+    return xp.where(defined & (quotient > 0), quotient, xp.inf)
 
 
 def _transformed(d: list[_Quadratic]) -> list[_Quadratic]:
@@ -156,6 +172,62 @@ def _transformed(d: list[_Quadratic]) -> list[_Quadratic]:
 def _routh(c: list[_Quadratic]) -> list[_Quadratic]:
     """What is positive where all roots of cₙxⁿ + … + c₀, n ≤ 3, have a negative real part and cₙ > 0."""
     return c if len(c) < 4 else [*c, c[2].times(c[1]) + c[3].times(c[0]).scaled(-1.0)]
+
+
+#: The batches that the search by NumPy takes; larger ones are compiled.
+_FEW = 16
+
+
+def _by_search_in_numpy(optimizer: Optimizer, model: Model) -> np.ndarray | None:
+    """`_by_search` for an optimizer with plain numbers; `None` where it has to be compiled."""
+    shape = np.broadcast_shapes(*map(np.shape, jax.tree.leaves(optimizer)))
+    if not 0 < math.prod(shape) <= _FEW:
+        return None
+    flat = jax.tree.map(lambda leaf: np.broadcast_to(leaf, shape).ravel(), optimizer)
+    found = []
+    for index in range(math.prod(shape)):
+        numbers = jax.tree.map(lambda leaf, index=index: leaf[index], flat)
+        crossing = _first_crossing_in_numpy(numbers, model)
+        if crossing is None:
+            return None
+        found.append(crossing / numbers.learning_rate)
+    return np.reshape(found, shape)
+
+
+def _first_crossing_in_numpy(optimizer: Optimizer, model: Model) -> Any:
+    """ηs at the first crossing: its interval is divided into as many again until it is as narrow as rounding."""
+    logs = _LOG_SAMPLES.astype(np.result_type(optimizer.learning_rate))
+    tolerance = 4 * np.finfo(logs.dtype).eps
+    excess = _excess_in_numpy(optimizer, logs, model)
+    if excess is None:
+        return None
+    if np.any(np.isnan(excess)):
+        return np.nan
+    if not np.any(excess > 0):
+        return np.inf
+    if excess[0] > 0:
+        return 0.0
+    while True:
+        first = int(np.argmax(excess > 0))
+        low, high = logs[first - 1 : first + 1]
+        if high - low <= tolerance * max(1.0, abs(high)):
+            return np.exp((low + high) / 2)
+        logs = np.linspace(low, high, len(_LOG_SAMPLES), dtype=logs.dtype)
+        # The ends are known: rounding within a batch must not lose the crossing.
+        excess = np.concatenate([[-1.0], cast(Any, _excess_in_numpy(optimizer, logs, model))[1:-1], [1.0]])
+
+
+def _excess_in_numpy(optimizer: Optimizer, logs: np.ndarray, model: Model) -> np.ndarray | None:
+    """By how much the systems at ηs = exp(logs) are beyond stability, as in `_first_crossing`."""
+    systems = systems_by_numpy(optimizer, np.exp(logs) / optimizer.learning_rate, model)
+    if systems is None:
+        return None
+    with np.errstate(all="ignore"):
+        values = dominant_by_numpy(systems, "modulus" if model == "discrete" else "real part")
+        measured = np.abs(values) - 1 if model == "discrete" else np.real(values)
+        roots = np.sqrt(np.abs(systems))
+        largest = np.max(roots * np.swapaxes(roots, -1, -2), axis=(-2, -1))
+        return measured - 4 * np.finfo(largest.dtype).eps * largest
 
 
 @eqx.filter_jit

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy.linalg import schur
 
 from adamflow.checks import is_concrete
 from adamflow.flows.norms import numpy_norm
@@ -151,6 +150,9 @@ def _threshold(ranks: np.ndarray, count: int) -> float:
 def _restart(basis: np.ndarray, small: np.ndarray, rank: Rank, threshold: float) -> int:
     """Rotate the leading Schur vectors to the front, and return how many they are."""
     depth = len(basis) - 1
+    # Its import takes longer than all else of this package; whoever gets here compiles for seconds.
+    from scipy.linalg import schur
+
     parts: tuple[Any, ...] = schur(small[:depth], sort=lambda real, imag: rank(complex(real, imag)) >= threshold)
     triangle, rotation, kept = parts
     kept = min(kept, depth - 1)

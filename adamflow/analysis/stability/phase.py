@@ -5,13 +5,12 @@ from typing import Any
 
 import jax
 import numpy as np
-import xarray as xr
 
 from adamflow.analysis.stability.critical import critical_curvature
 from adamflow.analysis.stability.linear import Model, dominant_eigenvalue
 from adamflow.checks import is_concrete
 from adamflow.optimizers import Optimizer
-from adamflow.types import Numbers
+from adamflow.types import Dataset, Numbers
 
 _SOURCE = "derivation of this project"
 
@@ -22,7 +21,7 @@ def phase_diagram(
     curvature: Numbers,
     *,
     model: Model = "discrete",
-) -> xr.Dataset:
+) -> Dataset:
     r"""Dominant eigenvalue and critical curvature over a grid of hyperparameters and curvatures.
 
     Args:
@@ -81,6 +80,8 @@ def phase_diagram(
     def variable(dimensions: list[str], values: np.ndarray, name: str, units: str) -> Any:
         shape = [len(coordinates[name]) for name in dimensions]
         return dimensions, values.reshape(shape), {"long_name": name, "units": units, "source": _SOURCE}
+
+    import xarray as xr
 
     return xr.Dataset(
         {
