@@ -137,6 +137,26 @@ CONSTRUCTORS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "kadam": (af.kadam, ("k", "beta", "gamma", "epsilon", "weight_decay")),
     "sgd": (af.sgd, ("gamma", "weight_decay")),
     "signsgd": (af.signsgd, ("weight_decay",)),
+    **{
+        make.__name__: (make, ("beta", "gamma", "epsilon", "weight_decay"))
+        for make in (
+            af.uadam,
+            af.nadam,
+            af.adamax,
+            af.amsgrad,
+            af.adabelief,
+            af.yogi,
+            af.radam,
+            af.adabound,
+            af.nadambound,
+            af.ademamix,
+            af.muon,
+        )
+    },
+    "adagrad": (af.adagrad, ("epsilon", "weight_decay")),
+    "adafom": (af.adafom, ("gamma", "epsilon", "weight_decay")),
+    "madam": (af.madam, ("gamma", "epsilon", "weight_decay")),
+    "lamadam": (af.lamadam, ("gamma", "epsilon", "weight_decay")),
 }
 FLAGS = ("epsilon_inside_root", "bias_correction", "second_moment", "strategy")
 

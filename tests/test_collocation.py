@@ -11,13 +11,13 @@ import pytest
 from scipy.integrate import quad
 
 import adamflow as af
+from adamflow.optimizers import AdaBeliefStage, AdaFomStage
 from adamflow.runs.collocation import low_rank_hessian
 from adamflow.runs.collocation.batched_loop import compacting_while_loop
 from adamflow.runs.collocation.hessian import finite_difference_hessian
 from adamflow.runs.collocation.nodes import lagrange_weights, nodes
 from adamflow.runs.collocation.step_integrator import FlatState, make_step_integrator
 from conftest import KVAERNO, SEED
-from tests.stages import AdaBeliefStage, AdaFomStage
 
 CHAIN = af.problems.chain(10)
 TOLERANCE = 3e-4

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 
 import adamflow as af
 from adamflow.analysis.stability.eigenvalues import MEASURES, dominant_of
-from tests.stages import AdaBeliefStage, AdaFomStage, AdanStage, AMSGradStage
+from adamflow.optimizers import AdaBeliefStage, AdaFomStage, AdanStage, AMSGradStage
 
 ETA, GAMMA, DECAY = 0.01, 0.9, 7.0
 ADAMW = af.adamw(ETA, gamma=GAMMA, weight_decay=DECAY)
@@ -166,7 +166,7 @@ def test_formula_records_with_other_second_moments_have_adams_edge(stage, edge):
 def test_formula_adan_reads_differences_of_gradients():
     # m + (1−b2)·d, m and d the averages of g and of its difference: the response to z of period 2.
     b1, b2 = 0.9, 0.8
-    record = af.Optimizer(ETA, (AdanStage(b1, b2, 0.99),))
+    record = af.Optimizer(ETA, (AdanStage(0.99, b1, b2, 1 - b2),))
     assert af.analysis.linear_system(record, 1.0).shape == (4, 4)
     edge = float(af.analysis.critical_curvature(record))
     at_edge, beyond = af.analysis.linear_stability(record, jnp.array([edge, 1.01 * edge]))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import adamflow as af
-from tests.stages import AMSGradStage
+from adamflow.optimizers import AMSGradStage
 
 QUARTIC = af.problems.quartic([0.5, 1.0, 3.0], coupling=0.0).loss
 START = jnp.array([1.0, -1.2, 1.4])
@@ -129,7 +129,8 @@ def test_order_against_the_iterates_is_two(options, early):
     ("record", "words"),
     [
         (af.kadam(2, 0.1), "'2-adam' has AdamStage, AdamStage; use af.InterpolatingFlow instead"),
-        (af.signsgd(0.1), "'signsgd' has SignStage"),
+        (af.adabelief(0.1), "'adabelief' has AdaBeliefStage"),
+        (af.adafom(0.1), "'adafom' has AdaFomStage"),
         (af.Optimizer(0.1, (AMSGradStage(0.99, 0.9),)), "'optimizer' has AMSGradStage"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 
 import adamflow as af
 from adamflow.flows.modified import filter_coefficients, step_coefficients
-from tests.stages import AdaBeliefStage, AdaFomStage, AMSGradStage
+from adamflow.optimizers import AdaBeliefStage, AdaFomStage, AMSGradStage
 
 SPAN = 1.6
 PRECISE = {"solver": diffrax.Tsit5(), "rtol": 1e-11, "atol": 1e-13}

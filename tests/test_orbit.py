@@ -8,10 +8,10 @@ import pytest
 import scipy.optimize
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from stages import AdaBoundStage, AdaFomStage
 
 import adamflow as af
 from adamflow.analysis import adaptive_edge, periodic_orbit, two_cycle
+from adamflow.optimizers import AdaBoundStage, AdaFomStage
 
 ETA = 0.1
 #: On both sides of the border of stability.

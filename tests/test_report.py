@@ -11,7 +11,7 @@ import pytest
 
 import adamflow as af
 from adamflow.analysis import bound_report, largest_update, update_bound, worst_case_gradients
-from tests.stages import AdaBeliefStage
+from adamflow.optimizers import AdaBeliefStage
 
 LOGISTIC = af.problems.logistic()
 STEPS = 300

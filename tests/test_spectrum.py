@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from stages import AdanStage, AMSGradStage
 
 import adamflow as af
 from adamflow.analysis import Spectrum, jacobian_spectrum
 from adamflow.flows import AbstractFlow
+from adamflow.optimizers import AdanStage, AMSGradStage
 
 ETA, BETA, GAMMA, EPSILON, DECAY = 0.1, 0.9, 0.5, 0.05, 0.3
 CURVATURES = np.array([1.0, 4.0, -2.0, 9.0])
@@ -258,7 +258,7 @@ def test_identity_residual_on_a_transformer_with_all_its_parameters():
 
 def test_identity_other_memory_belongs_to_the_state_and_whole_numbers_do_not(chain):
     loss, params = quadratic, jnp.ones(4)
-    optimizer = af.Optimizer(ETA, (AdanStage(0.9, 0.8, 0.99), AMSGradStage(0.99, 0.9)), epsilon=EPSILON)
+    optimizer = af.Optimizer(ETA, (AdanStage(0.99, 0.9, 0.8, 0.2), AMSGradStage(0.99, 0.9)), epsilon=EPSILON)
     memory = jax.tree.map(lambda leaf: leaf + 0.5, optimizer.initial_state(params))
     assert memory.previous_inputs[1] is None
     # Of each parameter: itself, Adan's three filters and last gradient, AMSGrad's two filters and maximum.

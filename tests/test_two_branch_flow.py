@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 import adamflow as af
-from tests.stages import AdaBeliefStage, AdaBoundStage, AdaFomStage, AdanStage, AMSGradStage, CountingStage, PlainStage
+from adamflow.optimizers import AdaBeliefStage, AdaFomStage, AdanStage, AMSGradStage, GradientStage
+from tests.stages import CountingStage
 
 EXPLICIT = diffrax.Dopri8()
 
 
 def descent(eta):
-    return af.Optimizer(eta, (PlainStage(),))
+    return af.Optimizer(eta, (GradientStage(),))
 
 
 class Polynomial(eqx.Module):
@@ -219,10 +220,10 @@ def test_formula_of_the_force_on_the_mean_of_gradient_descent():
 RECORDS = {
     "adam": af.adam(1e-3, beta=0.99, gamma=0.9),
     "amsgrad": af.Optimizer(1e-3, (AMSGradStage(0.99, 0.9),)),
-    "adan": af.Optimizer(1e-3, (AdanStage(0.95, 0.9, 0.99),), weight_decay=0.1),
+    "adan": af.Optimizer(1e-3, (AdanStage(0.99, 0.95, 0.9, 0.1),), weight_decay=0.1),
     "adabelief": af.Optimizer(1e-3, (AdaBeliefStage(0.99, 0.9),), epsilon=0.1),
     "adafom": af.Optimizer(1e-3, (AdaFomStage(0.9),)),
-    "adabound": af.Optimizer(1e-3, (AdaBoundStage(0.99, 0.9),)),
+    "adabound": af.adabound(1e-3, beta=0.99, final_learning_rate=1e-3, convergence_rate=0.01),
     "2-adam": af.kadam(2, 1e-3, beta=0.99, gamma=0.5),
 }
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from adamflow.checks import is_concrete
 from adamflow.losses import program
-from adamflow.optimizers import Optimizer, OptimizerState, SignStage
+from adamflow.optimizers import Optimizer, OptimizerState
 from adamflow.types import Filters, Leaf, Loss, Params
 
 #: What to say where a map `lacks_derivative`.
@@ -36,7 +36,7 @@ def lacks_derivative(
     The direction is 0 there by convention, as is its derivative, while beside that point it is of size 1. A coordinate
     whose gradient vanishes at the point and at a random one close by (a pixel that is always dark) does no harm.
     """
-    signs = isinstance(optimizer.stages[-1], SignStage)
+    signs = optimizer.stages[-1].takes_signs
     if is_concrete(optimizer.epsilon) and np.all(optimizer.epsilon > 0) and not signs:
         return False
     return _lacks_derivative(optimizer, loss, params, memory, jnp.asarray(iteration), signs)
@@ -54,7 +54,7 @@ def _lacks_derivative(
 
     def direction(record: Optimizer) -> Flat:
         consume: Any = record.update if isinstance(memory, OptimizerState) else record.direction_and_targets
-        return ravel_pytree(consume(gradients[0], memory, iteration)[0])[0]
+        return ravel_pytree(consume(gradients[0], memory, iteration, params)[0])[0]
 
     plain, other = direction(optimizer), direction(marked)
     missing = (plain == 0) if signs else jnp.isnan(other) & ~jnp.isnan(plain)

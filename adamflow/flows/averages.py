@@ -10,7 +10,7 @@ import numpy as np
 from adamflow.checks import is_concrete
 from adamflow.flows.flow import AbstractFlow, ChangeOfVariables, Snapshot, Start, check_start
 from adamflow.losses import as_scalar
-from adamflow.optimizers import Optimizer, StageInput
+from adamflow.optimizers import AbstractStage, Optimizer, StageInput
 from adamflow.optimizers.record import Record
 from adamflow.types import Filters, Loss, Params, Scalar
 
@@ -29,11 +29,13 @@ class FlowState(Record):
         params: θ.
         velocity: dθ/dn in a flow of second order in time, otherwise `None`.
         filters: by stage, a dict from the filter's name to a pytree like the parameters (before bias correction).
+        memory: by stage, memory that is no average but moves, by name; `None` where no stage keeps any.
     """
 
     params: Params
     velocity: Params | None
     filters: Filters
+    memory: Filters | None = None
 
 
 class AbstractAveragesFlow(AbstractFlow):
@@ -47,19 +49,35 @@ class AbstractAveragesFlow(AbstractFlow):
 
     def snapshot(self, time: Scalar, state: FlowState, loss: Loss) -> Snapshot:
         value, gradient = jax.value_and_grad(as_scalar(loss))(state.params)
-        direction, _ = self.optimizer.direction_and_targets(gradient, state.filters, time)
-        return Snapshot(time, state.params, gradient, direction, state.filters, value)
+        direction, _ = self.optimizer.direction_and_targets(
+            gradient, state.filters, time, state.params, memory=state.memory
+        )
+        return Snapshot(time, state.params, gradient, direction, state.filters, value, memory=state.memory)
 
 
-def check_averages(optimizer: Optimizer, flow: str) -> None:
-    """Raise unless all memory of the optimizer consists of averages that have a rate."""
-    for stage in optimizer.stages:
+def check_averages(optimizer: Optimizer, flow: str, *, averages_alone: bool = True) -> None:
+    """Raise unless all memory of the optimizer consists of averages that have a rate.
+
+    Args:
+        optimizer: the record.
+        flow: which flow asks, for the message.
+        averages_alone: whether memory that moves, and differences of the gradient, are refused too.
+    """
+    for index, stage in enumerate(optimizer.stages):
+        if stage.no_limit:
+            raise TypeError(
+                f"{flow} has no equations for {type(stage).__name__}: {stage.no_limit}; take af.InterpolatingFlow, "
+                "which needs the discrete step alone"
+            )
         if any(_is_zero(filter.decay) for filter in stage.filters()):
             raise ValueError(
                 f"a filter of {type(stage).__name__} has decay 0, so it forgets at once and has no rate; give the "
                 "constructor the plain number 0 (gamma=0.0), which leaves that filter out"
             )
-        if not stage.only_averages:
+        has_equations = stage.only_averages
+        if not averages_alone:
+            has_equations = _moves(stage) and not (stage.uses_difference and index)
+        if not has_equations:
             raise TypeError(
                 f"{flow} needs stages made of moving averages, but {type(stage).__name__} keeps other memory or "
                 "differences of its input, for which it has no equations; take af.InterpolatingFlow, which needs the "
@@ -67,13 +85,27 @@ def check_averages(optimizer: Optimizer, flow: str) -> None:
             )
 
 
+def check_no_l2(optimizer: Optimizer, flow: str) -> None:
+    """Raise `ValueError` if an l2 penalty stands in the record, for flows that read the gradient of the loss alone."""
+    if optimizer.l2 is not None:
+        raise ValueError(
+            f"{flow} takes the gradient of the loss alone, but {optimizer.name!r} adds l2·θ to it; add l2·‖θ‖²/2 to "
+            "the loss instead, which is the same system, or take af.InterpolatingFlow"
+        )
+
+
 def initial_state(optimizer: Optimizer, loss: Loss, params: Params, start: Start | None) -> tuple[FlowState, Params]:
     """The state when the first gradient has been consumed, x̄(0) = (1−α) x(0) at n = 0, and the direction there."""
     if start is not None:
         check_start(start)
     iteration, memory = (0, optimizer.initial_state(params)) if start is None else start
-    direction, state = optimizer.update(jax.grad(as_scalar(loss))(params), memory, iteration)
-    return FlowState(params, None, state.filters), direction
+    direction, state = optimizer.update(jax.grad(as_scalar(loss))(params), memory, iteration, params)
+    return FlowState(params, None, state.filters, state.memory if any(state.memory) else None), direction
+
+
+def _moves(stage: AbstractStage) -> bool:
+    """Whether what a stage remembers beside averages, if anything, says how it moves."""
+    return stage.memory_moves or not stage.initial_memory(jnp.zeros(()))
 
 
 def transient_iterations(optimizer: Optimizer) -> int:
@@ -97,14 +129,14 @@ def filter_rate(decay: Any, paper: bool, xp: Any = jnp) -> Any:
     return xp.where(at_once, fastest, (1 - decay) / decay if paper else -xp.log(decay))
 
 
-def levels(optimizer: Optimizer) -> int:
+def levels(stages: tuple[AbstractStage, ...]) -> int:
     """How many filters stand in a row, each driven by what depends on the one before, up to the direction."""
     zero, count = jnp.zeros(()), 0
-    for stage in optimizer.stages:
+    for stage in stages:
         averages_so_far = _Watched({filter.name: zero for filter in stage.filters()})
         for filter in stage.filters():
             averages_so_far.read = False
-            filter.input(StageInput(zero), averages_so_far)
+            filter.input(StageInput(zero, zero, zero), averages_so_far)
             count += averages_so_far.read
         count += bool(stage.filters())
     return count
@@ -136,7 +168,7 @@ def log_coordinates(optimizer: Optimizer, state: FlowState) -> ChangeOfVariables
 
     def convert(function: Callable) -> Callable[[FlowState], FlowState]:
         return lambda state: FlowState(
-            state.params, state.velocity, map_filters(optimizer, function, state.filters, scales)
+            state.params, state.velocity, map_filters(optimizer, function, state.filters, scales), state.memory
         )
 
     return ChangeOfVariables(convert(encode), convert(decode))

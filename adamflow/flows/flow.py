@@ -38,6 +38,7 @@ class Snapshot(Record):
         filters: by stage, a dict from the filter's name to a pytree like the parameters (before bias correction).
         loss: the loss at θ (on this iteration's batch, where there is one).
         aux: what the loss returns beside its value, in a run with `has_aux=True`; otherwise `None`.
+        memory: by stage, memory that is no average, after that gradient, by name; `None` in flows without any.
     """
 
     iteration: Scalar
@@ -47,6 +48,7 @@ class Snapshot(Record):
     filters: Filters
     loss: Leaf
     aux: Any = eqx.field(default=None, kw_only=True)
+    memory: Filters | None = eqx.field(default=None, kw_only=True)
 
 
 class ChangeOfVariables(NamedTuple):

@@ -31,13 +31,15 @@ class GouldTanakaFlow(AbstractAveragesFlow):
     (`start=` of `af.solve`), order 2 with the paper's rate is of order 2.
 
     Args:
-        optimizer: a record whose memory consists of averages alone (Adam, AdamW, RMSprop, sign descent, k-Adam).
+        optimizer: a record whose memory consists of averages (Adam, AdamW, RMSprop, sign descent, k-Adam, and most of
+            the family in docs/family.md), or of what says how it moves (AMSGrad's maximum). Differences of gradients,
+            as Adan averages them, are H θ' here, at the cost of a Hessian-vector product.
         order: 1 or 2.
         rate: "paper" or "exact".
 
     Raises:
         ValueError: if order or rate is none of these.
-        TypeError: if a stage keeps memory that is no average, or asks for differences of its input.
+        TypeError: if a stage keeps memory that has no limit, or a later stage asks for differences of its input.
 
     References:
         [GT] R. Gould and H. Tanaka, Continuous-Time Analysis of Adaptive Optimization and Normalization,
@@ -61,7 +63,7 @@ class GouldTanakaFlow(AbstractAveragesFlow):
         check_optimizer("GouldTanakaFlow", self.optimizer)
         if self.order > 2:
             raise ValueError(f"order must be 1 or 2 (the flows of [GT]), got {self.order!r}")
-        averages.check_averages(self.optimizer, "GouldTanakaFlow")
+        averages.check_averages(self.optimizer, "GouldTanakaFlow", averages_alone=False)
 
     @property
     def name(self) -> str:
@@ -70,19 +72,40 @@ class GouldTanakaFlow(AbstractAveragesFlow):
     def initial_state(self, loss: Loss, params: Params, start: Start | None = None) -> FlowState:
         state, direction = averages.initial_state(self.optimizer, loss, params, start)
         velocity = self.optimizer.increment(params, direction) if self.order == 2 else None
-        return FlowState(params, velocity, state.filters)
+        return FlowState(params, velocity, state.filters, state.memory)
+
+    @property
+    def gradients_per_evaluation(self) -> int:
+        return 3 if self.optimizer.stages[0].uses_difference else 1
 
     def vector_field(self, time: Scalar, state: FlowState, loss: Loss) -> FlowState:
-        gradient = jax.grad(as_scalar(loss))(state.params)
-        direction, targets = self.optimizer.direction_and_targets(
-            gradient, averages.clipped(self.optimizer, state.filters), time
-        )
-        step = self.optimizer.increment(state.params, direction)
-        filters = self._relax(time, state.filters, targets)
+        optimizer, params = self.optimizer, state.params
+        gradient = jax.grad(as_scalar(loss))(params)
+        filters = averages.clipped(optimizer, state.filters)
+        direction, targets = optimizer.direction_and_targets(gradient, filters, time, params, memory=state.memory)
+        step = optimizer.increment(params, direction)
+        velocity = step if self.order == 1 else state.velocity
+        if optimizer.stages[0].uses_difference:
+            difference = self._difference(loss, params, velocity)
+            _, targets = optimizer.direction_and_targets(
+                gradient, filters, time, params, memory=state.memory, difference=difference
+            )
+        memory = state.memory
+        if memory:
+            memory = optimizer.memory_rates(gradient, filters, time, params, memory=memory)
+        rates = self._relax(time, state.filters, targets)
         if self.order == 1:
-            return FlowState(step, None, filters)
+            return FlowState(step, None, rates, memory)
         acceleration = jax.tree.map(lambda s, p: 2 * (s - p), step, state.velocity)
-        return FlowState(state.velocity, acceleration, filters)
+        return FlowState(state.velocity, acceleration, rates, memory)
+
+    def _difference(self, loss: Loss, params: Params, velocity: Params) -> Params:
+        """How fast what the first stage gets changes along the flow: D g = H θ', from a Hessian-vector product."""
+
+        def first_input(params: Params) -> Params:
+            return self.optimizer.regularized(jax.grad(loss)(params), params)
+
+        return jax.jvp(first_input, (params,), (velocity,))[1]
 
     def _relax(self, time: Scalar, filters: Filters, targets: Filters) -> Filters:
         """a (f(x) − x̄) for every filter of every stage."""

@@ -124,13 +124,14 @@ class InterpolatingFlow(AbstractFlow):
             iteration, optimizer_state = start
             return InterpolatingState(params, optimizer_state, self._masses_after(iteration - 1, params))
         memory = self.optimizer.initial_state(params)
-        _, after = self.optimizer.update(jax.grad(as_scalar(loss))(params), memory, 0)
-        # Filters start at what rounding would take from the first gradient's share instead of at 0, so that
+        _, after = self.optimizer.update(jax.grad(as_scalar(loss))(params), memory, 0, params)
+        # To their start, 0 for most, filters get what rounding would take from the first gradient's share, so that
         # `coordinates` knows how large they will be, and `solve` whether the gradient is finite.
-        filters, weight_sums = jax.tree.map(
+        first, weight_sums = jax.tree.map(
             lambda leaf: (leaf * jnp.finfo(leaf.dtype).eps).astype(leaf.dtype),
             (after.filters, self._masses_after(0, params)),
         )
+        filters = jax.tree.map(jnp.add, memory.filters, first)
         # As the discrete step has it, the input before the first is the first.
         return InterpolatingState(params, OptimizerState(filters, memory.memory, after.previous_inputs), weight_sums)
 
@@ -184,7 +185,9 @@ class InterpolatingFlow(AbstractFlow):
             optimizer_state = dataclasses.replace(
                 optimizer_state, filters=self._with_mass(time, optimizer_state.filters, weight_sums)
             )
-        return Snapshot(time, state.params, gradient, direction, optimizer_state.filters, value)
+        return Snapshot(
+            time, state.params, gradient, direction, optimizer_state.filters, value, memory=optimizer_state.memory
+        )
 
     def _consume(
         self, time: Scalar, state: InterpolatingState, gradient: Params
@@ -197,7 +200,7 @@ class InterpolatingFlow(AbstractFlow):
                 for stage, known in zip(optimizer.stages, weight_sums, strict=True)
             )
             optimizer = dataclasses.replace(optimizer, stages=stages)
-        return *optimizer.update(gradient, state.optimizer_state, time), weight_sums
+        return *optimizer.update(gradient, state.optimizer_state, time, state.params), weight_sums
 
     def increment(self, time: Scalar, state: InterpolatingState, loss: Loss) -> InterpolatingState:
         """F(y, n) − y; that of θ as the step itself has it, without a difference of large numbers."""

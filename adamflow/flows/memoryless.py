@@ -1,4 +1,4 @@
-"""The memoryless flow of Adam: its filters eliminated, what they do to first order kept as a force on θ."""
+"""The memoryless flow: filters eliminated, what they do to first order kept as a force on θ."""
 
 from typing import NamedTuple
 
@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from adamflow.checks import check_precision
+from adamflow.flows.averages import check_no_l2, levels
 from adamflow.flows.flow import AbstractFlow, Snapshot, Start
 from adamflow.losses import as_scalar
-from adamflow.optimizers import AdamStage, Optimizer, RMSpropStage, check_standard
+from adamflow.optimizers import AbstractStage, Filter, Optimizer, StageInput, check_standard, overrides
 from adamflow.optimizers.hyperparameters import flag_called
 from adamflow.types import Leaf, Loss, Params, Scalar
 
 
 class MemorylessFlow(AbstractFlow):
-    r"""Adam, AdamW or RMSprop as a flow of θ alone, to order 2: what is called the implicit bias of Adam.
+    r"""An optimizer of averages as a flow of θ alone, to order 2: what is called the implicit bias of Adam.
 
     A bias-corrected filter with decay α and input x is x̂ₙ = x − aₙ(α) Dx to first order, where D is the derivative per
     iteration and aₙ the mean age of what it averages. The flow whose steps S are those of the iterates is S − ½ DS. So
@@ -28,7 +29,10 @@ class MemorylessFlow(AbstractFlow):
 
         dθ/dt = −g/P − η (H (g/P))/P · [γ/(1−γ) − β/(1−β) · |g|/P + ½ ε/P],
 
-    whose correction vanishes for β = γ, ε = 0. With ε inside the root, P = √(g² + ε), |g|/P becomes g²/P² and ε/P
+    whose correction vanishes for β = γ, ε = 0. Every other stage whose filters average functions of the gradient, with
+    constant decays, is read the same way: of u(g, x̂₁, x̂₂, …) each filter lags by its own age. For gradient descent
+    with momentum that is the gradient of L + (η/4)(1+γ)/(1−γ) ‖∇L‖². A sign has the derivative 0, so that Lion's and
+    Signum's memory leaves no force at all. With ε inside the root, P = √(g² + ε), |g|/P becomes g²/P² and ε/P
     becomes ε/P².
 
     The error against the iterates is O(η²) while no gradient coordinate crosses zero and the lag η/(1−β) is small
@@ -36,7 +40,8 @@ class MemorylessFlow(AbstractFlow):
     gradient and a Hessian-vector product. Where g = 0 and ε = 0, r and its derivatives are 0.
 
     Args:
-        optimizer: a record of one stage, that of Adam, AdamW or RMSprop; (β, γ) are (b2, b1) in PyTorch and optax.
+        optimizer: a record of one stage, whose filters are averages of functions of the gradient with constant decays:
+            Adam, AdamW, RMSprop, sgd, UAdam, Signum, Lion; (β, γ) are (b2, b1) in PyTorch and optax.
         include_transient: whether to use the mean age at iteration n. Otherwise that of n → ∞, which [CKS] call the
             bias of Adam after many iterations; the difference lasts for 1/(1−β) iterations and moves θ by
             O((η/(1−β))²).
@@ -66,13 +71,14 @@ class MemorylessFlow(AbstractFlow):
         check_standard(
             "MemorylessFlow", self.optimizer, "take af.InterpolatingFlow, which needs the discrete step alone"
         )
-        kinds = [type(stage) for stage in self.optimizer.stages]
-        if kinds not in ([AdamStage], [RMSpropStage]):
+        stages = self.optimizer.stages
+        if len(stages) != 1 or not _can_be_eliminated(stages[0]):
             raise TypeError(
-                "MemorylessFlow needs one stage, of Adam or RMSprop, whose filters it can eliminate, but "
-                f"{self.optimizer.name!r} has {', '.join(kind.__name__ for kind in kinds)}; "
-                "use af.InterpolatingFlow instead"
+                "MemorylessFlow needs one stage, whose filters average functions of the gradient alone, with constant "
+                f"decays, as Adam's do, but {self.optimizer.name!r} has "
+                f"{', '.join(type(stage).__name__ for stage in stages)}; use af.InterpolatingFlow instead"
             )
+        check_no_l2(self.optimizer, "MemorylessFlow")
         if self.include_transient and not self.optimizer.bias_correction:
             raise ValueError(
                 "include_transient=True needs bias correction: without it directions change at once in the first "
@@ -93,68 +99,89 @@ class MemorylessFlow(AbstractFlow):
         return params
 
     def vector_field(self, time: Scalar, state: Params, loss: Loss) -> Params:
-        look = self._look(state, loss)
+        look = self._look(state, loss, time)
         # The flow lags half an iteration more than the step: θ' = S − ½ (DS + ∂ₙS).
-        lags = [age + 0.5 - change / 2 for age, change in self._ages(time)]
-        direction = self._lagged(look, *lags)
+        lags = {name: age + 0.5 - change / 2 for name, (age, change) in self._ages(time).items()}
+        direction = self._lagged(look, time, lags, 0.5)
         return self.optimizer.increment(_behind(state, look.velocity, 0.5), direction)
 
     def params(self, state: Params) -> Params:
         return state
 
     def snapshot(self, time: Scalar, state: Params, loss: Loss) -> Snapshot:
-        """A look at a state; filters are g − aₙ(γ) Dg and (g − aₙ(β) Dg)², ≥ 0 as v must be, times their masses."""
-        look = self._look(state, loss)
-        ages = [age for age, _ in self._ages(time)]
-        direction = self._lagged(look, *ages)
+        """A look at a state; filters are f(g − aₙ Dg), ≥ 0 where f is, times their masses."""
+        look = self._look(state, loss, time)
+        ages = {name: age for name, (age, _) in self._ages(time).items()}
+        direction = self._lagged(look, time, ages, 0.0)
         (stage,), filters = self.optimizer.stages, {}
         for filter in stage.filters():
             weight_sum = filter.weight_sum_at(time) if self.optimizer.bias_correction else 1.0
-            inputs = _behind(look.gradient, look.drift, ages[1] if filter.nonnegative else ages[0])
+            inputs = _behind(look.gradient, look.drift, ages[filter.name])
             filters[filter.name] = jax.tree.map(
-                lambda leaf, weight_sum=weight_sum, square=filter.nonnegative: (
-                    weight_sum * leaf ** (2 if square else 1)
+                lambda leaf, weight_sum=weight_sum, filter=filter: (
+                    weight_sum * filter.input(StageInput(leaf), {})
                 ).astype(leaf.dtype),
                 inputs,
             )
         return Snapshot(time, state, look.gradient, direction, (filters,), loss(state))
 
-    def _look(self, params: Params, loss: Loss) -> "_Look":
+    def _look(self, params: Params, loss: Loss, time: Scalar) -> "_Look":
         gradient, product = jax.linearize(jax.grad(as_scalar(loss)), params)
-        direction = jax.tree.map(lambda g: self.optimizer.ratio(g, g * g), gradient)
+        direction = jax.tree.map(lambda g: self._direction(g, self._inputs(g), time), gradient)
         velocity = self.optimizer.increment(params, direction)
         return _Look(gradient, velocity, product(velocity))
 
-    def _lagged(self, look: "_Look", first: Scalar, second: Scalar) -> Params:
-        """r(m, v) to first order about (g, g²), where m lags behind g by `first` iterations and v by `second`."""
+    def _inputs(self, gradient: Leaf) -> dict[str, Leaf]:
+        """What each filter averages."""
+        filters = self.optimizer.stages[0].filters()
+        return {filter.name: filter.input(StageInput(gradient), {}) for filter in filters}
+
+    def _direction(self, gradient: Leaf, averages: dict[str, Leaf], time: Scalar) -> Leaf:
+        """What the stage makes of a gradient and of averages."""
+        return self.optimizer.stages[0].direction(StageInput(gradient), averages, {}, time, self.optimizer.ratio)
+
+    def _lagged(self, look: "_Look", time: Scalar, lags: dict[str, Scalar], lag: Scalar) -> Params:
+        """The direction to first order, where each filter lags behind its input and the gradient by `lag`."""
 
         def respond(g: Leaf, change: Leaf) -> Leaf:
-            tangents = ((-first * change).astype(g.dtype), (-second * 2 * g * change).astype(g.dtype))
-            value, correction = jax.jvp(self.optimizer.ratio, (g, g * g), tangents)
+            inputs, drifts = jax.jvp(self._inputs, (g,), (change,))
+            tangents = {name: (-lags[name] * drift).astype(g.dtype) for name, drift in drifts.items()}
+            value, correction = jax.jvp(
+                lambda g, averages: self._direction(g, averages, time),
+                (g, inputs),
+                ((-lag * change).astype(g.dtype), tangents),
+            )
             return (value + correction).astype(g.dtype)
 
         return jax.tree.map(respond, look.gradient, look.drift)
 
-    def _ages(self, time: Scalar) -> list[tuple[Scalar, Scalar]]:
-        """The mean ages of the first and the second moment at the time n, with their derivatives by n."""
-        filters = {filter.name: filter for filter in self.optimizer.stages[0].filters()}
+    def _ages(self, time: Scalar) -> dict[str, tuple[Scalar, Scalar]]:
+        """By filter, the mean age of what it averages at the time n, with its derivative by n."""
         time = jnp.asarray(time, float)
 
-        def age(name: str) -> tuple[Scalar, Scalar]:
-            if name not in filters:
-                return 0.0, 0.0
-            decay = filters[name].decay_at(time)
+        def age(filter: Filter) -> tuple[Scalar, Scalar]:
+            decay = filter.decay_at(time)
             final = decay / (1 - decay)
             if not self.include_transient:
                 return final, 0.0
 
             def at(time: Scalar) -> Scalar:
-                weight_sum = filters[name].weight_sum_at(time)
+                weight_sum = filter.weight_sum_at(time)
                 return final - (time + 1) * (1 - weight_sum) / weight_sum
 
             return jax.jvp(at, (time,), (jnp.ones_like(time),))
 
-        return [age("first_moment"), age("second_moment")]
+        return {filter.name: age(filter) for filter in self.optimizer.stages[0].filters()}
+
+
+def _can_be_eliminated(stage: AbstractStage) -> bool:
+    """Whether a stage keeps plain averages of functions of its input, one leaf at a time."""
+    if not stage.only_averages or stage.uses_params or overrides(stage, AbstractStage, ("combine",)):
+        return False
+    filters = stage.filters()
+    if any(callable(filter.decay) or filter.weight_sum is not None or filter.initial is not None for filter in filters):
+        return False
+    return levels((stage,)) <= 1
 
 
 class _Look(NamedTuple):

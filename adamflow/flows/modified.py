@@ -135,13 +135,14 @@ class ModifiedFlow(AbstractAveragesFlow):
         filters = path.filters
 
         def read(x: Any) -> tuple[Params, Filters]:
+            params = taylor(path.params, x)
             direction, targets = self.optimizer.direction_and_targets(
-                taylor(gradients, x), taylor(filters, x), time + x
+                taylor(gradients, x), taylor(filters, x), time + x, params
             )
-            return self.optimizer.increment(taylor(path.params, x), direction), targets
+            return self.optimizer.increment(params, direction), targets
 
         readings = derivatives(read, order - 1, dtype)
-        for _ in range(averages.levels(self.optimizer) if order > 1 else 0):
+        for _ in range(averages.levels(self.optimizer.stages) if order > 1 else 0):
             filters = self._filters(path.filters[0], [targets for _, targets in readings])
             readings = derivatives(read, order - 1, dtype)
         steps, targets = ([reading[i] for reading in readings] for i in (0, 1))

@@ -228,14 +228,16 @@ class TwoBranchFlow(AbstractFlow):
     def snapshot(self, time: Scalar, state: TwoBranchState, loss: Loss) -> TwoBranchSnapshot:
         branches = self._inside(time, _Branches(state.mean, state.oscillation))
         plus, minus = (self._map.snapshot(time, branch, loss) for branch in branches.both)
-        direction, filters, mean_loss = jax.tree.map(
+        direction, filters, memory, mean_loss = jax.tree.map(
             lambda a, b: (a + b) / 2,
-            (plus.direction, plus.filters, plus.loss),
-            (minus.direction, minus.filters, minus.loss),
+            (plus.direction, plus.filters, plus.memory, plus.loss),
+            (minus.direction, minus.filters, minus.memory, minus.loss),
         )
         params, oscillation = state.mean.params, branches.oscillation.params
         value, gradient = jax.value_and_grad(as_scalar(loss))(params)
-        return TwoBranchSnapshot(time, params, gradient, direction, filters, value, oscillation, mean_loss)
+        return TwoBranchSnapshot(
+            time, params, gradient, direction, filters, value, oscillation, mean_loss, memory=memory
+        )
 
     def _source(self, params: Params) -> jax.Array:
         dtype = jnp.result_type(*jax.tree.leaves(params))

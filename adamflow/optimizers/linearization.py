@@ -1,7 +1,8 @@
-"""A record's step, or a flow of it, near rest: θ = 0 and m = 0 in a parabola, with every second moment held at 1.
+"""A record's step, or a flow of it, near rest: θ = 0 and m = 0 in a parabola, with second moments held at 1.
 
-There everything is linear, and its Jacobian says what is stable while preconditioners change slowly. Here is what one
-coordinate does; `adamflow.analysis` has what follows from it. Derivation of this project.
+Memory that is no average is held at 1, too. There everything is linear, and its Jacobian says what is stable while
+preconditioners change slowly. Here is what one coordinate does; `adamflow.analysis` has what follows from it.
+Derivation of this project.
 """
 
 import dataclasses
@@ -21,11 +22,12 @@ from adamflow.types import Filters, Loss, Scalar
 
 
 class System(NamedTuple):
-    """A step or vector field: its state at θ = 0, how that evolves, and where the filters stand in it."""
+    """A step or vector field: its state at θ = 0, how that evolves, and where filters and other memory stand in it."""
 
     state: Any
     evolve: Callable[[Any], Any]
     filters: Callable[[Any], Filters]
+    memory: Callable[[Any], Filters | None] = lambda state: None
 
 
 #: What is linearized: from the record with its second moments held, and the loss, to the system.
@@ -39,6 +41,7 @@ def step_system(optimizer: Optimizer, loss: Loss) -> System:
         (zero, optimizer.initial_state(zero)),
         lambda state: optimizer.step(loss, state, math.inf),
         lambda state: state[1].filters,
+        lambda state: state[1].memory,
     )
 
 
@@ -64,9 +67,12 @@ def at_rest(optimizer: Optimizer, curvature: Scalar, build: Build) -> tuple[Call
     def loss(params: Array) -> Any:
         return curvature * params**2 / 2
 
-    optimizer = dataclasses.replace(optimizer, stages=tuple(Refiltered(stage, _held) for stage in optimizer.stages))
+    stages = tuple(Refiltered(stage, _held, holds_memory=True) for stage in optimizer.stages)
+    optimizer = dataclasses.replace(optimizer, stages=stages)
     system = build(optimizer, loss)
-    start = eqx.tree_at(system.filters, system.state, _where_held(optimizer, system, lambda value: value + 1))
+    start = eqx.tree_at(system.filters, system.state, _where_held(optimizer, system, jnp.ones_like))
+    if jax.tree.leaves(system.memory(start)):
+        start = eqx.tree_at(system.memory, start, jax.tree.map(jnp.ones_like, system.memory(start)))
     spec = _moving(optimizer, system)
     flat, unravel = ravel_pytree(eqx.filter(start, spec))
 
@@ -106,6 +112,7 @@ def _moving(optimizer: Optimizer, system: System) -> Any:
     """By leaf of the state, whether it moves: all but second moments and memory that is no average."""
     every = system._replace(state=jax.tree.map(lambda _: True, system.state))
     spec = eqx.tree_at(system.filters, every.state, _where_held(optimizer, every, lambda _: False))
-    if isinstance(system.state, tuple):
-        spec = eqx.tree_at(lambda s: s[1].memory, spec, jax.tree.map(lambda _: False, system.state[1].memory))
+    memory = system.memory(system.state)
+    if jax.tree.leaves(memory):
+        spec = eqx.tree_at(system.memory, spec, jax.tree.map(lambda _: False, memory))
     return spec

@@ -11,9 +11,9 @@ import optax
 
 from adamflow.checks import check_count, check_precision, check_range, describe, is_concrete
 from adamflow.losses import as_scalar
-from adamflow.optimizers.hyperparameters import beside, flag_called, is_zero, number_called
+from adamflow.optimizers.hyperparameters import beside, flag_called, is_zero, number, number_called
 from adamflow.optimizers.record import Record
-from adamflow.optimizers.stage import AbstractStage, StageInput
+from adamflow.optimizers.stage import AbstractStage, Filter, StageInput
 from adamflow.types import Filters, Leaf, Loss, Params, Scalar
 
 
@@ -35,7 +35,7 @@ def check_optimizer(where: str, value: Any) -> None:
     raise TypeError(f"{where} needs an optimizer, such as af.adam(1e-3), got {describe(value)}; {hint}")
 
 
-def overrides(instance: Any, base: type) -> tuple[str, ...]:
+def overrides(instance: Any, base: type, names: tuple[str, ...] = ()) -> tuple[str, ...]:
     """The names of methods and properties of a base class that the class of an instance defines anew.
 
     What computes the steps of an optimizer, or the vector field of a flow, by equations of its own asks this, and
@@ -44,8 +44,10 @@ def overrides(instance: Any, base: type) -> tuple[str, ...]:
     Args:
         instance: an object whose class derives from `base`.
         base: a class such as `Optimizer`.
+        names: those to look at; by default all.
     """
     own = [name for name, value in vars(base).items() if callable(value) or isinstance(value, property)]
+    own = [name for name in own if not names or name in names]
     return tuple(
         name for name in own if not _is_private(name) and getattr(type(instance), name) is not getattr(base, name)
     )
@@ -81,6 +83,11 @@ def _as_stages(value: Any) -> tuple[AbstractStage, ...]:
         f"stages must be a tuple of stages, such as (AdamStage(beta=0.999, gamma=0.9),), got {describe(value)}; a "
         "object whose class derives from AbstractStage"
     )
+
+
+def _l2(value: Any) -> jax.Array | None:
+    """The converter of `l2`: no penalty where it is the number 0."""
+    return None if value is None or is_zero("l2", value) else number("l2", value)
 
 
 class OptimizerState(Record):
@@ -134,6 +141,8 @@ class Optimizer(Record):
         learning_rate: η > 0.
         stages: the chain of stages, at least one.
         weight_decay: λ ≥ 0, decoupled.
+        l2: λ₂ > 0 of a penalty λ₂‖θ‖²/2 whose gradient λ₂θ is added to gₙ before the stages; `None` for none. It passes
+            through the filters, so that it is another system than `weight_decay`, unless u = g.
         epsilon: ε ≥ 0, the stabilizer of every ratio: m/(√v + ε). At ε = 0 a ratio with v = 0 is 0.
         epsilon_inside_root: whether the ratio is m/√(v + ε) instead.
         bias_correction: whether filters are divided by the same average of the constant 1.
@@ -150,6 +159,7 @@ class Optimizer(Record):
     epsilon_inside_root: bool = eqx.field(static=True, converter=flag_called("epsilon_inside_root"), default=False)
     bias_correction: bool = eqx.field(static=True, converter=flag_called("bias_correction"), default=True)
     name: str = eqx.field(static=True, default="optimizer")
+    l2: jax.Array | None = eqx.field(converter=_l2, default=None)
 
     def __check_init__(self):
         if not self.stages:
@@ -158,11 +168,15 @@ class Optimizer(Record):
         check_range("learning_rate", self.learning_rate, 0, low_open=True, high=float("inf"), high_open=True, hint=hint)
         check_range("weight_decay", self.weight_decay, 0, float("inf"), high_open=True, hint=hint)
         check_range("epsilon", self.epsilon, 0, float("inf"), high_open=True)
+        if self.l2 is not None:
+            check_range(
+                "l2", self.l2, 0, float("inf"), high_open=True, hint="what is added to the gradient is l2 times θ"
+            )
         if not isinstance(self.name, str):
             raise ValueError(f"name must be a string, got {describe(self.name)}")
 
     def initial_state(self, params: Params) -> OptimizerState:
-        """The state before the first gradient: all filters are zero.
+        """The state before the first gradient: all filters are zero, but for those that declare another start.
 
         Args:
             params: any pytree of float32 or float64 arrays.
@@ -176,66 +190,160 @@ class Optimizer(Record):
             # New arrays each time: a state whose arrays are one and the same cannot be donated to a jitted step.
             return jax.tree.map(jnp.zeros_like, params)
 
+        def initial(moving_average: Filter) -> Params:
+            if moving_average.initial is None:
+                return zeros()
+            start = moving_average.initial
+            return jax.tree.map(lambda leaf: jnp.array(start(leaf), jnp.result_type(leaf), copy=True), params)
+
         return OptimizerState(
-            filters=tuple({filter.name: zeros() for filter in stage.filters()} for stage in self.stages),
+            filters=tuple({filter.name: initial(filter) for filter in stage.filters()} for stage in self.stages),
             memory=tuple(_over_leaves(stage.initial_memory, (params,)) for stage in self.stages),
             previous_inputs=tuple(zeros() if stage.uses_difference else None for stage in self.stages),
         )
 
-    def update(self, gradient: Params, state: OptimizerState, iteration: Scalar) -> tuple[Params, OptimizerState]:
+    def update(
+        self, gradient: Params, state: OptimizerState, iteration: Scalar, params: Params | None = None
+    ) -> tuple[Params, OptimizerState]:
         """Feed the gradient gₙ through the stages.
 
         Args:
             gradient: gₙ, a pytree like the parameters.
             state: the state after iteration n − 1.
             iteration: n = 0, 1, ….
+            params: θₙ; only needed with `l2`, or by stages that use the parameters.
 
         Returns:
             the direction uₙ and the state after iteration n.
 
         Raises:
-            ValueError: if a leaf of the gradient is neither float32 nor float64.
+            ValueError: if a leaf of the gradient is neither float32 nor float64, or parameters are needed and missing.
         """
         check_precision("the gradient", gradient)
-        signal, filters, memories, previous = gradient, [], [], []
+        signal = self.regularized(gradient, params)
+        filters, memories, previous = [], [], []
         for index, stage in enumerate(self.stages):
 
-            def respond(value, last, averages, memory, stage=stage):
-                return self._advance(stage, value, last, averages, memory, iteration)
+            def respond(value, last, place, averages, memory, stage=stage):
+                return self._advance(stage, value, last, place, averages, memory, iteration)
 
-            last = state.previous_inputs[index] if stage.uses_difference else signal
-            direction, averages, memory = _over_leaves(
-                respond, (signal, last), (state.filters[index], state.memory[index])
+            trees = (
+                signal,
+                state.previous_inputs[index] if stage.uses_difference else signal,
+                self._place(stage, params, signal),
             )
+            direction, averages, memory = _over_leaves(respond, trees, (state.filters[index], state.memory[index]))
             filters.append(averages)
             memories.append(memory)
             previous.append(signal if stage.uses_difference else None)
-            signal = direction
+            signal = stage.combine(direction)
         return signal, OptimizerState(tuple(filters), tuple(memories), tuple(previous))
 
-    def direction_and_targets(self, gradient: Params, filters: Filters, iteration: Scalar) -> tuple[Params, Filters]:
+    def direction_and_targets(
+        self,
+        gradient: Params,
+        filters: Filters,
+        iteration: Scalar,
+        params: Params | None = None,
+        *,
+        memory: Filters | None = None,
+        difference: Params | None = None,
+    ) -> tuple[Params, Filters]:
         """The direction that given filters yield, and what drives each of them: the reading on which flows build.
 
         Args:
             gradient: the gradient at this time.
             filters: the filters as they stand at this time, before bias correction.
             iteration: the time n = t/η, any real number ≥ 0.
+            params: θ at this time; only needed with `l2`, or by stages that use the parameters.
+            memory: by stage, the memory that is no average, at this time; only needed by stages that keep some.
+            difference: how fast the first stage's input changes per iteration, for filters of its differences; by
+                default 0.
 
         Returns:
             the direction u and, by stage and name, the signal f(x) towards which each filter relaxes.
         """
-        signal, targets = gradient, []
+        return self._read(gradient, filters, iteration, params, memory, difference)[:2]
+
+    def memory_rates(
+        self, gradient: Params, filters: Filters, iteration: Scalar, params: Params | None = None, *, memory: Filters
+    ) -> Filters:
+        """How memory that is no average moves per iteration in a flow, by stage and name.
+
+        The arguments are those of `direction_and_targets`.
+        """
+        return self._read(gradient, filters, iteration, params, memory, None)[2]
+
+    def regularized(self, gradient: Params, params: Params | None) -> Params:
+        """What the first stage gets: the gradient, with λ₂θ added where there is an `l2`."""
+        if params is None and (self.l2 is not None or any(stage.uses_params for stage in self.stages)):
+            raise ValueError(
+                f"{self.name!r} needs the parameters, for l2 or for a stage that uses them; call "
+                "update(gradient, state, iteration, params), or of the optax transformation "
+                "update(gradient, state, params)"
+            )
+        if self.l2 is None:
+            return gradient
+
+        def add(g: Leaf, leaf: Leaf) -> Leaf:
+            return (g + beside(self.l2, leaf) * leaf).astype(g.dtype)
+
+        return jax.tree.map(add, gradient, params)
+
+    def evaluation_params(self, snapshot: Any) -> Params:
+        """Where the model is evaluated: θ itself, or what stages such as an average of the model make of it.
+
+        Args:
+            snapshot: a look at a run, as `observe=` functions get it; what is read are its `params`, `filters`,
+                `memory` and `iteration`. So `observe=optimizer.evaluation_params` keeps this instead of θ.
+
+        Example:
+            >>> import adamflow as af
+            >>> problem, optimizer = af.problems.chain(4), af.with_model_average(af.adam(1e-2), decay=0.9)
+            >>> observe = lambda snapshot: (snapshot.params, optimizer.evaluation_params(snapshot))
+            >>> run = af.iterate(optimizer, problem.loss, problem.params, 20, observe=observe)
+            >>> [leaf.shape for leaf in run.observed]
+            [(21, 4), (21, 4)]
+        """
+        params = snapshot.params
+        memories = snapshot.memory or tuple({} for _ in self.stages)
+        for stage, filters, memory in zip(self.stages, snapshot.filters, memories, strict=True):
+
+            def evaluate(leaf, averages, memory, stage=stage):
+                corrected = self._corrected(stage, averages, snapshot.iteration)
+                point = stage.evaluation_params(leaf, corrected, memory, beside(self.learning_rate, leaf))
+                return point.astype(leaf.dtype)
+
+            params = _over_leaves(evaluate, (params,), (filters, memory))
+        return params
+
+    def _read(self, gradient, filters, iteration, params, memory, difference) -> tuple[Params, Filters, Filters]:
+        """The direction, what drives each filter, and how memory moves, from the state of a flow."""
+        signal, targets, rates = self.regularized(gradient, params), [], []
         for index, stage in enumerate(self.stages):
 
-            def respond(value, averages, stage=stage):
-                inputs = StageInput(value)
+            def respond(value, change, place, averages, memory, stage=stage):
+                place = place if stage.uses_params else None
+                inputs = StageInput(value, change if stage.uses_difference else None, place)
                 wanted = {filter.name: filter.input(inputs, averages) for filter in stage.filters()}
                 corrected = self._corrected(stage, averages, iteration)
-                return stage.direction(inputs, corrected, {}, iteration, self.ratio), wanted
+                rate = stage.memory_rate(inputs, corrected, memory, iteration) if memory else {}
+                # How the input changes is known once the direction is, so that this cannot depend on it.
+                direction = stage.direction(StageInput(value, None, place), corrected, memory, iteration, self.ratio)
+                return direction, wanted, rate
 
-            signal, wanted = _over_leaves(respond, (signal,), (filters[index],))
+            change = jax.tree.map(jnp.zeros_like, signal) if difference is None or index else difference
+            trees = (signal, change, self._place(stage, params, signal))
+            own = memory[index] if memory else {}
+            direction, wanted, rate = _over_leaves(respond, trees, (filters[index], own))
             targets.append(wanted)
-        return signal, tuple(targets)
+            rates.append(rate)
+            signal = stage.combine(direction)
+        return signal, tuple(targets), tuple(rates)
+
+    def _place(self, stage: AbstractStage, params: Params | None, signal: Params) -> Params:
+        """The parameters for a stage that uses them; else what has their structure and costs nothing."""
+        return params if stage.uses_params else signal
 
     def bias_corrected(self, filters: Filters, iteration: Scalar) -> Filters:
         """The filters at an iteration after bias correction: x̂ₙ = x̄ₙ/(1 − αⁿ⁺¹), or x̄ₙ where it is off."""
@@ -351,7 +459,7 @@ class Optimizer(Record):
     ) -> tuple[Params, OptimizerState]:
         """The whole map of an iteration: from θₙ and the memory before its gradient to θₙ₊₁ and the memory after it."""
         params, memory = state
-        direction, memory = self.update(jax.grad(as_scalar(loss))(params), memory, iteration)
+        direction, memory = self.update(jax.grad(as_scalar(loss))(params), memory, iteration, params)
         return self.apply(params, direction), memory
 
     def ratio(self, numerator: Leaf, square: Leaf) -> Leaf:
@@ -387,13 +495,14 @@ class Optimizer(Record):
             return OptaxState(jnp.zeros((), jnp.int32), self.initial_state(params))
 
         def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
+            given = params is not None
             if params is None:
                 if not is_zero("weight_decay", self.weight_decay):
                     raise ValueError("weight decay needs the parameters; call update(gradient, state, params)")
                 params = jax.tree.map(jnp.zeros_like, updates)
             check_precision("params", params)
             updates, params = jax.tree.map(jnp.asarray, (updates, params))
-            direction, inner = self.update(updates, state.inner, state.iteration)
+            direction, inner = self.update(updates, state.inner, state.iteration, params if given else None)
             return self.increment(params, direction), OptaxState(optax.safe_increment(state.iteration), inner)
 
         return optax.GradientTransformation(init, update)
@@ -411,10 +520,10 @@ class Optimizer(Record):
             corrected[filter.name] = average * beside(1 / filter.weight_sum_at(iteration), average)
         return corrected
 
-    def _advance(self, stage, value, last, averages, memory, iteration):
+    def _advance(self, stage, value, last, place, averages, memory, iteration):
         """One iteration of one stage on one leaf: its direction, filters and memory."""
         difference = jnp.where(iteration == 0, 0.0, value - last) if stage.uses_difference else None
-        signal = StageInput(value, difference)
+        signal = StageInput(value, difference, place if stage.uses_params else None)
         averages = dict(averages)
         for filter in stage.filters():
             decay = filter.decay_at(iteration)

@@ -5,6 +5,7 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 
+from adamflow.checks import keyword_decays
 from adamflow.optimizers.hyperparameters import check_decays, number_called
 from adamflow.optimizers.optimizer import Optimizer
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput
@@ -30,6 +31,7 @@ class RMSpropStage(AbstractStage):
         return ratio(signal.value, averages["second_moment"])
 
 
+@keyword_decays
 def rmsprop(
     learning_rate: Scalar,
     beta: Scalar = 0.999,

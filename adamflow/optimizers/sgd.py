@@ -5,7 +5,7 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 
-from adamflow.checks import check_range
+from adamflow.checks import check_range, keyword_decays
 from adamflow.optimizers.hyperparameters import is_zero, number_called
 from adamflow.optimizers.optimizer import Optimizer
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput
@@ -43,6 +43,7 @@ class MomentumStage(AbstractStage):
         return averages["first_moment"]
 
 
+@keyword_decays
 def sgd(learning_rate: Scalar, gamma: Scalar = 0.0, *, weight_decay: Scalar = 0.0) -> Optimizer:
     """Gradient descent, with heavy-ball momentum where γ > 0.
 

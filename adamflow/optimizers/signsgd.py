@@ -1,5 +1,7 @@
 """Sign descent: no memory, only the sign of the gradient."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 
 from adamflow.optimizers.optimizer import Optimizer
@@ -10,6 +12,8 @@ from adamflow.types import Leaf, Scalar
 class SignStage(AbstractStage):
     """No filter; direction u = sign(x), with sign(0) = 0."""
 
+    takes_signs: ClassVar[bool] = True
+
     def filters(self) -> tuple[Filter, ...]:
         return ()
 
@@ -17,6 +21,9 @@ class SignStage(AbstractStage):
         self, signal: StageInput, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar, ratio: Ratio
     ) -> Leaf:
         return jnp.sign(signal.value)
+
+    def bound(self, iteration: Scalar, *, bias_correction: bool) -> Scalar | None:
+        return 1.0
 
 
 def signsgd(learning_rate: Scalar, *, weight_decay: Scalar = 0.0) -> Optimizer:

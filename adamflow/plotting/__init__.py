@@ -2,6 +2,7 @@
 
 from adamflow.plotting import (
     edge,
+    family,
     generalization,
     kadam,
     observed_region,
@@ -17,6 +18,7 @@ __all__ = [
     "convergence",
     "edge",
     "errors",
+    "family",
     "generalization",
     "kadam",
     "observed_region",

@@ -228,8 +228,9 @@ class _Driver(NamedTuple):
 
     def evaluate(self, params: Params, state: OptimizerState, n: jax.Array) -> tuple[Snapshot, OptimizerState]:
         (value, aux), gradient = jax.value_and_grad(self.value, has_aux=True)(params, n)
-        direction, state = self.task.optimizer.update(gradient, state, n)
-        return Snapshot(n, params, gradient, direction, state.filters, value, aux=aux), state
+        direction, state = self.task.optimizer.update(gradient, state, n, params)
+        snapshot = Snapshot(n, params, gradient, direction, state.filters, value, aux=aux, memory=state.memory)
+        return snapshot, state
 
     def look(self, snapshot: Snapshot) -> Any:
         return None if self.task.observe is None else jax.tree.map(jnp.asarray, self.task.observe(snapshot))

@@ -207,6 +207,21 @@ class Trajectory(Record):
     def __len__(self) -> int:
         return self.iterations.shape[-1]
 
+    def with_observed_as_params(self) -> "Trajectory":
+        """The same run, with what was observed in the place of the parameters, for `compare` and pictures.
+
+        That is the run of the average of a model, with `observe=optimizer.evaluation_params`.
+
+        Raises:
+            ValueError: if nothing was observed, or something of another structure than the parameters.
+        """
+        if self.observed is None or jax.tree.structure(self.observed) != jax.tree.structure(self.initial_params):
+            raise ValueError(
+                f"the run {self.name!r} did not observe anything with the structure of the parameters; give "
+                "observe=optimizer.evaluation_params, or another function that returns such a pytree"
+            )
+        return dataclasses.replace(self, params=self.observed, observed=None)
+
     def to_xarray(self) -> Dataset:
         """The saved run as a Dataset: a variable for each leaf of `params` or `observed`, over the saved iterations.
 

@@ -222,8 +222,8 @@ def _run(optimizer, other_optimizer, loss, params, names: tuple[str, ...], rows:
     def step(state: Any, n: jax.Array) -> tuple[Any, None]:
         (tensors, others), (memory, other_memory) = state
         gradients = jax.grad(value, argnums=(0, 1))(tensors, others, n)
-        direction, memory = optimizer.update(gradients[0], memory, n)
-        other_direction, other_memory = other_optimizer.update(gradients[1], other_memory, n)
+        direction, memory = optimizer.update(gradients[0], memory, n, tensors)
+        other_direction, other_memory = other_optimizer.update(gradients[1], other_memory, n, others)
         moved = normalized(optimizer.apply(tensors, direction)), other_optimizer.apply(others, other_direction)
         return (moved, (memory, other_memory)), None
 

@@ -1,7 +1,7 @@
 """The linear stability of an optimizer's step, or of a flow, while its preconditioner changes slowly.
 
 One reading of the record gives all: the step (or the vector field) is differentiated at rest, θ = 0 and m = 0, with
-every second moment held at 1. The results of this file are derivations of this project.
+every second moment, and memory that is no average, held at 1. The results of this file are derivations of this project.
 """
 
 import dataclasses
@@ -266,6 +266,7 @@ def _build(model: Model) -> Build:
             flow.initial_state(loss, zero_of(optimizer)),
             lambda state: flow.vector_field(math.inf, state, loss),
             lambda state: state.filters,
+            lambda state: getattr(getattr(state, "inner", state), "memory", None),
         )
 
     return build

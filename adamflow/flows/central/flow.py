@@ -116,6 +116,7 @@ class CentralFlow(AbstractAveragesFlow):
             )
         check_range("horizon", self.horizon, 0, float("inf"), low_open=True, high_open=True, hint="it is in iterations")
         averages.check_averages(self.optimizer, "CentralFlow")
+        averages.check_no_l2(self.optimizer, "CentralFlow")
 
     @property
     def name(self) -> str:

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from adamflow.flows import AbstractFlow, GouldTanakaFlow, Snapshot
 from adamflow.flows.averages import FlowState
 from adamflow.losses import program
-from adamflow.optimizers import Optimizer, overrides
+from adamflow.optimizers import AbstractStage, Optimizer, overrides
 from adamflow.runs.collocation.integration import IntegrationProblem, IntegrationState, SavedStates, flatten_state
 from adamflow.runs.collocation.newton import DiagonalResult, NewtonIntegrator
 from adamflow.runs.collocation.step_integrator import unflatten_filters
@@ -47,8 +47,10 @@ def check_collocation(flow: AbstractFlow, params: Params) -> None:
     if not supports_collocation(flow, params):
         dtypes = sorted({leaf.dtype.name for leaf in jax.tree.leaves(params)})
         raise ValueError(
-            'solver="collocation" needs a stage that keeps a filter, all of constant decay, and parameters of one '
-            f'type; {flow.optimizer.name!r} with {" and ".join(dtypes)} does not meet this; take solver="auto"'
+            'solver="collocation" needs a stage that keeps a filter, all of constant decay, no other memory, no sign, '
+            "no l2 (add it to the loss: that is the same flow), no use of the parameters or of other entries, and "
+            f"parameters of one type; {flow.optimizer.name!r} with {' and '.join(dtypes)} does not meet this; take "
+            'solver="auto"'
         )
 
 
@@ -59,9 +61,20 @@ def supports_collocation(flow: AbstractFlow, params: Params) -> bool:
     """
     if not isinstance(flow, GouldTanakaFlow) or flow.order != 1 or len(flow.optimizer.stages) != 1 or _overridden(flow):
         return False
+    if flow.optimizer.l2 is not None or not _is_plain(flow.optimizer.stages[0]):
+        return False
     filters = flow.optimizer.stages[0].filters()
     constant = bool(filters) and not any(callable(moving_average.decay) for moving_average in filters)
     return constant and len({leaf.dtype for leaf in jax.tree.leaves(params)}) == 1
+
+
+def _is_plain(stage: AbstractStage) -> bool:
+    """Whether a stage is what collocation assumes: averages alone, a smooth direction, each entry by itself.
+
+    A common factor of all entries, such as the root of their mean square, is allowed.
+    """
+    acts_alone = not (stage.uses_params or stage.mixes_entries or overrides(stage, AbstractStage, ("combine",)))
+    return stage.only_averages and acts_alone and not stage.takes_signs
 
 
 def _overridden(flow: GouldTanakaFlow) -> list[str]:

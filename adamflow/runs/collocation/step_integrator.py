@@ -254,7 +254,7 @@ class StepIntegrator(eqx.Module):
         start = self.start.filters
         values = {name: jnp.broadcast_to(value, inputs.shape) for name, value in start.items()}
         # A filter may be driven by those before it.
-        for _ in range(averages.levels(self.flow.optimizer)):
+        for _ in range(averages.levels(self.flow.optimizer.stages)):
             targets, targets_with_left = (self._targets(x, values) for x in (inputs, inputs_with_left))
             for moving_average in self._filters:
                 name = moving_average.name
