@@ -123,6 +123,7 @@ def iterate(
     counts = _counts(xp, last, steps, looked)
     reached = last if steps > largest_exact_float() else last.astype(jnp.result_type(float))
     code, reached, counts = jax.tree.map(jnp.asarray, (code, reached, counts))
+    gradients, accepted, rejected, jacobians = counts
     trajectory = Trajectory(
         iterations=exact_iterations(rows),
         params=saved if observe is None else None,
@@ -130,7 +131,7 @@ def iterate(
         initial_params=params,
         final_state=(carry.params, carry.state),
         outcome=Outcome(code, reached, carry.underflowed),
-        stats=Stats(*counts, None),
+        stats=Stats(gradients, accepted, rejected, jacobians, None),
         name=f"{optimizer.name}, discrete",
     )
     return tell_failure(conclude(trajectory, started), on_failure, rows[0])
