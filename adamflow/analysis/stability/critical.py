@@ -224,7 +224,7 @@ def _excess_in_numpy(optimizer: Optimizer, logs: np.ndarray, model: Model) -> np
         return None
     with np.errstate(all="ignore"):
         values = dominant_by_numpy(systems, "modulus" if model == "discrete" else "real part")
-        measured = np.abs(values) - 1 if model == "discrete" else values.real
+        measured = np.abs(values) - 1 if model == "discrete" else np.real(values)
         roots = np.sqrt(np.abs(systems))
         largest = np.max(roots * np.swapaxes(roots, -1, -2), axis=(-2, -1))
         return measured - 4 * np.finfo(largest.dtype).eps * largest
