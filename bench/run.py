@@ -2,7 +2,8 @@
 
 Run it with `make bench`, or `python bench/run.py --out bench.json`, with the names of some groups of rows if not all
 are wanted. A ratio below 1 means that adamflow is faster; in the rows of vector fields it is what an evaluation costs,
-in gradients. Both sides are warm; the time of the first call, compilation included, stands in the last columns.
+in gradients. Both sides are warm; the time of the first call, compilation included, stands in the last columns. Only
+the rows of the group "first" are of first calls, each in a fresh process.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffrax
+import first_calls
 import jax
 import jax.numpy as jnp
 import kadam
@@ -32,8 +34,17 @@ jax.config.update("jax_enable_x64", True)
 PAIRS = ((0.999, 0.9), (0.95, 0.9), (0.95, 0.5), (0.9999, 0.5))
 
 
+def seconds(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - start
+
+
 class Row(NamedTuple):
-    """One comparison: what is timed, adamflow's side, the peer's, how often, its share of our work, our first call."""
+    """One comparison: what is timed, adamflow's side, the peer's, how often, its share of our work, our first call.
+
+    `clock` returns the seconds of a side.
+    """
 
     name: str
     ours: Callable[[], Any]
@@ -41,18 +52,13 @@ class Row(NamedTuple):
     repeats: int
     part: float = 1.0
     first: float | None = None
-
-
-def seconds(function: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(function())
-    return time.perf_counter() - start
+    clock: Callable[[Callable[[], Any]], float] = seconds
 
 
 def measure(row: Row) -> dict[str, Any]:
     """Time both sides in turn, so that a change of the machine's speed hits both."""
-    first_ours, first_peer = seconds(row.ours) if row.first is None else row.first, seconds(row.peer)
-    times = [(seconds(row.ours), seconds(row.peer)) for _ in range(row.repeats)]
+    first_ours, first_peer = row.clock(row.ours) if row.first is None else row.first, row.clock(row.peer)
+    times = [(row.clock(row.ours), row.clock(row.peer)) for _ in range(row.repeats)]
     ours, peer = (statistics.median(side) for side in zip(*times, strict=True))
     ratio = row.part * statistics.median(a / b for a, b in times)
     found = {
@@ -325,6 +331,8 @@ def sweeps() -> Iterator[Row]:
 
 #: By name, what makes rows, each when it is its turn.
 GROUPS: dict[str, Callable[[], Iterable[Row]]] = {
+    # Each side of these runs in a process of its own and returns its seconds.
+    "first": lambda: (Row(*row, clock=lambda side: side()) for row in first_calls.rows()),
     "iterate": discretes,
     "kadam": lambda: (Row(*row) for row in kadam.rows()),
     "eigenvalues": spectra,

@@ -25,8 +25,9 @@ evaluate = eqx.filter_jit(problem.metrics["validation_loss"])
 
 def train(optimizer: af.Optimizer) -> tuple[float, jax.Array]:
     """The test loss after the last iteration, and all parameters there."""
-    options = {"save_at": [STEPS], "batches": batches, "on_failure": "raise"}
-    run = af.iterate(optimizer, problem.loss, problem.params, STEPS, **options)
+    run = af.iterate(
+        optimizer, problem.loss, problem.params, STEPS, save_at=[STEPS], batches=batches, on_failure="raise"
+    )
     params = run.final_state[0]
     return float(evaluate(params)), ravel_pytree(params)[0]
 

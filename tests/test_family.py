@@ -426,8 +426,8 @@ def test_identity_the_average_of_the_model_leaves_the_run_alone():
     np.testing.assert_array_equal(runs[0].params, runs[1].params)
     means = af.iterate(averaged, parabola, jnp.ones(2), 15, observe=averaged.evaluation_params)
     apart = af.compare(runs[1], means.with_observed_as_params())
-    assert float(apart.absolute[0]) == 0.0
-    assert float(apart.absolute[-1]) > 0.1
+    assert float(apart.absolute_error[0]) == 0.0
+    assert float(apart.absolute_error[-1]) > 0.1
     with pytest.raises(ValueError, match="did not observe anything with the structure of the parameters"):
         runs[0].with_observed_as_params()
     # θ̄' = a (θ − θ̄), a = −ln .9: the derivative of its filter.

@@ -81,7 +81,7 @@ def _as_stages(value: Any) -> tuple[AbstractStage, ...]:
         return tuple(value)
     raise ValueError(
         f"stages must be a tuple of stages, such as (AdamStage(beta=0.999, gamma=0.9),), got {describe(value)}; a "
-        "object whose class derives from AbstractStage"
+        "stage is an object whose class derives from AbstractStage"
     )
 
 

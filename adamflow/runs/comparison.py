@@ -340,16 +340,15 @@ def measure_convergence(
     check_range("time", check_single("time", time), 0, low_open=True)
     counts = [_whole_iterations(time, rate) for rate in learning_rates]
     points = min(check_count("points", points), *counts)
-    options = {"start": None} | options
+    # What does not complete is an error below, whatever `options` say.
+    options: dict[str, Any] = {"start": None, **options, "on_failure": "ignore"}
     errors, name = [], ""
     for rate, steps in zip(learning_rates, counts, strict=True):
         flow = make_flow(rate)
         save_at = np.round(np.linspace(0, steps, points + 1))
         has_aux = bool(options.get("has_aux"))
         discrete = iterate(flow.optimizer, loss, params, steps, save_at=save_at, has_aux=has_aux, on_failure="ignore")
-        # What does not complete is an error below, whatever `options` say.
-        settings: dict[str, Any] = {**options, "on_failure": "ignore"}
-        continuous = solve(flow, loss, params, steps, save_at=save_at, rtol=rtol, **settings)
+        continuous = solve(flow, loss, params, steps, save_at=save_at, rtol=rtol, **options)
         for run in (discrete, continuous):
             if not run.outcome.successful:
                 raise ValueError(f"the run {run.name!r} at learning rate {rate:g} {run.outcome.message}")

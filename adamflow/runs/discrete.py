@@ -119,19 +119,33 @@ def iterate(
     code, last = carry.code, carry.reached
     if is_concrete(code, last) and np.any(np.asarray(last) < 0):
         raise ValueError("the loss or its gradient is not finite at the start; check the loss at `params`")
-    done = jnp.minimum(last + 1, steps)
-    none, taken = jnp.zeros_like(done), jnp.minimum(last, steps)
+    # By NumPy where numbers are known: each operation of jax on its own would be compiled at the first call.
+    xp = np if is_concrete(code, last) else jnp
+    code, last = xp.asarray(code), xp.asarray(last)
+    counts = _counts(xp, last, steps, looked)
+    reached = last if steps > largest_exact_float() else last.astype(jnp.result_type(float))
+    code, reached, counts = jax.tree.map(jnp.asarray, (code, reached, counts))
+    gradients, accepted, rejected, jacobians = counts
     trajectory = Trajectory(
         iterations=exact_iterations(rows),
         params=saved if observe is None else None,
         observed=None if observe is None else saved,
         initial_params=params,
         final_state=(carry.params, carry.state),
-        outcome=Outcome(code, last if steps > largest_exact_float() else last.astype(float), carry.underflowed),
-        stats=Stats(done + (last == steps) if looked else done, taken, none, none, None, taken),
+        outcome=Outcome(code, reached, carry.underflowed),
+        stats=Stats(gradients, accepted, rejected, jacobians, None, accepted),
         name=f"{optimizer.name}, discrete",
     )
     return tell_failure(conclude(trajectory, started), on_failure, rows[0])
+
+
+def _counts(xp: Any, last: Any, steps: int, looked: bool) -> tuple[Any, Any, Any, Any]:
+    """Gradients, accepted steps, rejected steps and Jacobians of a run whose last good iteration is `last`."""
+    gradients = xp.minimum(last + 1, steps)
+    if looked:
+        gradients = gradients + (last == steps)
+    none = xp.zeros_like(last)
+    return gradients, xp.minimum(last, steps), none, none
 
 
 #: From so many blocks on, one more of them for the look at the end does not matter.

@@ -91,7 +91,8 @@ class Outcome(Record):
     @property
     def successful(self) -> Any:
         """Whether the run reached its last iteration: a bool, or an array of them for a batch."""
-        return self.code == 0
+        # By NumPy where the code is known: an operation of jax on its own would be compiled at the first call.
+        return np.asarray(self.code) == 0 if is_array(self.code) else self.code == 0
 
     @property
     def name(self) -> Any:
@@ -290,7 +291,8 @@ def largest_exact_float() -> int:
 def exact_iterations(rows: np.ndarray) -> jax.Array:
     """Saved iterations as floats, or as integers if they are whole and floats do not hold them exactly."""
     whole = np.all(rows == np.round(rows))
-    return jnp.asarray(rows, int if whole and rows[-1] > largest_exact_float() else float)
+    dtype = jnp.result_type(int if whole and rows[-1] > largest_exact_float() else float)
+    return jnp.asarray(np.asarray(rows, dtype))
 
 
 def divergence_limit(params: Params) -> jax.Array:
@@ -316,13 +318,14 @@ def conclude(trajectory: Trajectory, started: float) -> Trajectory:
         started: `time.perf_counter()` at the start of the call.
     """
     outcome = trajectory.outcome
-    good = trajectory.iterations <= outcome.last_valid_iteration
     rows = (trajectory.iterations, trajectory.params, trajectory.observed, trajectory.error_estimate)
     if not is_concrete(trajectory):
+        good = trajectory.iterations <= outcome.last_valid_iteration
         params, observed, error_estimate = blank_rows(rows[1:], good)
         return dataclasses.replace(trajectory, params=params, observed=observed, error_estimate=error_estimate)
     jax.block_until_ready(trajectory)
     if not bool(outcome.successful):
+        good = np.asarray(trajectory.iterations) <= np.asarray(outcome.last_valid_iteration)
         iterations, params, observed, error_estimate = jax.tree.map(lambda leaf: leaf[: int(good.sum())], rows)
         trajectory = dataclasses.replace(
             trajectory, iterations=iterations, params=params, observed=observed, error_estimate=error_estimate

@@ -90,7 +90,7 @@ def _dominant_of_many(xp: Any, matrices: Any, by_modulus: bool) -> Any:
     values = unit[..., 0] * values
     size = xp.abs(values) if by_modulus else xp.real(values)
     chosen = xp.take_along_axis(values, xp.argmax(size, axis=-1)[..., None], axis=-1)[..., 0]
-    return _complex(xp, chosen.real, xp.abs(chosen.imag))
+    return _complex(xp, xp.real(chosen), xp.abs(xp.imag(chosen)))
 
 
 def _complex(xp: Any, real: Any, imaginary: Any) -> Any:
@@ -106,7 +106,7 @@ def _complex(xp: Any, real: Any, imaginary: Any) -> Any:
 
 def characteristic_polynomial(
     matrices: Float[Array | np.ndarray, "*batch rows rows"],
-) -> tuple[Float[Array | np.ndarray, "*batch"] | np.floating, ...]:
+) -> tuple[Any, ...]:
     """The coefficients c₀ … cₙ₋₁ of det(λ − M) = λⁿ + cₙ₋₁λⁿ⁻¹ + … + c₀, for up to three rows."""
     entries = _entries(matrices)
     if len(entries) == 1:

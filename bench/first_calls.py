@@ -1,0 +1,94 @@
+"""Rows of `bench/run.py`: what a user waits for at the first call, compilation included, each in a fresh process."""
+
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+#: What a row holds: its name, adamflow's side, the peer's, and how often both are timed. Sides return their seconds.
+Fields = tuple[str, Callable[[], float], Callable[[], float], int]
+
+_SETUP = """
+import jax
+jax.config.update("jax_enable_x64", True)
+import jax.numpy as jnp
+import numpy as np
+import optax
+import adamflow as af
+problem, optimizer, peer = af.problems.chain(10), af.adam(1e-3), optax.adam(1e-3, b1=0.9, b2=0.999, eps=0.0)
+flow = af.GouldTanakaFlow(optimizer, order=2)
+jax.block_until_ready(problem.params)
+
+def scan():
+    def step(carry, _):
+        params, state = carry
+        updates, state = peer.update(jax.grad(problem.loss)(params), state)
+        return (optax.apply_updates(params, updates), state), None
+
+    start = (problem.params, peer.init(problem.params))
+    return jax.jit(lambda start: jax.lax.scan(step, start, length=2000)[0][0])(start)
+"""
+
+#: The smallest program that jax compiles.
+_SMALLEST = "jax.jit(lambda x: 2 * x + 1)(problem.params)"
+
+#: By name, the statement of adamflow and that of the peer, both after the setup.
+_CALLS = {
+    "iterate, chain(10), 2000 iterations / scan over optax": (
+        "af.iterate(optimizer, problem.loss, problem.params, 2000, save_at=[0, 2000]).params",
+        "scan()",
+    ),
+    "critical_curvature, Adam / jit of 2x + 1": ("af.analysis.critical_curvature(optimizer)", _SMALLEST),
+    "critical_curvature, 3-Adam / jit of 2x + 1": ("af.analysis.critical_curvature(af.kadam(3, 1e-3))", _SMALLEST),
+    "critical_curvature, flow of order 2 / jit of 2x + 1": (
+        "af.analysis.critical_curvature(optimizer, model=flow)",
+        _SMALLEST,
+    ),
+    "linear_stability, Adam / jit of 2x + 1": ("af.analysis.linear_stability(optimizer, 3800.0)", _SMALLEST),
+    "bounded_update_region, 50 x 50 / jit of 2x + 1": (
+        "af.analysis.bounded_update_region(beta=np.linspace(0.9, 0.99, 50), gamma=np.linspace(0.5, 0.9, 50))",
+        _SMALLEST,
+    ),
+    "level_curve / jit of 2x + 1": ("af.analysis.level_curve(50, beta=0.999, gamma=0.9)", _SMALLEST),
+    "normal_curve / jit of 2x + 1": ("af.analysis.normal_curve(50, beta=0.999, gamma=0.9)", _SMALLEST),
+    "adaptive_edge / jit of 2x + 1": ("af.analysis.adaptive_edge(0.9)", _SMALLEST),
+    "two_cycle / jit of 2x + 1": ("af.analysis.two_cycle(0.1, beta=0.999, gamma=0.9)", _SMALLEST),
+}
+
+
+def first_seconds(setup: str, statement: str) -> float:
+    """The seconds that a statement takes in a fresh process after a setup, without a cache of compiled programs."""
+    program = f"""{setup}
+import time
+start = time.perf_counter()
+result = {statement}
+if "jax" in globals():
+    jax.block_until_ready(result)
+print(time.perf_counter() - start)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True)
+    return float(run.stdout.split()[-1])
+
+
+def rows(repeats: int = 3) -> list[Fields]:
+    """The import, the first discrete run, and the first call of each host-side analysis with plain numbers."""
+
+    def import_seconds(*modules: str) -> Callable[[], float]:
+        return functools.partial(first_seconds, "", f"[__import__(name) for name in {modules!r}]")
+
+    def call_seconds(statement: str) -> Callable[[], float]:
+        return functools.partial(first_seconds, _SETUP, statement)
+
+    found = [
+        (
+            "first import of adamflow / of jax, diffrax and optax",
+            import_seconds("adamflow"),
+            import_seconds("jax", "diffrax", "optax"),
+            repeats,
+        )
+    ]
+    for name, (ours, peer) in _CALLS.items():
+        found.append((f"first {name}", call_seconds(ours), call_seconds(peer), repeats))
+    return found
