@@ -341,14 +341,14 @@ def measure_convergence(
     counts = [_whole_iterations(time, rate) for rate in learning_rates]
     points = min(check_count("points", points), *counts)
     # What does not complete is an error below, whatever `options` say.
-    options: dict[str, Any] = {"start": None, **options, "on_failure": "ignore"}
+    settings: dict[str, Any] = {"start": None, **options, "on_failure": "ignore"}
     errors, name = [], ""
     for rate, steps in zip(learning_rates, counts, strict=True):
         flow = make_flow(rate)
         save_at = np.round(np.linspace(0, steps, points + 1))
-        has_aux = bool(options.get("has_aux"))
+        has_aux = bool(settings.get("has_aux"))
         discrete = iterate(flow.optimizer, loss, params, steps, save_at=save_at, has_aux=has_aux, on_failure="ignore")
-        continuous = solve(flow, loss, params, steps, save_at=save_at, rtol=rtol, **options)
+        continuous = solve(flow, loss, params, steps, save_at=save_at, rtol=rtol, **settings)
         for run in (discrete, continuous):
             if not run.outcome.successful:
                 raise ValueError(f"the run {run.name!r} at learning rate {rate:g} {run.outcome.message}")
