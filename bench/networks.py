@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias, cast
 
 import equinox as eqx
-import flax.linen as nn
+import flax.linen as nn  # pyright: ignore[reportMissingImports]
 import jax
 import jax.numpy as jnp
 import numpy as np
