@@ -282,8 +282,11 @@ def test_failure_says_what_to_do(flow_run):
         (
             af.Optimizer(1e-3, (AdaBeliefStage(0.9, 0.9),)),
             "discrete",
-            r"'second_moment' .* AdaBeliefStage has \['first', ",
+            "AdaBeliefStage does something else; af.analysis.direction_bound",
         ),
+        (af.nadam(1e-3), "discrete", "NAdamStage does something else"),
+        (af.amsgrad(1e-3), "discrete", "AMSGradStage does something else"),
+        (af.signum(1e-3), "discrete", r"'second_moment' .* SignMomentumStage has \['first_moment'\]"),
         (af.Optimizer(1e-3, (VaryingStage(0.9),)), "discrete", "beta of the last stage varies with the iteration"),
         (
             jax.vmap(lambda b: af.adam(1e-3, beta=b))(jnp.array([0.9, 0.99])),

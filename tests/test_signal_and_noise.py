@@ -67,6 +67,7 @@ def test_formula_patch_network_is_its_sum_over_filters_and_patches():
     np.testing.assert_allclose(problem.metrics["feature"](problem.params), feature, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_identity_sign_descent_moves_attention_away_from_the_signal():
     """What the figure shows at full size: noise queries leave the signal, and the training loss falls."""
     data = af.problems.signal_and_noise(200, 8, test_size=50, noise_entries=10)

@@ -21,6 +21,7 @@ from adamflow.optimizers.nadam import NAdamScheduleStage, NAdamStage, nadam
 from adamflow.optimizers.optimizer import Optimizer, OptimizerState, check_optimizer, check_standard, overrides
 from adamflow.optimizers.per_tensor import PerTensorAdamStage, PerTensorRMSpropStage
 from adamflow.optimizers.radam import RAdamStage, radam
+from adamflow.optimizers.reading import divides_by, reads_as_adam
 from adamflow.optimizers.rmsprop import RMSpropStage, rmsprop
 from adamflow.optimizers.schedule_free import ScheduleFreeStage, schedule_free
 from adamflow.optimizers.sgd import GradientStage, MomentumStage, sgd
@@ -81,6 +82,7 @@ __all__ = [
     "check_optimizer",
     "check_standard",
     "clipped_adam",
+    "divides_by",
     "kadam",
     "lamadam",
     "lamb",
@@ -91,6 +93,7 @@ __all__ = [
     "nadambound",
     "overrides",
     "radam",
+    "reads_as_adam",
     "rmsprop",
     "schedule_free",
     "sgd",

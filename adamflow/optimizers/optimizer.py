@@ -12,6 +12,7 @@ import optax
 from adamflow.checks import check_count, check_precision, check_range, describe, is_concrete
 from adamflow.losses import as_scalar
 from adamflow.optimizers.hyperparameters import beside, flag_called, is_zero, number, number_called
+from adamflow.optimizers.reading import divides_by
 from adamflow.optimizers.record import Record
 from adamflow.optimizers.stage import AbstractStage, Filter, StageInput
 from adamflow.types import Filters, Leaf, Loss, Params, Scalar
@@ -432,11 +433,12 @@ class Optimizer(Record):
         """P = √v̂ + ε (or √(v̂ + ε)), by which the direction divides: a pytree like the parameters.
 
         Raises:
-            ValueError: unless there is one stage, with a filter named "second_moment".
+            ValueError: unless there is one stage, whose direction is a ratio over a filter named "second_moment".
         """
-        if len(self.stages) != 1 or "second_moment" not in filters[0]:
+        if len(self.stages) != 1 or not divides_by(self.stages[0], "second_moment"):
             raise ValueError(
-                f"{self.name!r} has no single preconditioner: that needs one stage with a filter named 'second_moment'"
+                f"{self.name!r} has no single preconditioner: that needs one stage with a filter named 'second_moment' "
+                "by whose root its direction is divided, and by nothing else"
             )
         second = self.bias_corrected(filters, iteration)[0]["second_moment"]
         return jax.tree.map(lambda square: self._denominator(square).astype(square.dtype), second)

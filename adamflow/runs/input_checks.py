@@ -36,6 +36,8 @@ def check_optimizer(optimizer: Any) -> None:
             hint = "; for a flow call af.solve, or take its `optimizer`"
         raise TypeError(f"optimizer must be a record such as af.adam(1e-3), got {describe(optimizer)}{hint}")
     numbers = {name: getattr(optimizer, name) for name in ("learning_rate", "weight_decay", "epsilon")}
+    if optimizer.l2 is not None:
+        numbers["l2"] = optimizer.l2
     for index, stage in enumerate(optimizer.stages):
         for filter in stage.filters():
             if not callable(filter.decay):

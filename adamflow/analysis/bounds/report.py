@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from adamflow.analysis.bounds.formulas import bound_growth_rate, check_kind, log_update_bound
 from adamflow.checks import is_concrete
 from adamflow.flows import Snapshot
-from adamflow.optimizers import Optimizer, OptimizerState, SignStage, check_standard
+from adamflow.optimizers import Optimizer, OptimizerState, SignStage, check_standard, reads_as_adam
 from adamflow.runs import Trajectory
 from adamflow.runs.trajectory import check_rows, largest
 from adamflow.types import Dataset
@@ -238,7 +238,14 @@ def _decays_of_last_stage(optimizer: Optimizer) -> dict[str, float]:
             f"{type(stage).__name__} has {sorted(filters) or 'no filters'}; for other stages no bound is known"
         )
     gamma = filters.get("first_moment", 0.0)
-    return {"beta": _number("beta", filters["second_moment"]), "gamma": _number("gamma", gamma)}
+    decays = {"beta": _number("beta", filters["second_moment"]), "gamma": _number("gamma", gamma)}
+    if not reads_as_adam(stage):
+        raise ValueError(
+            f"the bound is that of a last stage that divides an average of its input by the root of one of its square, "
+            f"but {type(stage).__name__} does something else; af.analysis.direction_bound has the bound of other "
+            "stages, where one is known"
+        )
+    return decays
 
 
 def _number(name: str, value: Any) -> float:

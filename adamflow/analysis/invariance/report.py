@@ -23,7 +23,7 @@ from adamflow.analysis.invariance.norm_law import (
 from adamflow.checks import is_concrete
 from adamflow.flows import GouldTanakaFlow, Snapshot
 from adamflow.flows.norms import norm, numpy_norm
-from adamflow.optimizers import Optimizer
+from adamflow.optimizers import Optimizer, reads_as_adam
 from adamflow.runs import Trajectory
 from adamflow.types import Dataset, Params
 
@@ -238,7 +238,8 @@ def _filters(optimizer: Optimizer) -> dict[str, Any]:
 
 def _gamma(optimizer: Optimizer) -> float:
     filters = _filters(optimizer)
-    known = len(optimizer.stages) == 1 and {"second_moment", "mean_square"} & set(filters)
+    plain = len(optimizer.stages) == 1 and optimizer.l2 is None
+    known = plain and any(reads_as_adam(optimizer.stages[0], name) for name in ("second_moment", "mean_square"))
     gamma = filters.get("first_moment", 0.0)
     if not known or callable(gamma) or not is_concrete(optimizer) or np.ndim(gamma) or np.ndim(optimizer.learning_rate):
         raise ValueError(

@@ -17,7 +17,7 @@ from adamflow.analysis.invariance.report import named_leaves
 from adamflow.checks import check_count, check_params, check_range, is_concrete
 from adamflow.flows.norms import norm, numpy_norm
 from adamflow.losses import admit_loss, program
-from adamflow.optimizers import Optimizer, PerTensorRMSpropStage, check_optimizer
+from adamflow.optimizers import Optimizer, PerTensorRMSpropStage, check_optimizer, reads_as_adam
 from adamflow.runs import Outcome, Stats, Trajectory
 from adamflow.runs.failure import OnFailure, check_on_failure, tell_failure
 from adamflow.runs.trajectory import check_rows
@@ -58,7 +58,7 @@ def equivalent_two_adam(
     """
     check_optimizer("equivalent_two_adam", optimizer)
     filters = {filter.name: filter.decay for filter in optimizer.stages[0].filters()}
-    if len(optimizer.stages) != 1 or not {"second_moment", "mean_square"} & set(filters):
+    if len(optimizer.stages) != 1 or optimizer.l2 is not None or not _is_adam(optimizer):
         raise ValueError(f"2-Adam stands in for one stage of Adam or RMSprop, but {optimizer.name!r} has another form")
     hint = "without decay the norm grows without end, and forgets nothing"
     check_range("weight_decay", optimizer.weight_decay, 0, low_open=True, hint=hint)
@@ -77,6 +77,11 @@ def equivalent_two_adam(
         bias_correction=optimizer.bias_correction,
         name=f"2-adam of {optimizer.name}",
     )
+
+
+def _is_adam(optimizer: Optimizer) -> bool:
+    """Whether the first stage is Adam's or RMSprop's, with a second moment by entry or by tensor."""
+    return any(reads_as_adam(optimizer.stages[0], name) for name in ("second_moment", "mean_square"))
 
 
 def iterate_on_spheres(
