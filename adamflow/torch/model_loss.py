@@ -138,8 +138,9 @@ def evaluate(model: torch.nn.Module, closure: Closure) -> torch.Tensor:
 
 def check_deterministic(model: torch.nn.Module, closure: Closure) -> float:
     """The loss; `ValueError` if two calls of the closure differ by more than rounding, or it is not finite."""
-    with torch.no_grad():
-        first, second = (evaluate(model, closure) for _ in range(2))
+    # With gradients on, so that a closure that calls backward() gets as far as that.
+    with torch.enable_grad():
+        first, second = (evaluate(model, closure).detach() for _ in range(2))
     a, b = float(first), float(second)
     if not math.isfinite(a):
         raise ValueError(f"the loss is {a} at the present parameters, so there is no curvature; look at it earlier")

@@ -20,7 +20,7 @@ class TorchReading(OptimizerReading):
     """An optimizer and its state, read from PyTorch: `optimizer, optimizer_state, iteration = reading`.
 
     Attributes:
-        params: by name, the parameters of the optimizer, as NumPy arrays.
+        params: by name, the parameters of the optimizer, as jax arrays.
         penalties: by name, λ of the penalty λ‖θ‖²/2 that the optimizer adds to the loss (`weight_decay` of Adam,
             RMSprop and SGD), or `None` if all are 0. The loss of a report needs it.
     """
@@ -79,7 +79,7 @@ def from_torch(
     decoupled = kind.is_decoupled(group)
     largest = max(decays.values()) if decoupled else 0.0
     declared = kind.declare(group, max(rates.values()), largest)
-    params = {name: numpy_of(parameter, _precision(parameter)) for name, (parameter, _) in named.items()}
+    params = {name: jnp.asarray(numpy_of(parameter, _precision(parameter))) for name, (parameter, _) in named.items()}
     return TorchReading(
         optimizer=declared,
         optimizer_state=_filled(declared, params, states, kind.moments(group)),
@@ -294,13 +294,12 @@ def _precision(parameter: torch.Tensor) -> Any:
 
 def _filled(declared: Optimizer, params: dict[str, Any], states: dict[str, Any], moments: Moments) -> Any:
     """The state of the declared optimizer with torch's moments; 0 where a parameter has none."""
-    like = jax.tree.map(jnp.asarray, params)
-    state = declared.initial_state(like)
+    state = declared.initial_state(params)
     for index, filters in enumerate(moments):
         for name, (key, factor) in filters.items():
             value = {
                 leaf: zero if states[leaf].get(key) is None else factor * _moment(states[leaf][key], zero)
-                for leaf, zero in jax.tree.map(jnp.zeros_like, like).items()
+                for leaf, zero in jax.tree.map(jnp.zeros_like, params).items()
             }
             state = declared.with_moment(state, name, value, index)
     return state
