@@ -327,7 +327,9 @@ def test_identity_flows_and_spectra_of_a_model_are_those_of_jax():
     for name, leaf in flows[0].final_state.filters[0]["first_moment"].items():
         np.testing.assert_allclose(leaf, flows[1].final_state.filters[0]["first_moment"][name], rtol=1e-4, atol=1e-7)
     params, state = af.iterate(optimizer, loss, loss.params, 15, save_at=[15]).final_state
-    values = [af.analysis.jacobian_spectrum(optimizer, f, params, state, 15).values for f in (loss, jax_loss)]
+    values = [
+        af.analysis.jacobian_spectrum(optimizer, f, (params, state), iteration=15).values for f in (loss, jax_loss)
+    ]
     np.testing.assert_allclose(values[0], values[1], rtol=1e-6)
 
 
