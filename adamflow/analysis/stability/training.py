@@ -284,8 +284,8 @@ def report_of(
         numbers |= eigenvalues
     # dᵀHd, by which a parabola would say where the loss is back at its value.
     bend = numbers["update_curvature"] * float(numpy_norm(step.increment)) ** 2
-    search = _critical_step(local, loss, gradient, step, bend)
     learning_rate = float(optimizer.learning_rate)
+    search = _critical_step(local, loss, gradient, step, _guess(gradient, step, bend, settings.start, learning_rate))
     return TrainingReport(
         iteration=iteration,
         loss=loss,
@@ -518,12 +518,20 @@ def _share_by_leaf(vector: Params) -> dict[str, float]:
     return {name or "params": float(np.sum(leaf**2)) for name, leaf in named}
 
 
+def _guess(
+    gradient: np.ndarray, step: _StepMeasures, bend: float, last: TrainingReport | None, learning_rate: float
+) -> float:
+    """A multiple of the step at which the loss may be back at its value: the last one, or that of a parabola."""
+    if last is not None and 0 < last.critical_sharpness < math.inf:
+        return 2 / (learning_rate * last.critical_sharpness)
+    return -2 * float(np.vdot(gradient, step.increment)) / bend if bend > 0 else 1.0
+
+
 def _critical_step(
-    local: LocalLoss, loss: float, gradient: np.ndarray, step: _StepMeasures, curvature: float
+    local: LocalLoss, loss: float, gradient: np.ndarray, step: _StepMeasures, guess: float
 ) -> CriticalStep:
     """The multiple of the step that raises the loss."""
     slope = float(np.vdot(gradient, step.increment))
-    guess = -2 * slope / curvature if curvature > 0 else 1.0
     rounding = 2 * float(np.finfo(gradient.dtype).eps) * abs(loss)
     return critical_step(local.difference(step.increment), slope, guess, rounding)
 
