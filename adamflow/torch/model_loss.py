@@ -243,11 +243,10 @@ def _differentiable(
 
     @jax.custom_jvp
     def product(params: Any, vector: Any) -> Any:
-        # The Hessian is symmetric, so the product is its own transpose.
-        def apply(params: Any, vector: Any) -> Any:
-            return call(host_product, shapes, params, vector)
-
-        return jax.custom_derivatives.linear_call(apply, apply, params, vector)
+        # As the "solution" of a symmetric system it has a transpose, which is itself, and works under vmap.
+        return jax.lax.custom_linear_solve(
+            lambda x: x, vector, lambda _, b: call(host_product, shapes, params, b), symmetric=True
+        )
 
     @value.defjvp
     def _(primals: Any, tangents: Any) -> Any:
