@@ -127,7 +127,8 @@ class Monitor:
         params = in_working_precision(reading.params)
         with undisturbed(self.model):
             check_deterministic(self.model, self.closure)
-            local = _local_loss(self, reading, params)
+            near = _ModelNear(self, reading, params)
+            local = LocalLoss(near.gradient, near.product, near.difference)
             report = report_of(local, params, *reading, settings)
         if last is not None:
             self.reports[-1] = dataclasses.replace(last, vector=None, plain_vector=None)
@@ -152,74 +153,80 @@ class Monitor:
         return xr.Dataset(columns, coordinates)
 
 
-def _local_loss(monitor: Monitor, reading: TorchReading, params: dict[str, Any]) -> LocalLoss:
-    """The model's loss near its present parameters, with the penalty that the optimizer adds."""
-    flat, unravel = ravel_pytree(params)
-    # The order of flat vectors is that of the sorted names.
-    parameters = parameters_of(monitor.optimizer, monitor.model)
-    named = {name: parameters[name] for name in sorted(parameters)}
-    penalties = np.concatenate(
-        [
-            np.full(leaf.numel(), 0.0 if reading.penalties is None else reading.penalties[name])
-            for name, leaf in named.items()
-        ]
-    ).astype(flat.dtype)
-    origin = np.asarray(flat)
+class _ModelNear:
+    """A model's loss near its present parameters, with the penalty that the optimizer adds, for flat vectors."""
 
-    def tensors(vector: np.ndarray) -> list[torch.Tensor]:
-        tree = jax.tree.map(np.asarray, unravel(vector))
-        return [torch.tensor(tree[name]).to(leaf.device, leaf.dtype) for name, leaf in named.items()]
+    def __init__(self, monitor: Monitor, reading: TorchReading, params: dict[str, Any]) -> None:
+        flat, self._unravel = ravel_pytree(params)
+        self._model, self._closure = monitor.model, monitor.closure
+        # The order of flat vectors is that of the sorted names.
+        parameters = parameters_of(monitor.optimizer, monitor.model)
+        self._named = {name: parameters[name] for name in sorted(parameters)}
+        penalties = reading.penalties or dict.fromkeys(self._named, 0.0)
+        numbers = [np.full(leaf.numel(), penalties[name]) for name, leaf in self._named.items()]
+        self._penalties = np.concatenate(numbers).astype(flat.dtype)
+        self._origin = np.asarray(flat)
+        self._twice = monitor._second_derivatives
+        self._graph: list[torch.Tensor] = []
 
-    def joined(parts: list[torch.Tensor]) -> np.ndarray:
-        return np.concatenate([numpy_of(part, flat.dtype).reshape(-1) for part in parts]).astype(flat.dtype)
+    def gradient(self) -> tuple[float, np.ndarray]:
+        """The loss and its gradient; its graph is kept for the products."""
+        value, self._graph = gradients_of(self._model, self._closure, self._named, twice=self._twice)
+        return float(value) + self._penalty(self._origin), self._joined(self._graph) + self._penalties * self._origin
 
-    def penalty(vector: np.ndarray) -> float:
-        return float(np.sum(penalties.astype(float) * vector.astype(float) ** 2)) / 2
+    def product(self, vector: np.ndarray) -> np.ndarray:
+        """H x, exactly or by a central difference of gradients."""
+        image = self._exact_product(vector) if self._twice else self._difference_of_gradients(vector)
+        return image + self._penalties * vector
 
-    def at(displacement: np.ndarray, compute: Callable[[], Any]) -> Any:
-        """What `compute` returns with other parameters."""
-        values = [leaf.data for leaf in named.values()]
-        moved = tensors(displacement)
-        try:
-            for leaf, value, shift in zip(named.values(), values, moved, strict=True):
-                leaf.data = value + shift
-            return compute()
-        finally:
-            for leaf, value in zip(named.values(), values, strict=True):
-                leaf.data = value
+    def difference(self, direction: np.ndarray) -> Callable[[float], float]:
+        """c ↦ L(θ + c d) − L(θ)."""
 
-    graph: list[torch.Tensor] = []
+        def evaluated() -> float:
+            with torch.no_grad():
+                return float(evaluate(self._model, self._closure))
 
-    def gradient() -> tuple[float, np.ndarray]:
-        twice = monitor._second_derivatives
-        value, gradients = gradients_of(monitor.model, monitor.closure, named, twice=twice)
-        graph[:] = gradients
-        return float(value) + penalty(origin), joined(gradients) + penalties * origin
-
-    def product(vector: np.ndarray) -> np.ndarray:
-        return joined(products_of(graph, named, tensors(vector))) + penalties * vector
-
-    def difference_product(vector: np.ndarray) -> np.ndarray:
-        length = float(np.linalg.norm(vector)) or 1.0
-        shift = float(np.finfo(flat.dtype).eps) ** (1 / 3) * max(1.0, float(np.linalg.norm(origin))) / length
-
-        def slope() -> np.ndarray:
-            return joined(gradients_of(monitor.model, monitor.closure, named, twice=False)[1])
-
-        ahead, behind = (at(sign * shift * vector, slope) for sign in (1, -1))
-        return (ahead - behind) / (2 * shift) + penalties * vector
-
-    def difference(direction: np.ndarray) -> Callable[[float], float]:
         def value(step: float) -> float:
             moved = step * direction
-
-            def compute() -> float:
-                with torch.no_grad():
-                    return float(evaluate(monitor.model, monitor.closure))
-
-            return at(moved, compute) + penalty(origin + moved)
+            return self._at(moved, evaluated) + self._penalty(self._origin + moved)
 
         initial = value(0.0)
         return lambda step: value(step) - initial
 
-    return LocalLoss(gradient, product if monitor._second_derivatives else difference_product, difference)
+    def _exact_product(self, vector: np.ndarray) -> np.ndarray:
+        return self._joined(products_of(self._graph, self._named, self._tensors(vector)))
+
+    def _difference_of_gradients(self, vector: np.ndarray) -> np.ndarray:
+        length = float(np.linalg.norm(vector)) or 1.0
+        eps = float(np.finfo(self._origin.dtype).eps)
+        shift = eps ** (1 / 3) * max(1.0, float(np.linalg.norm(self._origin))) / length
+
+        def slope() -> np.ndarray:
+            return self._joined(gradients_of(self._model, self._closure, self._named, twice=False)[1])
+
+        ahead, behind = (self._at(sign * shift * vector, slope) for sign in (1, -1))
+        return (ahead - behind) / (2 * shift)
+
+    def _at(self, displacement: np.ndarray, compute: Callable[[], Any]) -> Any:
+        """What `compute` returns with other parameters."""
+        leaves = list(self._named.values())
+        values = [leaf.data for leaf in leaves]
+        shifts = self._tensors(displacement)
+        try:
+            for leaf, value, shift in zip(leaves, values, shifts, strict=True):
+                leaf.data = value + shift
+            return compute()
+        finally:
+            for leaf, value in zip(leaves, values, strict=True):
+                leaf.data = value
+
+    def _tensors(self, vector: np.ndarray) -> list[torch.Tensor]:
+        tree = jax.tree.map(np.asarray, self._unravel(vector))
+        return [torch.tensor(tree[name]).to(leaf.device, leaf.dtype) for name, leaf in self._named.items()]
+
+    def _joined(self, parts: list[torch.Tensor]) -> np.ndarray:
+        dtype = self._origin.dtype
+        return np.concatenate([numpy_of(part, dtype).reshape(-1) for part in parts]).astype(dtype)
+
+    def _penalty(self, vector: np.ndarray) -> float:
+        return float(np.sum(self._penalties.astype(float) * vector.astype(float) ** 2)) / 2
