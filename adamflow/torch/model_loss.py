@@ -76,7 +76,7 @@ def loss(model: torch.nn.Module, closure: Closure) -> TorchLoss:
     """A PyTorch model as a loss of jax, for `af.iterate`, `af.solve` and the analysis.
 
     Values, gradients and Hessian-vector products are computed by PyTorch, on the model's device, in callbacks. That is
-    enough for discrete runs, the flows that take gradients once (`GouldTanakaFlow` of order 1, `InterpolatingFlow`),
+    enough for discrete runs, the flow that takes gradients once (`GouldTanakaFlow` of order 1),
     the sharpness, `training_report` and `jacobian_spectrum`. Third derivatives do not exist: `ModifiedFlow` of order 2
     and more says so. Under `vmap` the evaluations are made one after the other. The model is left as it was.
 
@@ -263,7 +263,7 @@ def _differentiable(
         if moved:
             raise ValueError(
                 "a PyTorch model has no third derivative here; take what needs two at most: iterate, GouldTanakaFlow "
-                "of order 1, InterpolatingFlow, preconditioned_sharpness, training_report, jacobian_spectrum"
+                "of order 1, preconditioned_sharpness, training_report, jacobian_spectrum"
             )
         vector = jax.tree.map(
             lambda leaf, like: jnp.zeros_like(like) if _is_zero(leaf) else leaf,
