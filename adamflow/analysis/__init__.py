@@ -44,6 +44,7 @@ from adamflow.analysis.stability import (
     ObservedSharpness,
     Sharpness,
     Spectrum,
+    TrainingReport,
     adaptive_edge,
     critical_curvature,
     dominant_eigenvalue,
@@ -54,6 +55,7 @@ from adamflow.analysis.stability import (
     phase_diagram,
     preconditioned_sharpness,
     sharpness_observer,
+    training_report,
     unstable_multipliers,
 )
 
@@ -65,6 +67,7 @@ __all__ = [
     "Sharpness",
     "Spectrum",
     "TensorObservation",
+    "TrainingReport",
     "TwoCycle",
     "adaptive_edge",
     "bound_growth_rate",
@@ -101,6 +104,7 @@ __all__ = [
     "square_norm_recursion",
     "stability",
     "stability_exponent",
+    "training_report",
     "two_cycle",
     "unstable_multipliers",
     "update_bound",

@@ -10,6 +10,8 @@ from adamflow.optimizers.adamax import AdamaxStage, adamax
 from adamflow.optimizers.adan import AdanStage, adan
 from adamflow.optimizers.ademamix import AdEMAMixStage, ademamix
 from adamflow.optimizers.amsgrad import AMSGradStage, amsgrad
+from adamflow.optimizers.described_state import OptimizerReading
+from adamflow.optimizers.from_optax import from_optax
 from adamflow.optimizers.kadam import kadam
 from adamflow.optimizers.l2 import with_l2
 from adamflow.optimizers.lamb import TrustRatioStage, lamb
@@ -54,6 +56,7 @@ __all__ = [
     "NAdamScheduleStage",
     "NAdamStage",
     "Optimizer",
+    "OptimizerReading",
     "OptimizerState",
     "PerTensorAdamStage",
     "PerTensorRMSpropStage",
@@ -83,6 +86,7 @@ __all__ = [
     "check_standard",
     "clipped_adam",
     "divides_by",
+    "from_optax",
     "kadam",
     "lamadam",
     "lamb",

@@ -38,13 +38,15 @@ def reads_as_adam(stage: AbstractStage, name: str = "second_moment") -> bool:
     filters = {filter.name: filter for filter in stage.filters()}
     if not stage.only_averages or stage.uses_params or name not in filters or not divides_by(stage, name):
         return False
-    own_start = any(filter.mass is not None or filter.initial is not None for filter in filters.values())
+    own_start = any(filter.weight_sum is not None or filter.initial is not None for filter in filters.values())
     if own_start or not set(filters) <= {"first_moment", name}:
         return False
     value: Any = np.array([1.5, -2.0])
     try:
         with jax.ensure_compile_time_eval():
-            inputs = {key: np.asarray(filter.input(StageInput(value), _Unread())) for key, filter in filters.items()}
+            inputs: dict[str, Any] = {
+                key: np.asarray(filter.input(StageInput(value), _Unread())) for key, filter in filters.items()
+            }
     except (LookupError, jax.errors.TracerArrayConversionError):
         return False
     square = value**2 if name == "second_moment" else np.full(2, np.mean(value**2))

@@ -6,6 +6,7 @@
 - `instability`: in which way it ends: period 2, rotation, growth.
 - `phase`: how these depend on the hyperparameters.
 - `sharpness`: the largest eigenvalue of the preconditioned Hessian at a state.
+- `training`, by `leading_pair` and `critical_step`: where a training run stands, with its optimizer's state.
 - `spectrum`, by `krylov`: the leading eigenvalues of the step at a state.
 """
 
@@ -21,12 +22,14 @@ from adamflow.analysis.stability.sharpness import (
     sharpness_observer,
 )
 from adamflow.analysis.stability.spectrum import Spectrum, jacobian_spectrum
+from adamflow.analysis.stability.training import TrainingReport, training_report
 
 __all__ = [
     "Instability",
     "ObservedSharpness",
     "Sharpness",
     "Spectrum",
+    "TrainingReport",
     "adaptive_edge",
     "critical_curvature",
     "dominant_eigenvalue",
@@ -37,5 +40,6 @@ __all__ = [
     "phase_diagram",
     "preconditioned_sharpness",
     "sharpness_observer",
+    "training_report",
     "unstable_multipliers",
 ]

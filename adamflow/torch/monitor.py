@@ -1,0 +1,232 @@
+"""A monitor for a PyTorch training loop: where does the run stand, every so many steps?"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+import xarray as xr
+from jax.flatten_util import ravel_pytree
+
+from adamflow.analysis import TrainingReport
+from adamflow.analysis.stability.training import LocalLoss, ReportSettings, in_working_precision, report_of
+from adamflow.checks import check_count, check_flag
+from adamflow.torch.model_loss import (
+    Closure,
+    check_deterministic,
+    evaluate,
+    gradients_of,
+    numpy_of,
+    products_of,
+    trained_parameters,
+)
+from adamflow.torch.torch_state import TorchReading, from_torch, parameters_of
+from adamflow.torch.undisturbed import undisturbed
+
+
+class Monitor:
+    """Looks at a training run every so many steps: `monitor()` in the loop, after `optimizer.step()`.
+
+    A look computes a `training_report` with PyTorch's own derivatives, on the model's device, and leaves the model, its
+    gradients, buffers and modes, and the random states as they were. Between looks a call costs an addition. A look
+    takes a forward pass twice to see whether the closure is deterministic, a gradient, and as many Hessian-vector
+    products as its report says; it keeps as many vectors of the size of the model on the host.
+
+    Args:
+        model: the model that is trained.
+        optimizer: `torch.optim.Adam`, `AdamW`, `RMSprop`, `SGD` or `KAdam`, over the model's parameters.
+        closure: evaluates the model on fixed data and returns the loss, a scalar tensor, without calling `backward`.
+            It must be the same number at each call, so with dropout off. The data may be a batch or several.
+        every: how many steps lie between two looks.
+        cheap: whether to leave out the eigenvalues.
+        plain_sharpness: whether to compute the sharpness without preconditioner too, at the same cost again.
+        clip_norm: the norm at which the loop clips the gradient, if it does.
+        second_derivatives: `False` takes central differences of gradients in the place of Hessian-vector products, for
+            models without second derivatives; their relative errors are about 1e-3 in float32.
+        tolerance, max_products, seed: as in `training_report`.
+
+    Attributes:
+        reports: the reports so far, oldest first; the last one alone has its vectors.
+
+    Raises:
+        ValueError, TypeError: the model has no trained parameters, or an argument is out of its range; in a look, what
+            `from_torch` and `training_report` raise, or the closure is not deterministic, calls `backward`, or has no
+            second derivative.
+
+    Example:
+        >>> import torch
+        >>> from adamflow.torch import Monitor
+        >>> model, inputs = torch.nn.Linear(2, 1), torch.eye(2)
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        >>> monitor = Monitor(model, optimizer, lambda: (model(inputs) - 1).square().mean(), every=10)
+        >>> for _ in range(20):
+        ...     optimizer.zero_grad()
+        ...     (model(inputs) - 1).square().mean().backward()
+        ...     optimizer.step()
+        ...     scalars = monitor()
+        >>> [report.iteration for report in monitor.reports], scalars["edge"]
+        ([10, 20], 37.99...)
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        closure: Closure,
+        every: int = 100,
+        *,
+        cheap: bool = False,
+        plain_sharpness: bool = False,
+        clip_norm: float | None = None,
+        second_derivatives: bool = True,
+        tolerance: float = 1e-3,
+        max_products: int = 40,
+        seed: int = 0,
+    ) -> None:
+        trained_parameters(model)
+        if not callable(closure):
+            raise ValueError(f"closure must be a function that returns the loss, got {type(closure).__name__}")
+        self.model = model
+        self.optimizer = optimizer
+        self.closure = closure
+        self.every = check_count("every", every)
+        self.reports: list[TrainingReport] = []
+        self._second_derivatives = check_flag("second_derivatives", second_derivatives)
+        self._settings = ReportSettings(
+            cheap=check_flag("cheap", cheap),
+            plain_sharpness=check_flag("plain_sharpness", plain_sharpness),
+            tolerance=tolerance,
+            max_products=max_products,
+            seed=seed,
+            clip_norm=clip_norm,
+        )
+        self._calls = 0
+
+    def __call__(self, *_: Any) -> dict[str, float]:
+        """Count a step, and look if it is time.
+
+        It takes and ignores the arguments of a hook: `optimizer.register_step_post_hook(monitor)` is another way to
+        call it.
+
+        Returns:
+            the numbers for a logger, `report.scalars()`; empty between looks, and while every learning rate is 0.
+        """
+        self._calls += 1
+        if self._calls % self.every or not any(float(group["lr"]) for group in self.optimizer.param_groups):
+            return {}
+        return self.look().scalars()
+
+    def look(self) -> TrainingReport:
+        """The report of the present state, which joins `reports`."""
+        iteration = self._calls if type(self.optimizer) is torch.optim.SGD else None
+        reading = from_torch(self.optimizer, self.model, iteration=iteration)
+        last = self.reports[-1] if self.reports else None
+        settings = dataclasses.replace(self._settings, start=last, **reading.groups)
+        params = in_working_precision(reading.params)
+        with undisturbed(self.model):
+            check_deterministic(self.model, self.closure)
+            near = _ModelNear(self, reading, params)
+            local = LocalLoss(near.gradient, near.product, near.difference)
+            report = report_of(local, params, *reading, settings)
+        if last is not None:
+            self.reports[-1] = dataclasses.replace(last, vector=None, plain_vector=None)
+        self.reports.append(report)
+        return report
+
+    def to_xarray(self) -> xr.Dataset:
+        """All reports as a dataset: each scalar over the dimension `iteration`, and `share` over `leaf` too."""
+        if not self.reports:
+            raise ValueError("there are no reports yet; call the monitor after optimizer.step(), or look()")
+        rows = [report.scalars() for report in self.reports]
+        names = dict.fromkeys(name for row in rows for name in row if not name.startswith("share/"))
+        columns = {
+            name: ("iteration", [row.get(name, np.nan) for row in rows]) for name in names if name != "iteration"
+        }
+        coordinates: dict[str, Any] = {"iteration": [report.iteration for report in self.reports]}
+        leaves = list(dict.fromkeys(leaf for report in self.reports for leaf in report.share_by_leaf))
+        if leaves:
+            shares = [[report.share_by_leaf.get(leaf, np.nan) for leaf in leaves] for report in self.reports]
+            columns["share"] = (("iteration", "leaf"), shares)
+            coordinates["leaf"] = leaves
+        return xr.Dataset(columns, coordinates)
+
+
+class _ModelNear:
+    """A model's loss near its present parameters, with the penalty that the optimizer adds, for flat vectors."""
+
+    def __init__(self, monitor: Monitor, reading: TorchReading, params: dict[str, Any]) -> None:
+        flat, self._unravel = ravel_pytree(params)
+        self._model, self._closure = monitor.model, monitor.closure
+        # The order of flat vectors is that of the sorted names.
+        parameters = parameters_of(monitor.optimizer, monitor.model)
+        self._named = {name: parameters[name] for name in sorted(parameters)}
+        penalties = reading.penalties or dict.fromkeys(self._named, 0.0)
+        numbers = [np.full(leaf.numel(), penalties[name]) for name, leaf in self._named.items()]
+        self._penalties = np.concatenate(numbers).astype(flat.dtype)
+        self._origin = np.asarray(flat)
+        self._twice = monitor._second_derivatives
+        self._graph: list[torch.Tensor] = []
+
+    def gradient(self) -> tuple[float, np.ndarray]:
+        """The loss and its gradient; its graph is kept for the products."""
+        value, self._graph = gradients_of(self._model, self._closure, self._named, twice=self._twice)
+        return float(value) + self._penalty(self._origin), self._joined(self._graph) + self._penalties * self._origin
+
+    def product(self, vector: np.ndarray) -> np.ndarray:
+        """H x, exactly or by a central difference of gradients."""
+        image = self._exact_product(vector) if self._twice else self._difference_of_gradients(vector)
+        return image + self._penalties * vector
+
+    def difference(self, direction: np.ndarray) -> Callable[[float], float]:
+        """c ↦ L(θ + c d) − L(θ)."""
+
+        def evaluated() -> float:
+            with torch.no_grad():
+                return float(evaluate(self._model, self._closure))
+
+        def value(step: float) -> float:
+            moved = step * direction
+            return self._at(moved, evaluated) + self._penalty(self._origin + moved)
+
+        initial = value(0.0)
+        return lambda step: value(step) - initial
+
+    def _exact_product(self, vector: np.ndarray) -> np.ndarray:
+        return self._joined(products_of(self._graph, self._named, self._tensors(vector)))
+
+    def _difference_of_gradients(self, vector: np.ndarray) -> np.ndarray:
+        length = float(np.linalg.norm(vector)) or 1.0
+        eps = float(np.finfo(self._origin.dtype).eps)
+        shift = eps ** (1 / 3) * max(1.0, float(np.linalg.norm(self._origin))) / length
+
+        def slope() -> np.ndarray:
+            return self._joined(gradients_of(self._model, self._closure, self._named, twice=False)[1])
+
+        ahead, behind = (self._at(sign * shift * vector, slope) for sign in (1, -1))
+        return (ahead - behind) / (2 * shift)
+
+    def _at(self, displacement: np.ndarray, compute: Callable[[], Any]) -> Any:
+        """What `compute` returns with other parameters."""
+        leaves = list(self._named.values())
+        values = [leaf.data for leaf in leaves]
+        shifts = self._tensors(displacement)
+        try:
+            for leaf, value, shift in zip(leaves, values, shifts, strict=True):
+                leaf.data = value + shift
+            return compute()
+        finally:
+            for leaf, value in zip(leaves, values, strict=True):
+                leaf.data = value
+
+    def _tensors(self, vector: np.ndarray) -> list[torch.Tensor]:
+        tree = jax.tree.map(np.asarray, self._unravel(vector))
+        return [torch.tensor(tree[name]).to(leaf.device, leaf.dtype) for name, leaf in self._named.items()]
+
+    def _joined(self, parts: list[torch.Tensor]) -> np.ndarray:
+        dtype = self._origin.dtype
+        return np.concatenate([numpy_of(part, dtype).reshape(-1) for part in parts]).astype(dtype)
+
+    def _penalty(self, vector: np.ndarray) -> float:
+        return float(np.sum(self._penalties.astype(float) * vector.astype(float) ** 2)) / 2
