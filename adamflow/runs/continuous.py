@@ -175,6 +175,10 @@ def solve(
     return tell_failure(conclude(trajectory, started), on_failure, rows[0])
 
 
+#: One for the initial state of a flow, and one for the size of its first change.
+_START_GRADIENTS = 2
+
+
 class _Problem(NamedTuple):
     """What a run is asked for, but for its numbers."""
 
@@ -218,7 +222,7 @@ def _solve_once(problem: _Problem, numbers: "_Numbers") -> Trajectory:
             reference = _Reference(method, observe, max(max_steps, _REFERENCE_STEPS))
             inputs = RunInputs(cast(GouldTanakaFlow, flow), loss, state, run_times, numbers)
             run = solve_by_collocation(inputs, StaticOptions(observe, max_steps), reference, eager)
-            stats = Stats(run.gradients + looks + 1, run.accepted, run.rejected, run.hessians, None)
+            stats = Stats(run.gradients + looks + _START_GRADIENTS, run.accepted, run.rejected, run.hessians, None)
         else:
             run = _run(flow, loss, state, run_times, numbers, method, observe, max_steps, progress, counter)
             stats = _stats(run, method, counter, counted, flow.gradients_per_evaluation, looks)
@@ -342,14 +346,14 @@ _COUNTER = _Counter()
 
 
 def _stats(run: "_Run", method: Method, counter: _Counter | None, before: int, each: int, looks: int) -> Stats:
-    """What a run cost: one gradient for the initial state, those of the vector fields, and one for each look."""
+    """What a run cost: the gradients of its start, those of the vector fields, and one for each look."""
     attempted = run.accepted + run.rejected
     if counter is not None:
         jax.block_until_ready(run)
         jax.effects_barrier()
-        gradients = jnp.asarray(1 + each * (counter.count - before) + looks)
+        gradients = jnp.asarray(_START_GRADIENTS + each * (counter.count - before) + looks)
     elif method.fields is not None:
-        gradients = 1 + each * (method.first_fields + method.fields * attempted) + looks
+        gradients = _START_GRADIENTS + each * (method.first_fields + method.fields * attempted) + looks
     else:
         gradients = None
     return Stats(gradients, run.accepted, run.rejected, method.jacobians * attempted, None)
