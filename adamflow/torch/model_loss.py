@@ -96,8 +96,8 @@ def loss(model: torch.nn.Module, closure: Closure) -> TorchLoss:
         >>> import adamflow as af, adamflow.torch
         >>> model, inputs = torch.nn.Linear(2, 1, bias=False).double(), torch.eye(2).double()
         >>> loss = adamflow.torch.loss(model, lambda: (model(inputs) - 1).square().mean())
-        >>> af.iterate(af.adam(0.1), loss, loss.params, 200).outcome.successful
-        Array(True, dtype=bool)
+        >>> bool(af.iterate(af.adam(0.1), loss, loss.params, 200).outcome.successful)
+        True
     """
     made = TorchLoss(model, closure)
     with undisturbed(model):
