@@ -158,6 +158,8 @@ def test_identity_whole_iterations_stay_whole_in_single_precision():
 @pytest.mark.parametrize("observe", [None, lambda s: s.params], ids=["params", "observed"])
 def test_identity_memory_and_tracing_follow_what_is_saved(observe):
     """Ctrl-C in a run of 10⁹ iterations, which keeps what it has; its whole list of iterations has 8 GB."""
+    # A shell starts what runs in its background with Ctrl-C ignored: then this run would not end.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def loss(p):
         return jnp.sum(p**2)
