@@ -14,9 +14,12 @@ ADAM = af.adam(1e-2)
 FLOW = af.ModifiedFlow(ADAM, order=2)
 EXPLICIT = {"solver": diffrax.Tsit5()}
 
+#: Flows of order 2 on problems of their own: each test compiles several programs.
+pytestmark = pytest.mark.slow
+
 
 def test_failure_a_flow_that_stalls_in_the_transient_is_told_to_start_later():
-    with pytest.warns(UserWarning, match="holds no rows"):
+    with pytest.warns(af.IncompleteRunWarning, match="It saved nothing"):
         run = af.solve(FLOW, CROSSING.loss, CROSSING.params, 40, start=None, save_at=[40], **EXPLICIT)
     assert run.outcome.name == "min_step_reached"
     assert "leave these to the optimizer by start=20." in run.outcome.message
