@@ -222,14 +222,8 @@ def _solve_once(problem: _Problem, numbers: "_Numbers") -> Trajectory:
             reference = _Reference(method, observe, max(max_steps, _REFERENCE_STEPS))
             inputs = RunInputs(cast(GouldTanakaFlow, flow), loss, state, run_times, numbers)
             run = solve_by_collocation(inputs, StaticOptions(observe, max_steps), reference, eager)
-            stats = Stats(
-                run.gradients + looks + _START_GRADIENTS,
-                run.accepted,
-                run.rejected,
-                run.hessians,
-                None,
-                jnp.zeros((), int),
-            )
+            gradients = run.gradients + looks + _START_GRADIENTS
+            stats = Stats(gradients, run.accepted, run.rejected, run.hessians, None, jnp.zeros((), int))
         else:
             run = _run(flow, loss, state, run_times, numbers, method, observe, max_steps, progress, counter)
             stats = _stats(run, method, counter, counted, flow.gradients_per_evaluation, looks)
