@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from adamflow.checks import check_range, keyword_decays
 from adamflow.optimizers.hyperparameters import beside, check_decays, flag_called, number, number_called
 from adamflow.optimizers.optimizer import Optimizer
-from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput, weight_sum_of
+from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput, moment_filters, weight_sum_of
 from adamflow.types import Leaf, Scalar
 
 
@@ -31,10 +31,7 @@ class AdaBoundStage(AbstractStage):
             check_range(name, getattr(self, name), 0, float("inf"), low_open=True, high_open=True)
 
     def filters(self) -> tuple[Filter, ...]:
-        return (
-            Filter("first_moment", self.gamma, lambda signal, _: signal.value),
-            Filter("second_moment", self.beta, lambda signal, _: signal.value**2, nonnegative=True),
-        )
+        return moment_filters(self.beta, self.gamma)
 
     def direction(
         self, signal: StageInput, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar, ratio: Ratio

@@ -8,7 +8,7 @@ from adamflow.optimizers.hyperparameters import check_decays, is_zero, number_ca
 from adamflow.optimizers.optimizer import Optimizer
 from adamflow.optimizers.per_tensor import PerTensorAdamStage, PerTensorRMSpropStage
 from adamflow.optimizers.rmsprop import RMSpropStage
-from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput
+from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput, moment_filters
 from adamflow.types import Leaf, Scalar
 
 GRANULARITIES = ("elementwise", "per_tensor")
@@ -27,10 +27,7 @@ class AdamStage(AbstractStage):
         check_decays(self.beta, self.gamma)
 
     def filters(self) -> tuple[Filter, ...]:
-        return (
-            Filter("first_moment", self.gamma, lambda signal, _: signal.value),
-            Filter("second_moment", self.beta, lambda signal, _: signal.value**2, nonnegative=True),
-        )
+        return moment_filters(self.beta, self.gamma)
 
     def direction(
         self, signal: StageInput, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar, ratio: Ratio

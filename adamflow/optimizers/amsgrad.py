@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from adamflow.checks import check_choice, keyword_decays
 from adamflow.optimizers.hyperparameters import beside, check_decays, choice_called, number_called
 from adamflow.optimizers.optimizer import Optimizer
-from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput, weight_sum_of
+from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput, moment_filters, weight_sum_of
 from adamflow.types import Leaf, Scalar
 
 MAXIMA = ("used", "raw")
@@ -32,10 +32,7 @@ class AMSGradStage(AbstractStage):
         check_decays(self.beta, self.gamma)
 
     def filters(self) -> tuple[Filter, ...]:
-        return (
-            Filter("first_moment", self.gamma, lambda signal, _: signal.value),
-            Filter("second_moment", self.beta, lambda signal, _: signal.value**2, nonnegative=True),
-        )
+        return moment_filters(self.beta, self.gamma)
 
     def initial_memory(self, leaf: Leaf) -> dict[str, Leaf]:
         return {"maximum": jnp.zeros_like(leaf)}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from adamflow.checks import check_range, keyword_decays
 from adamflow.optimizers.hyperparameters import beside, check_decays, number_called
 from adamflow.optimizers.optimizer import Optimizer
-from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput
+from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput, moment_filters
 from adamflow.types import Leaf, Scalar
 
 #: Iterations beyond which nothing is left of the start of v in any arithmetic; so that ∞ · 0 is none.
@@ -29,10 +29,7 @@ class RAdamStage(AbstractStage):
         check_range("threshold", self.threshold, 4, float("inf"), high_open=True, hint=hint)
 
     def filters(self) -> tuple[Filter, ...]:
-        return (
-            Filter("first_moment", self.gamma, lambda signal, _: signal.value),
-            Filter("second_moment", self.beta, lambda signal, _: signal.value**2, nonnegative=True),
-        )
+        return moment_filters(self.beta, self.gamma)
 
     def rectification(self, iteration: Scalar) -> tuple[Any, Any]:
         """Whether the second moment is used at an iteration, and the factor Rₙ."""

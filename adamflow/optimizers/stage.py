@@ -72,6 +72,14 @@ def weight_sum_of(decay: Any, count: Any) -> Any:
     return jnp.where(decay > 0, precise, 1 - decay**count)
 
 
+def moment_filters(beta: Scalar, gamma: Scalar) -> tuple[Filter, Filter]:
+    """Adam's two filters: the averages of x with decay γ, and of x² with decay β."""
+    return (
+        Filter("first_moment", gamma, lambda signal, _: signal.value),
+        Filter("second_moment", beta, lambda signal, _: signal.value**2, nonnegative=True),
+    )
+
+
 class AbstractStage(Record):
     """One stage of an optimizer: filters driven by a signal, and a direction read from them.
 

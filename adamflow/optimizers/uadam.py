@@ -7,7 +7,7 @@ import numpy as np
 from adamflow.checks import check_range, is_concrete, keyword_decays
 from adamflow.optimizers.hyperparameters import beside, check_decays, number, number_called
 from adamflow.optimizers.optimizer import Optimizer
-from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput
+from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput, moment_filters
 from adamflow.types import Leaf, Scalar
 
 
@@ -22,10 +22,7 @@ class UAdamStage(AbstractStage):
         check_decays(self.beta, self.gamma)
 
     def filters(self) -> tuple[Filter, ...]:
-        return (
-            Filter("first_moment", self.gamma, lambda signal, _: signal.value),
-            Filter("second_moment", self.beta, lambda signal, _: signal.value**2, nonnegative=True),
-        )
+        return moment_filters(self.beta, self.gamma)
 
     def direction(
         self, signal: StageInput, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar, ratio: Ratio
