@@ -72,7 +72,7 @@ def weight_sum_of(decay: Any, count: Any) -> Any:
     return jnp.where(decay > 0, precise, 1 - decay**count)
 
 
-def moment_filters(beta: Scalar, gamma: Scalar) -> tuple[Filter, Filter]:
+def moment_filters(beta: Any, gamma: Any) -> tuple[Filter, Filter]:
     """Adam's two filters: the averages of x with decay γ, and of x² with decay β."""
     return (
         Filter("first_moment", gamma, lambda signal, _: signal.value),

@@ -156,7 +156,7 @@ def update_bound(
     >>> print(round(float(update_bound(100, beta=0.999, gamma=0.9)), 7))
     2.3148747
     >>> for kind in ("paper", "discrete"):
-    ...     print(update_bound(0.999, 0.9, np.array([0, 5, 6]), kind).round(3))
+    ...     print(update_bound(np.array([0, 5, 6]), beta=0.999, gamma=0.9, kind=kind).round(3))
     [0.    1.008 1.025]
     [1.    1.016 1.021]
     """
