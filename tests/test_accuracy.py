@@ -95,7 +95,7 @@ def test_formula_verdict_and_table_count_what_is_beyond(accuracy):
     )
     assert accuracy.verdict(records[:98]).startswith("the tolerance is kept")
     text = "\n".join(accuracy.table(json.loads(json.dumps(records))))
-    assert "runs of auto: 99 completed, 1 stalled" in text
+    assert "runs of auto: 99 completed, 1 min_step_reached" in text
     assert "      98       150       300 at row  3, A 2" in text
 
 

@@ -110,7 +110,7 @@ ANALYSES = {
         af.adam(0.1, beta=0.9, gamma=0.1), loss, PARAMS, 2, settle=50, **o
     ).points[0],
     "spheres": lambda loss, **o: af.analysis.iterate_on_spheres(
-        ADAM, loss, {"w": PARAMS}, 4, ["['w']"], rest=ADAM, **o
+        ADAM, loss, {"w": PARAMS}, 4, ["['w']"], other_optimizer=ADAM, **o
     ).params["w"],
 }
 
@@ -163,7 +163,7 @@ def test_identity_programs_of_analyses_and_of_collocation_are_released():
     before = [run() for run in runs]
     kept = [compiled for compiled in losses._programs if compiled._cached._cache_size()]
     owners = {compiled.__module__.rpartition(".")[2] for compiled in kept}
-    assert {"sharpness", "spectrum", "orbit", "solve"} <= owners
+    assert {"sharpness", "spectrum", "newton", "transient", "solve"} <= owners
     losses.release_programs()
     assert not any(compiled._cached._cache_size() for compiled in losses._programs)
     for run, expected in zip(runs, before, strict=True):

@@ -255,7 +255,8 @@ def _begin(problem: _Problem, numbers: "_Numbers") -> tuple["_Numbers", FirstIte
     else:
         begin = start_flow(flow, loss, params, start if isinstance(start, tuple) else None)
     if is_concrete(begin.is_finite) and not bool(begin.is_finite):
-        where = f"iteration {count}, behind those of the optimizer" if count else "the start"
+        is_later = early is not None and bool(early.is_kept)
+        where = f"iteration {count}, behind those of the optimizer" if is_later else "the start"
         raise ValueError(f"the loss or its gradient is not finite at {where}; check the loss at `params`")
     if is_concrete(begin.is_frozen) and bool(begin.is_frozen):
         raise ValueError(
