@@ -6,6 +6,7 @@ A value that jax is tracing has no number yet, so it passes: ranges are checked 
 import functools
 import inspect
 import operator
+import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -136,11 +137,20 @@ def check_count(name: str, value: Any, low: int = 1, high: int | None = None) ->
     return number
 
 
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raise `ValueError` unless `value` is one of `choices`."""
+#: Former values of arguments, of version 0.1, kept for one version.
+_FORMER_CHOICES = {"paper": "gould_tanaka"}
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """Return `value` if it is one of `choices`, or the present one for a former one, or raise `ValueError`."""
+    if isinstance(value, str) and value not in choices and _FORMER_CHOICES.get(value) in choices:
+        present = _FORMER_CHOICES[value]
+        warnings.warn(f"{name}={value!r} is now called {name}={present!r}", DeprecationWarning, stacklevel=3)
+        return present
     if not isinstance(value, str) or value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name} must be one of {listed}, got {describe(value)}")
+    return value
 
 
 def check_flag(name: str, value: Any) -> bool:

@@ -37,7 +37,7 @@ class Shape(NamedTuple):
     dimension: int
     k: int
     order: Literal[1, 2]
-    rate: Literal["paper", "exact"]
+    rate: Literal["gould_tanaka", "exact"]
 
     def __str__(self) -> str:
         return f"{self.form}, d = {self.dimension}, k = {self.k}, order {self.order}, {self.rate} rate"
@@ -53,44 +53,44 @@ SHAPES: dict[tuple[int, int], tuple[Shape, ...]] = {
     (1, 1): _shapes(
         1,
         1,
-        ("ridges", "paper", (16,)),
-        ("perceptron", "paper", (16,)),
+        ("ridges", "gould_tanaka", (16,)),
+        ("perceptron", "gould_tanaka", (16,)),
         ("ridges", "exact", (5,)),
-        ("valley", "paper", (2,)),
-        ("ridges", "paper", (40, 3, 8, 64)),
+        ("valley", "gould_tanaka", (2,)),
+        ("ridges", "gould_tanaka", (40, 3, 8, 64)),
         ("valley", "exact", (13,)),
-        ("ridges", "paper", (13, 1)),
+        ("ridges", "gould_tanaka", (13, 1)),
         ("perceptron", "exact", (40,)),
-        ("ridges", "paper", (24, 2)),
+        ("ridges", "gould_tanaka", (24, 2)),
         ("ridges", "exact", (16,)),
     ),
     (1, 2): _shapes(
         1,
         2,
-        ("ridges", "paper", (8,)),
-        ("perceptron", "paper", (8,)),
+        ("ridges", "gould_tanaka", (8,)),
+        ("perceptron", "gould_tanaka", (8,)),
         ("ridges", "exact", (16,)),
         ("valley", "exact", (3,)),
-        ("ridges", "paper", (24, 2)),
+        ("ridges", "gould_tanaka", (24, 2)),
     ),
     (2, 1): _shapes(
         2,
         1,
-        ("ridges", "paper", (16,)),
+        ("ridges", "gould_tanaka", (16,)),
         ("perceptron", "exact", (16,)),
-        ("ridges", "paper", (2, 8)),
-        ("valley", "paper", (5,)),
+        ("ridges", "gould_tanaka", (2, 8)),
+        ("valley", "gould_tanaka", (5,)),
         ("ridges", "exact", (5,)),
-        ("ridges", "paper", (40,)),
+        ("ridges", "gould_tanaka", (40,)),
     ),
     (3, 1): _shapes(
         3,
         1,
-        ("ridges", "paper", (16,)),
-        ("perceptron", "paper", (24,)),
+        ("ridges", "gould_tanaka", (16,)),
+        ("perceptron", "gould_tanaka", (24,)),
         ("ridges", "exact", (5,)),
         ("valley", "exact", (3,)),
-        ("ridges", "paper", (8, 1, 64)),
+        ("ridges", "gould_tanaka", (8, 1, 64)),
     ),
 }
 

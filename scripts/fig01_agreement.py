@@ -66,7 +66,7 @@ class Config:
     weight_decays: tuple[float, ...] = (0.0, 0.1)
     steps: int = 400
     save_every: int = 4
-    flows: tuple[tuple[int, str], ...] = ((1, "paper"), (1, "exact"), (2, "paper"))
+    flows: tuple[tuple[int, str], ...] = ((1, "gould_tanaka"), (1, "exact"), (2, "gould_tanaka"))
     rtol: float = 1e-5
     rtol_of_check: float = 1e-6
     lanczos_iterations: int = 16
@@ -86,7 +86,7 @@ QUICK = Config(
     learning_rate=5e-4,
     steps=320,
     save_every=8,
-    flows=((1, "paper"), (2, "paper")),
+    flows=((1, "gould_tanaka"), (2, "gould_tanaka")),
 )
 FULL = Config(width=64, context=64, batch_size=16, learning_rate=1e-4, flows=(*Config().flows, (2, "exact")))
 CONFIGS = {"quick": QUICK, "default": Config(), "full": FULL}
@@ -202,7 +202,7 @@ def check(data: figure.Data) -> list[figure.Claim]:
     )
     growth, lead = error[..., -1] / at_edge, at_edge / at_own_edge
     leaves_at_2 = lead[:, second].min() > 2 and at_edge[:, second].min() > 2 * at_edge[:, first].max()
-    paper, exact = (mean[:, first & (data["rates"] == rate)] for rate in ("paper", "exact"))
+    paper, exact = (mean[:, first & (data["rates"] == rate)] for rate in ("gould_tanaka", "exact"))
     of_order_2 = by_name(data, "iteration", own_edges) | {"edge": data["edge_of_order_2"]}
     table = {"mean error before": early_mean, "error grows by": lead, "error at the iterates' edge": at_edge}
     for what, values in table.items():

@@ -86,7 +86,8 @@ def compute(config: Config) -> figure.Data:
     _, beta, gamma = np.array(lanes).T[..., None]
     n = np.arange(config.steps + 1)
     discrete, paper = (
-        np.asarray(af.analysis.log_update_bound(n, beta=beta, gamma=gamma, kind=kind)) for kind in ("discrete", "paper")
+        np.asarray(af.analysis.log_update_bound(n, beta=beta, gamma=gamma, kind=kind))
+        for kind in ("discrete", "gould_tanaka")
     )
     cells, points = slice(config.grid**2), slice(config.grid**2, None)
     data = {

@@ -88,7 +88,7 @@ def compute(config: Config) -> figure.Data:
     betas, gammas = (nines(*ends, config.map_grid) for ends in (config.beta_range, config.gamma_range))
     plane = nines(*config.plane_range, config.map_grid)
     data: dict[str, Any] = {"plane": plane, "beta": betas, "gamma": gammas, "curvatures": config.curvatures}
-    for kind in ("paper", "discrete"):
+    for kind in ("gould_tanaka", "discrete"):
         dataset = af.analysis.bounded_update_region(beta=plane, gamma=plane, kind=kind)
         data |= {f"exponent_{kind}": dataset.exponent, f"region_{kind}": dataset.region}
 
@@ -176,7 +176,7 @@ def check(data: figure.Data) -> list[figure.Claim]:
 
 
 def claims_of_theory(data: figure.Data) -> list[figure.Claim]:
-    inside, bounded = data["region_paper"] > 0, data["region_discrete"] > 0
+    inside, bounded = data["region_gould_tanaka"] > 0, data["region_discrete"] > 0
     error = np.abs(data["measured_edge"] / data["theory_edge"] - 1)
     order_2, order_1, discrete = (data[f"edge_{name}"] for name in ("order 2", "order 1", "discrete"))
     at = int(np.argmin(np.abs(data["gamma"] - 0.9)))
@@ -254,7 +254,7 @@ def draw(data: figure.Data) -> Figure:
 def draw_top(data: figure.Data, axes: Any) -> None:
     left, middle, right = axes
     plane, levels = data["plane"], [-8, -2, -0.5, -0.1, -0.01, 0.01, 0.1, 0.5, 2, 8]
-    phase.regions(left, plane, plane, data["exponent_paper"], levels, dashed=data["exponent_discrete"])
+    phase.regions(left, plane, plane, data["exponent_gould_tanaka"], levels, dashed=data["exponent_discrete"])
     phase.name(left, 0.997, 0.75, "B₊: bounded")
     phase.name(left, 0.7, 0.995, "B₋: grows")
     phase.name(left, 0.99, 0.99, "B₀")

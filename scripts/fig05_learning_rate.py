@@ -197,7 +197,7 @@ def borders(data: figure.Data) -> dict[str, np.ndarray]:
     beta, gamma = data["beta"][:, None], data["gamma"]
     discrete, paper = (
         np.asarray(af.analysis.bounded_update_sign(beta=beta, gamma=gamma, kind=kind)) > 0
-        for kind in ("discrete", "paper")
+        for kind in ("discrete", "gould_tanaka")
     )
     return {"γ² < β": discrete, "C > 0 [GT]": paper, "γ < β": gamma < beta, "γ⁴ < β": gamma**4 < beta}
 

@@ -36,7 +36,7 @@ from adamflow.plotting import worst_case
 
 jax.config.update("jax_enable_x64", True)
 
-RATES: tuple[Any, ...] = ("paper", "exact")
+RATES: tuple[Any, ...] = ("gould_tanaka", "exact")
 #: How far an update may lie from a bound that it attains, as a share of it.
 ATTAINED = 1e-6
 #: More than the rounding of an update over its bound.
@@ -171,7 +171,7 @@ def check(data: figure.Data) -> list[figure.Claim]:
     fails = paper < discrete
     first_good = np.array([n[np.flatnonzero(row)[-1]] + 1 for row in fails])
     one_crossing = np.all(np.diff(fails.astype(int), axis=1) <= 0) and first_good.max() <= n[-1]
-    of_flow = data["flow_bound"][:, RATES.index("paper")] / paper.clip(min=1e-300)
+    of_flow = data["flow_bound"][:, RATES.index("gould_tanaka")] / paper.clip(min=1e-300)
     claims = [
         (DISCRETE, off_discrete.max() <= ATTAINED, by_pair(data, "off by", off_discrete.max(axis=1))),
         (FLOW, off_flow.max() <= ATTAINED, by_pair(data, "off by", off_flow.max(axis=(1, 2)))),

@@ -291,7 +291,7 @@ def discrete_runs(draw: Draw) -> str:
 
 
 def bounds(draw: Draw) -> str:
-    kind = draw.one_of("paper", "discrete")
+    kind = draw.one_of("gould_tanaka", "discrete")
     beta, gamma = draw.decay(low=1e-6), draw.decay()
     arguments = {"beta": beta, "gamma": gamma, "iteration": draw.random.randint(0, 10**6), "kind": kind}
     arguments = draw.spoil(arguments, share=0.5)

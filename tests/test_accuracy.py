@@ -84,7 +84,15 @@ def test_formula_amplification_is_relative_to_the_way(references):
 
 def test_formula_verdict_and_table_count_what_is_beyond(accuracy):
     base = {"reference": "good, by dopri8", "amplification": 2.0, "dopri8": 100.0, "outcome": "completed"}
-    base |= {"solver": "auto", "family": "waves", "d": 2, "k": 1, "order": 1, "rate": "paper", "strategy": "naive"}
+    base |= {
+        "solver": "auto",
+        "family": "waves",
+        "d": 2,
+        "k": 1,
+        "order": 1,
+        "rate": "gould_tanaka",
+        "strategy": "naive",
+    }
     base |= {"rtol": 1e-3, "steps": 30, "learning_rate": 0.1, "beta": 0.9, "gamma": 0.5, "weight_decay": 0.0}
     base |= {"epsilon": 0.0, "gradients": 50, "work": 50, "worst_at": 3}
     records = [base | {"seed": seed, "worst": 2.0, "relative": 1.0} for seed in range(98)]

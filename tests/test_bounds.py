@@ -19,7 +19,7 @@ from adamflow.analysis import (
     update_bound,
 )
 
-BOUNDS = [("paper", "exact"), ("flow", "exact"), ("flow", "paper"), ("discrete", "exact")]
+BOUNDS = [("gould_tanaka", "exact"), ("flow", "exact"), ("flow", "gould_tanaka"), ("discrete", "exact")]
 # β, γ; C, ln γ − ½ ln β; the bounds at n = 100; the iteration from which on the paper's bound covers the discrete one.
 TABLE = [
     (0.999, 0.9, 0.221221, -0.104860, "2.3148747", "2.2550150", "2.2539926", 6),
@@ -51,7 +51,7 @@ def reference(beta, gamma, n, kind, rate):
             ratio = g * g / b
             square = start * (n + 1 if ratio == 1 else (1 - ratio ** (n + 1)) / (1 - ratio))
         else:
-            is_paper = kind == "paper" or rate == "paper"
+            is_paper = kind == "gould_tanaka" or rate == "gould_tanaka"
             rate_b, rate_g = ((1 - x) / x if is_paper else -x.ln() for x in (b, g))
             c = 2 * rate_g - rate_b
             square = rate_g**2 / rate_b * (n if c == 0 else (1 - (-n * c).exp()) / c)
@@ -78,7 +78,7 @@ def worst_gradients(beta, gamma, n):
 def test_formula_table_of_bounds_to_all_its_digits(beta, gamma, exponent, rate, paper, flow, discrete, first):
     assert round(stability_exponent(beta=beta, gamma=gamma), 6) == exponent
     assert round(bound_growth_rate(beta=beta, gamma=gamma, kind="discrete"), 6) == rate
-    for kind, printed in (("paper", paper), ("flow", flow), ("discrete", discrete)):
+    for kind, printed in (("gould_tanaka", paper), ("flow", flow), ("discrete", discrete)):
         assert f"{update_bound(100, beta=beta, gamma=gamma, kind=kind):.7e}" == f"{float(printed):.7e}"
 
 
@@ -115,7 +115,7 @@ def test_formula_discrete_bound_is_its_sum(beta, gamma, n):
     )
 
 
-@pytest.mark.parametrize("rate", ["exact", "paper"])
+@pytest.mark.parametrize("rate", ["exact", "gould_tanaka"])
 @pytest.mark.parametrize(("beta", "gamma"), PAIRS)
 def test_formula_flow_bound_is_the_integral_over_the_past(beta, gamma, rate):
     n = 12.5
@@ -140,7 +140,7 @@ def test_identity_flow_with_exact_rates_has_the_discrete_region(beta, gamma):
     rate = bound_growth_rate(beta=beta, gamma=gamma, kind="discrete")
     assert rate == bound_growth_rate(beta=beta, gamma=gamma, kind="flow")
     assert (
-        bound_growth_rate(beta=beta, gamma=gamma, kind="flow", rate="paper")
+        bound_growth_rate(beta=beta, gamma=gamma, kind="flow", rate="gould_tanaka")
         == bound_growth_rate(beta=beta, gamma=gamma)
         == -stability_exponent(beta=beta, gamma=gamma) / 2
     )
@@ -258,11 +258,11 @@ def test_formula_derivative_also_at_the_limits(beta, gamma, kind, rate):
         (lambda: update_bound(float("nan"), beta=0.9, gamma=0.9), r"iteration must lie in \[0, inf\), got nan"),
         (
             lambda: update_bound(5, beta=0.9, gamma=0.9, kind="tight"),
-            "kind must be one of 'paper', 'flow', 'discrete', got 'tight'",
+            "kind must be one of 'gould_tanaka', 'flow', 'discrete', got 'tight'",
         ),
         (
             lambda: bound_growth_rate(beta=0.9, gamma=0.9, kind="flow", rate="ours"),
-            "rate must be one of 'exact', 'paper', got 'ours'",
+            "rate must be one of 'exact', 'gould_tanaka', got 'ours'",
         ),
     ],
 )
@@ -272,13 +272,13 @@ def test_failure_says_what_to_do(call, message):
 
 
 def test_failure_traced_gamma_0_gives_the_limit():
-    for kind in ("paper", "flow"):
+    for kind in ("gould_tanaka", "flow"):
         assert jax.jit(lambda gamma, kind=kind: log_update_bound(5, beta=0.9, gamma=gamma, kind=kind))(0.0) == jnp.inf
     assert jnp.isfinite(jax.grad(lambda beta: log_update_bound(5, beta=beta, gamma=0.0, kind="discrete"))(0.9))
 
 
 @pytest.mark.parametrize(
-    ("kind", "rate"), [("paper", "exact"), ("flow", "paper"), ("flow", "exact"), ("discrete", "exact")]
+    ("kind", "rate"), [("gould_tanaka", "exact"), ("flow", "gould_tanaka"), ("flow", "exact"), ("discrete", "exact")]
 )
 @given(
     beta=st.floats(0, 1, exclude_min=True, exclude_max=True),

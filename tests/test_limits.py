@@ -64,7 +64,7 @@ def test_order_iterates_of_adam_reach_their_limit_linearly_in_the_decays(limit):
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [momentum_vanishes, both_vanish])
 def test_order_flows_of_adam_reach_their_limit_linearly_in_the_decays(limit):
-    assert slope(limit(flow("paper"), SMALL_OF_FLOWS), SMALL_OF_FLOWS) == pytest.approx(1.0, abs=0.1)
+    assert slope(limit(flow("gould_tanaka"), SMALL_OF_FLOWS), SMALL_OF_FLOWS) == pytest.approx(1.0, abs=0.1)
 
 
 @pytest.mark.slow
@@ -86,4 +86,4 @@ def test_identity_sign_flow_is_the_straight_line_of_the_iterates():
     # No gradient coordinate of this problem crosses zero on the way.
     expected = np.asarray(PROBLEM.params) - RATE * STEPS
     np.testing.assert_allclose(iterates(af.signsgd(RATE))[0], expected, rtol=1e-12)
-    np.testing.assert_allclose(flow("paper")(af.signsgd(RATE))[0], expected, rtol=1e-9)
+    np.testing.assert_allclose(flow("gould_tanaka")(af.signsgd(RATE))[0], expected, rtol=1e-9)

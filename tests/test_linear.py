@@ -26,7 +26,7 @@ gammas = st.floats(0.01, 0.99)
 
 
 def rate_of(model, gamma):
-    return (1 - gamma) / gamma if model.rate == "paper" else -np.log(gamma)
+    return (1 - gamma) / gamma if model.rate == "gould_tanaka" else -np.log(gamma)
 
 
 def by_hand(model, gamma, s, decay):

@@ -682,3 +682,11 @@ def test_failure_decays_by_position_or_twice(call, words, unchecked):
 def test_identity_former_names_warn_and_work(former, present):
     with pytest.warns(DeprecationWarning, match=f"adamflow.{former} is now called adamflow.{present}"):
         assert getattr(af, former) is getattr(af, present)
+
+
+def test_identity_former_values_of_arguments_warn_and_work():
+    with pytest.warns(DeprecationWarning, match="rate='paper' is now called rate='gould_tanaka'"):
+        assert af.GouldTanakaFlow(af.adam(0.1), rate="paper") == af.GouldTanakaFlow(af.adam(0.1))
+    with pytest.warns(DeprecationWarning, match="kind='paper' is now called kind='gould_tanaka'"):
+        former = af.analysis.update_bound(5, beta=0.9, gamma=0.8, kind="paper")
+    assert former == af.analysis.update_bound(5, beta=0.9, gamma=0.8, kind="gould_tanaka")

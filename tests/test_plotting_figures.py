@@ -86,7 +86,8 @@ def test_identity_chances_stand_beside_one_half(ax):
 def test_identity_worst_case_draws_updates_on_bounds_and_says_where_the_paper_is_too_low(ax):
     n = np.arange(11.0)
     discrete, paper = (
-        np.asarray(af.analysis.update_bound(n, beta=0.999, gamma=0.9, kind=kind)) for kind in ("discrete", "paper")
+        np.asarray(af.analysis.update_bound(n, beta=0.999, gamma=0.9, kind=kind))
+        for kind in ("discrete", "gould_tanaka")
     )
     random = np.outer([0.1, 0.2, 0.3, 0.4, 0.5], np.ones(11))
     assert worst_case.discrete_updates(ax, n, discrete, discrete, paper, random) is ax
@@ -96,7 +97,7 @@ def test_identity_worst_case_draws_updates_on_bounds_and_says_where_the_paper_is
     last = n[np.flatnonzero(paper < discrete)[-1]]
     assert texts(ax)[-1] == f"[GT] too low up to n = {last:.0f}"
     ax.clear()
-    flow = np.asarray(af.analysis.update_bound(n, beta=0.999, gamma=0.9, kind="flow", rate="paper"))
+    flow = np.asarray(af.analysis.update_bound(n, beta=0.999, gamma=0.9, kind="flow", rate="gould_tanaka"))
     flows = {"paper": (flow, flow)}
     assert worst_case.flow_updates(ax, n, flows, paper) is ax
     assert texts(ax) == ["[GT] too low at every n"]

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 import adamflow as af
 
-BOUNDS = [("paper", "exact"), ("flow", "exact"), ("flow", "paper"), ("discrete", "exact")]
+BOUNDS = [("gould_tanaka", "exact"), ("flow", "exact"), ("flow", "gould_tanaka"), ("discrete", "exact")]
 BETAS, GAMMAS = np.array([0.5, 0.81, 0.9, 0.95, 0.999]), np.array([0.5, 0.9, 0.99])
 
 
 def has_paper_border(kind, rate):
-    return kind == "paper" or (kind, rate) == ("flow", "paper")
+    return kind == "gould_tanaka" or (kind, rate) == ("flow", "gould_tanaka")
 
 
 def side(value):
@@ -56,7 +56,7 @@ def test_identity_sign_is_that_of_the_exponent(kind, rate, beta, gamma):
 def test_formula_pairs_on_the_borders():
     assert af.analysis.bounded_update_sign(beta=0.25, gamma=0.5, kind="discrete") == 0
     assert af.analysis.bounded_update_sign(beta=0.81, gamma=0.9, kind="discrete") == 0
-    assert af.analysis.bounded_update_sign(beta=1 / 3, gamma=0.5, kind="paper") == 0
+    assert af.analysis.bounded_update_sign(beta=1 / 3, gamma=0.5, kind="gould_tanaka") == 0
     for kind, rate in BOUNDS:
         assert af.analysis.bounded_update_sign(beta=0.5, gamma=0.0, kind=kind, rate=rate) == 1
 
@@ -99,18 +99,18 @@ def test_identity_flows_are_read_by_the_rates_of_their_filters():
             af.GouldTanakaFlow(record, 2, "exact"),
             af.ModifiedFlow(record, 1),
         ],
-        "paper": [af.GouldTanakaFlow(record), af.GouldTanakaFlow(record, 2)],
+        "gould_tanaka": [af.GouldTanakaFlow(record), af.GouldTanakaFlow(record, 2)],
     }
     for rate, same in flows.items():
         expected = af.analysis.bounded_update_region(beta=BETAS, gamma=GAMMAS, iteration=7, kind="flow", rate=rate)
         # The argument is for kinds given by name: for a flow the wrong one changes nothing.
-        other = "paper" if rate == "exact" else "exact"
+        other = "gould_tanaka" if rate == "exact" else "exact"
         maps = af.analysis.bounded_update_region(beta=BETAS, gamma=GAMMAS, iteration=7, kind=same, rate=other)
         assert list(maps.kind.values) == [flow.name for flow in same]
         for flow in same:
             xr.testing.assert_equal(maps.sel(kind=flow.name, drop=True), expected.drop_vars("kind"))
-    mixed = af.analysis.bounded_update_region(beta=BETAS, gamma=GAMMAS, kind=["flow", flows["paper"][0]])
-    assert not mixed.exponent.sel(kind="flow").equals(mixed.exponent.sel(kind=flows["paper"][0].name))
+    mixed = af.analysis.bounded_update_region(beta=BETAS, gamma=GAMMAS, kind=["flow", flows["gould_tanaka"][0]])
+    assert not mixed.exponent.sel(kind="flow").equals(mixed.exponent.sel(kind=flows["gould_tanaka"][0].name))
 
 
 @pytest.mark.parametrize("order", [2, 3, 5])
@@ -134,12 +134,13 @@ def test_identity_names_of_axes_units_and_flags(tmp_path):
     plain = af.analysis.bounded_update_region(beta=BETAS, gamma=GAMMAS)
     assert all(plain[name].dims == ("beta", "gamma") for name in ("exponent", "log_bound", "region"))
     assert plain.iteration == 100
-    kinds, n = ["discrete", "paper"], [1, 10, 100]
+    kinds, n = ["discrete", "gould_tanaka"], [1, 10, 100]
     full = af.analysis.bounded_update_region(beta=list(BETAS), gamma=GAMMAS, iteration=np.array(n), kind=kinds)
     assert full.log_bound.dims == ("kind", "iteration", "beta", "gamma")
     assert full.exponent.dims == full.region.dims == ("kind", "beta", "gamma")
     xr.testing.assert_equal(
-        full.sel(kind="paper", iteration=100).drop_vars(["kind", "iteration"]), plain.drop_vars(["kind", "iteration"])
+        full.sel(kind="gould_tanaka", iteration=100).drop_vars(["kind", "iteration"]),
+        plain.drop_vars(["kind", "iteration"]),
     )
     for variable in full.data_vars.values():
         assert variable.attrs["long_name"]
@@ -150,7 +151,7 @@ def test_identity_names_of_axes_units_and_flags(tmp_path):
     flags = dict(zip(full.region.flag_values, full.region.flag_meanings.split(), strict=True))
     assert flags[int(full.region.sel(kind="discrete", beta=0.999, gamma=0.9))] == "B+"
     assert flags[int(full.region.sel(kind="discrete", beta=0.81, gamma=0.9))] == "B0"
-    assert flags[int(full.region.sel(kind="paper", beta=0.5, gamma=0.9))] == "B-"
+    assert flags[int(full.region.sel(kind="gould_tanaka", beta=0.5, gamma=0.9))] == "B-"
     full.to_netcdf(tmp_path / "region.nc", engine="scipy")
     xr.testing.assert_equal(xr.load_dataset(tmp_path / "region.nc", engine="scipy"), full)
 
@@ -186,9 +187,9 @@ def test_identity_rounding_is_that_of_the_dtype():
         ((BETAS[::-1], GAMMAS), {}, "beta must increase, got 0.999 before 0.95; sort it"),
         ((BETAS, GAMMAS), {"iteration": -1}, r"iteration must lie in \[0, inf\), got -1.0; iterations are counted"),
         ((BETAS, GAMMAS), {"iteration": np.ones((2, 2))}, r"iteration must be a number or an axis .*\(2, 2\)"),
-        ((BETAS, GAMMAS), {"kind": "tight"}, "kind must be one of 'paper', 'flow', 'discrete', got 'tight'"),
+        ((BETAS, GAMMAS), {"kind": "tight"}, "kind must be one of 'gould_tanaka', 'flow', 'discrete', got 'tight'"),
         ((BETAS, GAMMAS), {"kind": ()}, "kind must name at least one of .*, got an empty sequence"),
-        ((BETAS, GAMMAS), {"rate": "ours"}, "rate must be one of 'exact', 'paper', got 'ours'"),
+        ((BETAS, GAMMAS), {"rate": "ours"}, "rate must be one of 'exact', 'gould_tanaka', got 'ours'"),
     ],
 )
 def test_failure_says_what_to_do(arguments, options, message):
@@ -223,7 +224,9 @@ def test_formula_map_flows_forget_at_the_rate_of_the_truncated_logarithm(order, 
 
 def test_failure_flows_without_filters_have_no_region():
     with pytest.raises(TypeError, match="got MemorylessFlow: a region says what filters remember"):
-        af.analysis.bounded_update_region(beta=BETAS, gamma=GAMMAS, kind=["paper", af.MemorylessFlow(af.adam(1e-3))])
+        af.analysis.bounded_update_region(
+            beta=BETAS, gamma=GAMMAS, kind=["gould_tanaka", af.MemorylessFlow(af.adam(1e-3))]
+        )
 
 
 def test_identity_iterations_in_half_precision_are_those_in_single():

@@ -104,12 +104,12 @@ def test_formula_paper_bound_is_exceeded_early_and_no_other():
     beta, gamma = 0.95, 0.9
     optimizer = af.adam(1e-3, beta=beta, gamma=gamma)
     run = run_gradients(optimizer, worst_case_gradients(41, beta=beta, gamma=gamma))
-    report = bound_report(run, optimizer, kind="paper")
+    report = bound_report(run, optimizer, kind="gould_tanaka")
     over = run.observed > update_bound(np.arange(41), beta=beta, gamma=gamma)
     assert report.exceeded == over.sum() > 1
     assert report.margin[0] == -np.inf
     assert report.closest_iteration == 1 + np.argmin(report.margin[1:].values)
-    assert f"exceed the bound in {over.sum()} of 41 iterations, first in 0 (kind 'paper'" in report.summary
+    assert f"exceed the bound in {over.sum()} of 41 iterations, first in 0 (kind 'gould_tanaka'" in report.summary
     assert "pass it furthest at iteration" in report.summary
     assert bound_report(run, optimizer, kind="flow").exceeded == 0
 
@@ -141,11 +141,11 @@ def test_identity_rmsprop_is_gamma_0_and_sign_descent_has_bound_1(key):
     assert report.attrs["gamma"] == 0
     assert report.exceeded == 0
     optimizer = af.signsgd(1e-3)
-    report = bound_report(run_gradients(optimizer, gradients), optimizer, kind="paper")
+    report = bound_report(run_gradients(optimizer, gradients), optimizer, kind="gould_tanaka")
     np.testing.assert_array_equal(report.bound, np.ones(41))
     np.testing.assert_array_equal(report.margin, np.zeros(41))
     assert "beta" not in report.attrs
-    assert "(kind 'paper') and attain it to rounding" in report.summary
+    assert "(kind 'gould_tanaka') and attain it to rounding" in report.summary
 
 
 def test_identity_without_bias_correction_and_with_epsilon():
@@ -176,8 +176,8 @@ def test_identity_flow_by_what_it_observed(flow_run):
     assert "exact rate: bounded, since the bound tends to a constant; the updates stay" in report.summary
     assert "within the bound in all 4 iterations (kind 'flow'" in report.summary
     assert (report.attrs["kind"], report.attrs["rate"], int(report.exceeded)) == ("flow", "exact", 0)
-    other = dataclasses.replace(flow_run, filter_rate="paper", name="under another name")
-    given = bound_report(flow_run, af.adam(1e-2), rate="paper")
+    other = dataclasses.replace(flow_run, filter_rate="gould_tanaka", name="under another name")
+    given = bound_report(flow_run, af.adam(1e-2), rate="gould_tanaka")
     np.testing.assert_array_equal(bound_report(other, af.adam(1e-2)).bound, given.bound)
     assert (abs(given.bound - report.bound)[1:] > 1e-6).all()
 
@@ -294,11 +294,11 @@ def test_failure_says_what_to_do(flow_run):
             r"one number, got shape \(2,\): .*batch",
         ),
         (af.rmsprop(1e-3), "flow", "kind='flow' is infinite at gamma = 0"),
-        (adam, "tight", "kind must be one of 'paper', 'flow', 'discrete', got 'tight'"),
+        (adam, "tight", "kind must be one of 'gould_tanaka', 'flow', 'discrete', got 'tight'"),
     ):
         with pytest.raises(ValueError, match=message):
             bound_report(run, optimizer, kind=kind)
-    with pytest.raises(ValueError, match="rate must be one of 'exact', 'paper', got 'ours'"):
+    with pytest.raises(ValueError, match="rate must be one of 'exact', 'gould_tanaka', got 'ours'"):
         bound_report(run, adam, rate="ours")
     with pytest.raises(ValueError, match="one run with known numbers, got a batch or a run that jax is tracing"):
         jax.jit(lambda gradients: bound_report(run_gradients(adam, gradients), adam).margin.values)(jnp.ones(41))

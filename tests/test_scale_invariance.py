@@ -39,7 +39,7 @@ def run():
 def test_formula_norm_factors(gamma):
     factor = af.analysis.norm_factor
     assert factor(gamma) == pytest.approx((1 + gamma) / (1 - gamma), rel=1e-12)
-    for rate, lag in (("paper", gamma / (1 - gamma)), ("exact", -1 / np.log(gamma))):
+    for rate, lag in (("gould_tanaka", gamma / (1 - gamma)), ("exact", -1 / np.log(gamma))):
         assert factor(gamma, 1, rate) == pytest.approx(2 * lag, rel=1e-9)
         assert factor(gamma, 2, rate) == pytest.approx(2 * lag + 1, rel=1e-9)
 
@@ -271,7 +271,7 @@ def test_formula_quotient_on_200_dimensions_has_the_corrected_norm(gamma):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("order", "rate"), [(1, "paper"), (2, "paper"), (1, "exact")])
+@pytest.mark.parametrize(("order", "rate"), [(1, "gould_tanaka"), (2, "gould_tanaka"), (1, "exact")])
 def test_formula_flows_have_their_own_factor(order, rate):
     problem = af.problems.rayleigh(dimension=30)
     observe = af.analysis.invariance_observer(problem.scale_invariant)
@@ -293,7 +293,7 @@ def test_formula_flows_have_their_own_factor(order, rate):
     [
         (lambda: af.analysis.norm_factor(1.0), r"gamma must lie in \[0, 1\), got 1.0"),
         (lambda: af.analysis.norm_factor(0.9, 3), r"order must be 0 \(the iterates\), 1 or 2 .*got 3"),
-        (lambda: af.analysis.norm_factor(0.9, 1, "other"), "rate must be one of 'paper', 'exact', got 'other'"),
+        (lambda: af.analysis.norm_factor(0.9, 1, "other"), "rate must be one of 'gould_tanaka', 'exact', got 'other'"),
         (lambda: af.analysis.rotation_rate(0.0, 0.1, 0.9), r"learning_rate must lie in \(0, inf\), got 0.0"),
         (lambda: af.analysis.equilibrium_norm(5, 0.1, 0.0), "weight_decay .*without decay there is no equilibrium"),
         (lambda: af.analysis.equivalent_two_adam(af.adam(0.1)), "weight_decay .*the norm grows without end"),

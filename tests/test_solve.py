@@ -23,10 +23,10 @@ PAIRS = [(0.999, 0.9), (0.95, 0.9), (0.95, 0.5), (0.9999, 0.5)]
 
 
 def rate_of(decay, rate):
-    return (1 - decay) / decay if rate == "paper" else -np.log(decay)
+    return (1 - decay) / decay if rate == "gould_tanaka" else -np.log(decay)
 
 
-@pytest.mark.parametrize(("order", "rate"), [(1, "paper"), (2, "exact")])
+@pytest.mark.parametrize(("order", "rate"), [(1, "gould_tanaka"), (2, "exact")])
 def test_formula_against_scipy_on_the_written_out_equations(order, rate):
     """θ' = −η(λθ+u) or p' = −2(p + η(λθ+u)); m' = a(g−m); v' = b(g²−v), written again in plain numpy."""
     eta, beta, gamma, decay, epsilon = 1e-2, 0.98, 0.8, 0.1, 1e-3
@@ -62,7 +62,7 @@ def test_formula_linear_flow_without_second_moment_equals_the_matrix_exponential
 
     record = af.Optimizer(0.1, (MomentumStage(0.9),), bias_correction=False)
     run = af.solve(af.GouldTanakaFlow(record), lambda p: 1.5 * p**2, jnp.asarray(2.0), 50, save_at=[10, 50], rtol=1e-9)
-    a = rate_of(0.9, "paper")
+    a = rate_of(0.9, "gould_tanaka")
     matrix = np.array([[0.0, -0.1], [3 * a, -a]])
     expected = [scipy.linalg.expm(matrix * n) @ [2.0, 0.1 * 6.0] for n in (10, 50)]
     np.testing.assert_allclose(run.params, np.array(expected)[:, 0], atol=1e-6)
@@ -504,7 +504,7 @@ def test_failure_params_without_entries_in_a_discrete_run():
 def test_failure_orders_and_rates_that_do_not_exist(unchecked):
     with pytest.raises(ValueError, match="order must be 1 or 2"):
         af.GouldTanakaFlow(af.adam(0.1), order=3)  # pyright: ignore
-    with pytest.raises(ValueError, match="rate must be one of 'paper', 'exact', got 'fast'"):
+    with pytest.raises(ValueError, match="rate must be one of 'gould_tanaka', 'exact', got 'fast'"):
         af.GouldTanakaFlow(af.adam(0.1), rate="fast")  # pyright: ignore
 
 
@@ -560,7 +560,10 @@ def test_identity_a_healthy_run_makes_no_nan(kind, transform):
             {"flow": af.adam(0.1)},
             "flow must be a flow of this optimizer, such as af.GouldTanakaFlow(optimizer), or call af.it",
         ),
-        ({"flow": "paper"}, "flow must be a flow such as af.GouldTanakaFlow(optimizer), got 'paper', a str"),
+        (
+            {"flow": "gould_tanaka"},
+            "flow must be a flow such as af.GouldTanakaFlow(optimizer), got 'gould_tanaka', a str",
+        ),
         ({"start": "later"}, 'start must be "auto", None, the number of iterations that the optimizer makes first, or'),
         (
             {"start": True},

@@ -97,7 +97,7 @@ def test_formula_discrete_optimizer_attains_its_bound_in_every_coordinate(end, b
     np.testing.assert_allclose(jax.vmap(attained)(betas, gammas), bounds[:, None] * jnp.sign(factors), rtol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["paper", "flow", "discrete"])
+@pytest.mark.parametrize("kind", ["gould_tanaka", "flow", "discrete"])
 def test_formula_bound_without_bias_correction(kind):
     n = np.array([0, 1, 100, 10_000])
     beta, gamma = np.asarray(BETAS)[:, None], np.asarray(GAMMAS)[:, None]
@@ -108,7 +108,7 @@ def test_formula_bound_without_bias_correction(kind):
     )
 
 
-@pytest.mark.parametrize(("rate", "bias_correction"), [("exact", True), ("paper", False)])
+@pytest.mark.parametrize(("rate", "bias_correction"), [("exact", True), ("gould_tanaka", False)])
 def test_formula_flow_attains_its_bound_and_not_if_the_first_gradient_continues_the_signal(rate, bias_correction):
     signals = af.analysis.worst_case_gradients(101, beta=BETAS, gamma=GAMMAS, kind="flow", rate=rate)
     run = eqx.Partial(flow_directions, rate, bias_correction, BETAS, GAMMAS)
@@ -121,13 +121,13 @@ def test_formula_flow_attains_its_bound_and_not_if_the_first_gradient_continues_
     assert (run(continued, 100.0)[slow] < bounds[slow] * (1 - 1e-5)).all()
 
 
-@pytest.mark.parametrize("rate", ["exact", "paper"])
+@pytest.mark.parametrize("rate", ["exact", "gould_tanaka"])
 def test_formula_shape_of_the_signal(rate):
     signal = af.analysis.worst_case_gradients(
         21, beta=np.array([[0.9], [0.95]]), gamma=np.array([0.5, 0.99]), kind="flow", rate=rate
     )
     beta, gamma = np.array([[0.9], [0.95]]), np.array([0.5, 0.99])
-    of_beta, of_gamma = ((1 - x) / x if rate == "paper" else -np.log(x) for x in (beta, gamma))
+    of_beta, of_gamma = ((1 - x) / x if rate == "gould_tanaka" else -np.log(x) for x in (beta, gamma))
     np.testing.assert_allclose(signal.start / signal(0.0), (1 - gamma) / (1 - beta) * of_beta / of_gamma, rtol=1e-12)
     np.testing.assert_allclose(signal(5.0) / signal(3.0), np.exp(2 * (of_gamma - of_beta)), rtol=1e-12)
     largest = jnp.maximum(signal.start, jnp.maximum(signal(0.0), signal(20.0)))
@@ -193,7 +193,7 @@ class Piecewise(eqx.Module):
         return self.values[jnp.clip(jnp.floor(time / self.length).astype(int), 0, len(self.values) - 1)]
 
 
-@pytest.mark.parametrize("rate", ["exact", pytest.param("paper", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rate", ["exact", pytest.param("gould_tanaka", marks=pytest.mark.slow)])
 @given(
     st.tuples(st.floats(0.3, 0.999), st.floats(0.1, 0.999)),
     arrays.arrays(float, (9, COORDINATES), elements=st.floats(-3, 3)),
@@ -303,13 +303,16 @@ def test_failure_lengths_in_float32_and_of_the_flow():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0.9, 0.9, 5, "paper"), "kind='paper' has no worst-case .* neglects the first .* use kind='flow' with rate="),
+        (
+            (0.9, 0.9, 5, "gould_tanaka"),
+            "kind='gould_tanaka' has no worst-case .* neglects the first .* use kind='flow' with rate=",
+        ),
         ((0.9, 0.0, 5, "flow"), r"gamma must lie in \(0, 1\), got 0.0; kind='flow' is infinite at gamma = 0"),
         ((1.0, 0.9, 5), r"beta must lie in \(0, 1\), got 1.0; .*b2 in optax"),
         ((0.9, 1.0, 5), r"gamma must lie in \[0, 1\), got 1.0; .*b1 in optax"),
         ((0.9, 0.9, 0), "length must be a whole number of at least 1, got 0"),
-        ((0.9, 0.9, 5, "tight"), "kind must be one of 'paper', 'flow', 'discrete', got 'tight'"),
-        ((0.9, 0.9, 5, "flow", "ours"), "rate must be one of 'exact', 'paper', got 'ours'"),
+        ((0.9, 0.9, 5, "tight"), "kind must be one of 'gould_tanaka', 'flow', 'discrete', got 'tight'"),
+        ((0.9, 0.9, 5, "flow", "ours"), "rate must be one of 'exact', 'gould_tanaka', got 'ours'"),
     ],
 )
 def test_failure_says_what_to_do(arguments, message):

@@ -13,11 +13,14 @@ from adamflow.optimizers import Optimizer, check_optimizer
 from adamflow.optimizers.hyperparameters import choice_called, count_called
 from adamflow.types import Filters, Loss, Params, Scalar
 
+#: What a flow with these rates of its filters is called.
+_RATE_NAMES = {"gould_tanaka": "rates of [GT]", "exact": "exact rate"}
+
 
 class GouldTanakaFlow(AbstractAveragesFlow):
     """The continuous-time limit of an optimizer made of averages [GT], in units of iterations n = t/η.
 
-    A filter with decay α and input f(x) follows dx̄/dn = a (f(x) − x̄), with the *paper rate* a = (1−α)/α of [GT] or
+    A filter with decay α and input f(x) follows dx̄/dn = a (f(x) − x̄), with the rate a = (1−α)/α of [GT] or
     the *exact rate* a = −ln α, whose impulse response equals αⁿ at whole n. With u read from the bias-corrected
     filters at n, each stage driven by the direction of the one before,
 
@@ -35,7 +38,7 @@ class GouldTanakaFlow(AbstractAveragesFlow):
             the family in docs/family.md), or of what says how it moves (AMSGrad's maximum). Differences of gradients,
             as Adan averages them, are H θ' here, at the cost of a Hessian-vector product.
         order: 1 or 2.
-        rate: "paper" or "exact".
+        rate: "gould_tanaka" or "exact".
 
     Raises:
         ValueError: if order or rate is none of these.
@@ -55,8 +58,8 @@ class GouldTanakaFlow(AbstractAveragesFlow):
 
     optimizer: Optimizer
     order: Literal[1, 2] = eqx.field(static=True, converter=count_called("order"), default=1)
-    rate: Literal["paper", "exact"] = eqx.field(
-        static=True, converter=choice_called("rate", ("paper", "exact")), default="paper"
+    rate: Literal["gould_tanaka", "exact"] = eqx.field(
+        static=True, converter=choice_called("rate", ("gould_tanaka", "exact")), default="gould_tanaka"
     )
 
     def __check_init__(self):
@@ -67,7 +70,7 @@ class GouldTanakaFlow(AbstractAveragesFlow):
 
     @property
     def name(self) -> str:
-        return f"flow of order {self.order}, {self.rate} rate"
+        return f"flow of order {self.order}, {_RATE_NAMES[self.rate]}"
 
     def initial_state(self, loss: Loss, params: Params, start: Start | None = None) -> FlowState:
         state, direction = averages.initial_state(self.optimizer, loss, params, start)
@@ -113,7 +116,7 @@ class GouldTanakaFlow(AbstractAveragesFlow):
         for stage, values, wanted in zip(self.optimizer.stages, filters, targets, strict=True):
             change = {}
             for filter in stage.filters():
-                rate = averages.filter_rate(filter.decay_at(time + 1), self.rate == "paper")
+                rate = averages.filter_rate(filter.decay_at(time + 1), self.rate == "gould_tanaka")
                 change[filter.name] = averages.relax(rate, wanted[filter.name], values[filter.name])
             changes.append(change)
         return tuple(changes)

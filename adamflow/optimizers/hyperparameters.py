@@ -53,12 +53,7 @@ def count_called(name: str, low: int = 1) -> Callable[[Any], Any]:
 
 def choice_called(name: str, choices: tuple[str, ...]) -> Callable[[Any], Any]:
     """The converter of a static field of that name that is one of some words."""
-
-    def convert(value: Any) -> Any:
-        check_choice(name, value, choices)
-        return value
-
-    return convert
+    return lambda value: check_choice(name, value, choices)
 
 
 def beside(value: Any, leaf: Any) -> jax.Array:

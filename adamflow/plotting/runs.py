@@ -67,7 +67,7 @@ def trajectories(
         >>> continuous = af.solve(af.GouldTanakaFlow(optimizer), problem.loss, problem.params, 100)
         >>> ax = af.plotting.trajectories(discrete, continuous, parameters=4)
         >>> [text.get_text() for text in ax.get_legend().get_texts()]
-        ['adam, discrete', 'adam, flow of order 1, paper rate']
+        ['adam, discrete', 'adam, flow of order 1, rates of [GT]']
     """
     tables = [_table(run) for run in (discrete, continuous)]
     size, other = (table.shape[1] for table in tables)

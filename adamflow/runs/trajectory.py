@@ -190,7 +190,8 @@ class Trajectory(Record):
             iterations, in the measure of rtol: relative to the distance moved so far plus a tenth of the start.
         follows_mean: whether the parameters are the mean of an oscillation, as those of `TwoBranchFlow` and
             `CentralFlow`.
-        filter_rate: the rate of the filters of the flow that ran, "exact" or "paper", if it has a choice of rates.
+        filter_rate: the rate of the filters of the flow that ran, "exact" or "gould_tanaka", if it has a choice of
+            rates.
     """
 
     iterations: Real[Array, "*lanes saved"]

@@ -16,8 +16,8 @@ from adamflow.checks import check_choice, check_range, is_concrete, keyword_deca
 from adamflow.flows.averages import filter_rate
 from adamflow.types import Numbers
 
-_KINDS = ("paper", "flow", "discrete")
-_RATES = ("exact", "paper")
+_KINDS = ("gould_tanaka", "flow", "discrete")
+_RATES = ("exact", "gould_tanaka")
 
 
 @keyword_decays
@@ -52,13 +52,13 @@ def stability_exponent(*, beta: Numbers, gamma: Numbers) -> Numbers:
 
 
 @keyword_decays
-def bound_growth_rate(*, beta: Numbers, gamma: Numbers, kind: str = "paper", rate: str = "exact") -> Numbers:
+def bound_growth_rate(*, beta: Numbers, gamma: Numbers, kind: str = "gould_tanaka", rate: str = "exact") -> Numbers:
     r"""The signed exponent per iteration of the terms in a bound on Adam's update.
 
     ========== ===================================== ===========================================================
     kind       exponent                              source
     ========== ===================================== ===========================================================
-    "paper"    $-C/2$, see `stability_exponent`      [GT]
+    "gould_tanaka"    $-C/2$, see `stability_exponent`      [GT]
     "flow"     $-c/2$, $c = 2a_\gamma - a_\beta$     derivation of this project, for rates $a$ per iteration
     "discrete" $\ln\gamma - \tfrac12 \ln\beta$       derivation of this project
     ========== ===================================== ===========================================================
@@ -70,8 +70,8 @@ def bound_growth_rate(*, beta: Numbers, gamma: Numbers, kind: str = "paper", rat
     Args:
         beta: decay β of the second moment, 0 < β < 1. [GT] writes (β, γ) where PyTorch and optax write (b2, b1).
         gamma: decay γ of the first moment, 0 ≤ γ < 1. At γ = 0 the exponent is −inf.
-        kind: which bound, one of "paper", "flow", "discrete".
-        rate: the filters' rates in the flow, per iteration: "exact", $a_\alpha = -\ln\alpha$, or "paper",
+        kind: which bound, one of "gould_tanaka", "flow", "discrete".
+        rate: the filters' rates in the flow, per iteration: "exact", $a_\alpha = -\ln\alpha$, or "gould_tanaka",
             $a_\alpha = (1-\alpha)/\alpha$ as in [GT]. The other kinds do not depend on it.
 
     Returns:
@@ -84,12 +84,12 @@ def bound_growth_rate(*, beta: Numbers, gamma: Numbers, kind: str = "paper", rat
     Source: [GT] = R. Gould and H. Tanaka, Continuous-Time Analysis of Adaptive Optimization and Normalization,
     arXiv:2411.05746.
 
-    >>> for kind in ("paper", "discrete"):
+    >>> for kind in ("gould_tanaka", "discrete"):
     ...     print(round(float(bound_growth_rate(beta=0.9, gamma=0.99, kind=kind)), 6))
     0.045455
     0.04263
     """
-    check_kind(kind, rate)
+    kind, rate = check_kind(kind, rate)
     check_decays(beta, gamma)
     xp, beta, gamma = with_namespace(beta, gamma)
     exponent = _paper_exponent if has_paper_rates(kind, rate) else _exact_exponent
@@ -102,7 +102,7 @@ def update_bound(
     *,
     beta: Numbers,
     gamma: Numbers,
-    kind: str = "paper",
+    kind: str = "gould_tanaka",
     rate: str = "exact",
     bias_correction: bool = True,
 ) -> Numbers:
@@ -110,8 +110,8 @@ def update_bound(
 
     With the bias factor $b_n = \sqrt{1-\beta^{n+1}}/(1-\gamma^{n+1})$ and $C$ from `stability_exponent`:
 
-    - "paper" [GT]: $b_n \frac{1-\gamma}{\gamma} \sqrt{\frac{\beta}{1-\beta}}\, S_n$ with $S_n^2 = (1-e^{-nC})/C$,
-      continued by $S_n^2 = n$ at C = 0.
+    - "gould_tanaka" [GT]: $b_n \frac{1-\gamma}{\gamma} \sqrt{\frac{\beta}{1-\beta}}\, S_n$ with $S_n^2 =
+      (1-e^{-nC})/C$, continued by $S_n^2 = n$ at C = 0.
     - "flow" (derivation of this project), for filters with rates $a_\gamma, a_\beta$ per iteration that start at
       $(1-\alpha)\,x(0)$, with $c = 2a_\gamma - a_\beta$:
       $b_n \sqrt{\frac{(1-\gamma)^2}{1-\beta} e^{-nc} + \frac{a_\gamma^2}{a_\beta} \frac{1-e^{-nc}}{c}}$.
@@ -122,7 +122,7 @@ def update_bound(
     the gradients $g_{n-k} \propto (\gamma/\beta)^k$. k-Adam's bound is that of its last stage.
 
     The paper's bound neglects the filters' initial state. It is 0 at n = 0, although $|u_0| = 1$; at every n it lies
-    below the attained bound "flow" with rate "paper", whose square has the additional term
+    below the attained bound "flow" with rate "gould_tanaka", whose square has the additional term
     $b_n^2 (1-\gamma)^2 e^{-nC}/(1-\beta)$. For the discrete optimizer it holds from one iteration n* on and fails at
     each earlier one. Derivation of this project: with $\delta = \ln\beta - 2\ln\gamma$, the squared ratio to the
     attained discrete bound is $R(n) = (e^\delta-1)\,\frac{1-e^{-nC}}{C} / (1-e^{-(n+1)\delta})$. It starts at 0 and
@@ -137,8 +137,8 @@ def update_bound(
         gamma: decay γ of the first moment, 0 < γ < 1; "discrete" also takes γ = 0, where only k = 0 remains.
         iteration: the iteration n ≥ 0, counted from 0. Between whole numbers, as in a flow at time nη, the same
             formulas hold (for "discrete" they are a continuation).
-        kind: which bound, one of "paper", "flow", "discrete".
-        rate: the filters' rates in the flow, per iteration: "exact", $a_\alpha = -\ln\alpha$, or "paper",
+        kind: which bound, one of "gould_tanaka", "flow", "discrete".
+        rate: the filters' rates in the flow, per iteration: "exact", $a_\alpha = -\ln\alpha$, or "gould_tanaka",
             $a_\alpha = (1-\alpha)/\alpha$ as in [GT]. The other kinds do not depend on it.
         bias_correction: whether the optimizer divides its filters by $1-\alpha^{n+1}$. If not, $u_n = m_n/\sqrt{v_n}$,
             and the bound is the same formula with $b_n = 1$.
@@ -155,7 +155,7 @@ def update_bound(
 
     >>> print(round(float(update_bound(100, beta=0.999, gamma=0.9)), 7))
     2.3148747
-    >>> for kind in ("paper", "discrete"):
+    >>> for kind in ("gould_tanaka", "discrete"):
     ...     print(update_bound(np.array([0, 5, 6]), beta=0.999, gamma=0.9, kind=kind).round(3))
     [0.    1.008 1.025]
     [1.    1.016 1.021]
@@ -174,7 +174,7 @@ def log_update_bound(
     *,
     beta: Numbers,
     gamma: Numbers,
-    kind: str = "paper",
+    kind: str = "gould_tanaka",
     rate: str = "exact",
     bias_correction: bool = True,
 ) -> Numbers:
@@ -190,19 +190,19 @@ def log_update_bound(
             and optax write (b2, b1).
 
     Returns:
-        The logarithm, in the arguments' common shape and the dtype of `update_bound`. It is −inf for kind "paper" at
-        iteration 0.
+        The logarithm, in the arguments' common shape and the dtype of `update_bound`. It is −inf for kind
+        "gould_tanaka" at iteration 0.
 
     Raises:
         ValueError: an argument is outside its interval, or `kind` or `rate` is unknown.
 
     Source: [GT] = R. Gould and H. Tanaka, Continuous-Time Analysis of Adaptive Optimization and Normalization,
-    arXiv:2411.05746, for "paper"; derivation of this project for "flow" and "discrete".
+    arXiv:2411.05746, for "gould_tanaka"; derivation of this project for "flow" and "discrete".
 
     >>> print(round(float(log_update_bound(100_000, beta=0.5, gamma=0.9)), 4))
     38886.8173
     """
-    check_kind(kind, rate)
+    kind, rate = check_kind(kind, rate)
     check_decays(beta, gamma, unbounded_at_zero="" if kind == "discrete" else kind)
     check_range("iteration", iteration, 0.0, math.inf, high_open=True, hint="iterations are counted from 0")
     xp, beta, gamma, n = with_namespace(beta, gamma, iteration)
@@ -240,7 +240,7 @@ def _log_square_of_flow(
     log_beta, log_gamma = (_log_rate(decay, paper, xp) for decay in (beta, gamma))
     log_n = xp.where(n > 0, xp.log(positive_n), -xp.inf)
     log_integral = 2 * log_gamma - log_beta + log_n + log_phi
-    return log_integral if kind == "paper" else xp.logaddexp(log_start - change, log_integral)
+    return log_integral if kind == "gould_tanaka" else xp.logaddexp(log_start - change, log_integral)
 
 
 def _log_rate(decay: Any, paper: bool, xp: Any) -> Any:
@@ -276,13 +276,12 @@ def _log_phi(xp: Any, x: Any) -> Any:
 
 def has_paper_rates(kind: str, rate: str) -> bool:
     """Whether the exponent is that of filters with the rates of [GT]."""
-    return kind == "paper" or (kind == "flow" and rate == "paper")
+    return kind == "gould_tanaka" or (kind == "flow" and rate == "gould_tanaka")
 
 
-def check_kind(kind: str, rate: str) -> None:
-    """Raise `ValueError` unless both names are known."""
-    check_choice("kind", kind, _KINDS)
-    check_choice("rate", rate, _RATES)
+def check_kind(kind: str, rate: str) -> tuple[str, str]:
+    """Both by their present names, or raise `ValueError` if one is unknown."""
+    return check_choice("kind", kind, _KINDS), check_choice("rate", rate, _RATES)
 
 
 def check_decays(beta: Numbers, gamma: Numbers, *, unbounded_at_zero: str = "") -> None:

@@ -29,20 +29,20 @@ Signs: TypeAlias = Int[Array | np.ndarray, "..."] | np.int8
 
 _ARTICLE = "R. Gould and H. Tanaka, arXiv:2411.05746"
 _SOURCES = {
-    "paper": f"[GT] {_ARTICLE}",
+    "gould_tanaka": f"[GT] {_ARTICLE}",
     "flow": "derivation of adamflow: Cauchy-Schwarz inequality for the flow's filters",
     "discrete": "derivation of adamflow: Cauchy-Schwarz inequality for the discrete filters",
 }
 
 
 @keyword_decays
-def bounded_update_sign(*, beta: Numbers, gamma: Numbers, kind: str = "paper", rate: str = "exact") -> Signs:
+def bounded_update_sign(*, beta: Numbers, gamma: Numbers, kind: str = "gould_tanaka", rate: str = "exact") -> Signs:
     r"""On which side of the border of bounded updates a pair (β, γ) lies: 1 in B₊, 0 on B₀, −1 in B₋.
 
     It is the sign of the exponent C, c or ln β − 2 ln γ (−2 times `bound_growth_rate`), read from a polynomial P that
     has the same sign and suffers no cancellation but that of the numbers themselves:
 
-    - "paper", and "flow" with the paper's rates: $P = \beta\gamma C = (\beta-\gamma) + \beta(1-\gamma)$;
+    - "gould_tanaka", and "flow" with the paper's rates: $P = \beta\gamma C = (\beta-\gamma) + \beta(1-\gamma)$;
     - "discrete", and "flow" with exact rates: $P = \beta - \gamma^2$.
 
     A number in a computer stands for all reals within half a unit in its last place, h. So B₀ is where the border may
@@ -55,9 +55,9 @@ def bounded_update_sign(*, beta: Numbers, gamma: Numbers, kind: str = "paper", r
     Args:
         beta: decay β of the second moment, 0 < β < 1. [GT] writes (β, γ) where PyTorch and optax write (b2, b1).
         gamma: decay γ of the first moment, 0 ≤ γ < 1. At γ = 0 every kind is in B₊.
-        kind: whose bound, one of "paper", "flow", "discrete".
-        rate: the rates of the flow's filters, "exact" or "paper", as in `bound_growth_rate`. Only kind "flow" depends
-            on it.
+        kind: whose bound, one of "gould_tanaka", "flow", "discrete".
+        rate: the rates of the flow's filters, "exact" or "gould_tanaka", as in `bound_growth_rate`. Only kind "flow"
+            depends on it.
 
     Returns:
         int8 in the arguments' common shape: by NumPy, for float64, if no argument is a jax array, otherwise a jax array
@@ -73,7 +73,7 @@ def bounded_update_sign(*, beta: Numbers, gamma: Numbers, kind: str = "paper", r
     >>> print(bounded_update_sign(beta=0.81, gamma=0.9, kind="discrete"))
     0
     """
-    check_kind(kind, rate)
+    kind, rate = check_kind(kind, rate)
     check_decays(beta, gamma)
     xp, beta, gamma = with_namespace(beta, gamma)
     half_beta, half_gamma = (xp.spacing(decay) / 2 for decay in (beta, gamma))
@@ -93,7 +93,7 @@ def bounded_update_region(
     beta: Betas,
     gamma: Gammas,
     iteration: Numbers = 100,
-    kind: str | AbstractFlow | Sequence[str | AbstractFlow] = "paper",
+    kind: str | AbstractFlow | Sequence[str | AbstractFlow] = "gould_tanaka",
     rate: str = "exact",
 ) -> Dataset:
     r"""The exponent, the logarithm of the bound and the region of bounded updates on a grid of (β, γ).
@@ -101,7 +101,7 @@ def bounded_update_region(
     =========== ====================================================== ============= ===========================
     variable    meaning                                                units         computed by
     =========== ====================================================== ============= ===========================
-    `exponent`  C ("paper"), $c = 2a_\gamma - a_\beta$ ("flow"),       1/iteration   −2 × `bound_growth_rate`
+    `exponent`  C ("gould_tanaka"), $c = 2a_\gamma - a_\beta$ ("flow"),       1/iteration   −2 × `bound_growth_rate`
                 $\ln\beta - 2\ln\gamma$ ("discrete")
     `log_bound` $\ln B_n$, the bound on $\ln\|u_n\|_\infty$            1             `log_update_bound`
     `region`    1 in B₊ (updates bounded for all n), 0 on B₀,          1             `bounded_update_sign`
@@ -122,10 +122,10 @@ def bounded_update_region(
             and optax write (b2, b1).
         gamma: decays γ of the first moment, shape (gamma,), increasing, inside (0, 1).
         iteration: the iteration n ≥ 0 of the bound, a number or an array of shape (iteration,).
-        kind: "paper", "flow" or "discrete" as in `update_bound`, a `GouldTanakaFlow`, `ModifiedFlow` or
+        kind: "gould_tanaka", "flow" or "discrete" as in `update_bound`, a `GouldTanakaFlow`, `ModifiedFlow` or
             `InterpolatingFlow`, or a sequence of these. Of a flow its order and rate count, and not the optimizer that
             it holds.
-        rate: the rates of the flow's filters, "exact" or "paper". Only kind "flow", the string, depends on it.
+        rate: the rates of the flow's filters, "exact" or "gould_tanaka". Only kind "flow", the string, depends on it.
 
     Returns:
         A Dataset of the three variables with dimensions ("beta", "gamma"). If `kind` is a sequence, all have a leading
@@ -138,10 +138,10 @@ def bounded_update_region(
             `iteration` has more than one dimension or is negative; `kind` or `rate` is unknown.
         TypeError: `kind` is another flow, such as `MemorylessFlow`, whose direction has no bound.
 
-    Source: [GT] for "paper"; derivation of this project for the others.
+    Source: [GT] for "gould_tanaka"; derivation of this project for the others.
 
-    >>> grid = bounded_update_region(beta=[0.9, 0.999], gamma=[0.5, 0.9, 0.99], kind=["paper", "discrete"])
-    >>> print(grid.region.sel(kind="paper").values)
+    >>> grid = bounded_update_region(beta=[0.9, 0.999], gamma=[0.5, 0.9, 0.99], kind=["gould_tanaka", "discrete"])
+    >>> print(grid.region.sel(kind="gould_tanaka").values)
     [[ 1  1 -1]
      [ 1  1  1]]
     >>> print(round(float(grid.log_bound.sel(kind="discrete", beta=0.999, gamma=0.9)), 6), grid.exponent.units)
@@ -152,7 +152,7 @@ def bounded_update_region(
     single_kind = isinstance(kind, str | AbstractFlow)
     kinds = [_read_kind(each, rate) for each in ((kind,) if single_kind else kind)]
     if not kinds:
-        raise ValueError("kind must name at least one of 'paper', 'flow', 'discrete', got an empty sequence")
+        raise ValueError("kind must name at least one of 'gould_tanaka', 'flow', 'discrete', got an empty sequence")
     maps = [_map(beta, gamma, n, each) for each in kinds]
     coordinates = {
         "kind": ("kind", [each.name for each in kinds], {"long_name": "whose bound"}),
@@ -206,6 +206,7 @@ def _read_kind(kind: Any, rate: str) -> _Kind:
             "kind must be a flow with filters, af.GouldTanakaFlow, af.ModifiedFlow or af.InterpolatingFlow, got "
             f"{type(kind).__name__}: a region says what filters remember of past gradients"
         )
+    kind, rate = check_kind(kind, rate)
     return _Kind(kind, kind, rate)
 
 

@@ -83,10 +83,10 @@ def bound_report(
     Args:
         trajectory: a single run that observed `largest_update`, or a discrete one that saved its parameters.
         optimizer: the optimizer that ran. For a flow, its `optimizer`.
-        kind: which bound, "paper", "flow" or "discrete"; by default that to which the run keeps, "discrete" or "flow".
-            "paper" is exceeded in early iterations, see `update_bound`.
-        rate: for kind "flow", the rates of its filters, "exact" or "paper". By default that of the `GouldTanakaFlow`
-            that ran. No bound is known for other flows: name one to compare with.
+        kind: which bound, "gould_tanaka", "flow" or "discrete"; by default that to which the run keeps, "discrete" or
+            "flow". "gould_tanaka" is exceeded in early iterations, see `update_bound`.
+        rate: for kind "flow", the rates of its filters, "exact" or "gould_tanaka". By default that of the
+            `GouldTanakaFlow` that ran. No bound is known for other flows: name one to compare with.
 
     Returns:
         A Dataset with dimension "iteration". A run that ended early keeps the rows before its end.
@@ -107,8 +107,8 @@ def bound_report(
             at γ = 0; the run is that of a flow whose rate is not known.
 
     Source: [GT] = R. Gould and H. Tanaka, Continuous-Time Analysis of Adaptive Optimization and Normalization,
-    arXiv:2411.05746, for "paper" and k-Adam; derivation of this project for the others. It writes (β, γ) where PyTorch
-    and optax write (b2, b1).
+    arXiv:2411.05746, for "gould_tanaka" and k-Adam; derivation of this project for the others. It writes (β, γ) where
+    PyTorch and optax write (b2, b1).
 
     >>> import adamflow as af
     >>> problem, optimizer = af.problems.logistic(), af.adam(1e-2, beta=0.9, gamma=0.95)
@@ -122,7 +122,8 @@ def bound_report(
     """
     check_standard("bound_report", optimizer, "no bound is known for its updates")
     kind = ("discrete" if _is_discrete(trajectory) else "flow") if kind is None else kind
-    check_kind(kind, "exact" if rate is None else rate)
+    kind, known_rate = check_kind(kind, "exact" if rate is None else rate)
+    rate = None if rate is None else known_rate
     if not is_concrete(trajectory, optimizer) or trajectory.iterations.ndim != 1:
         raise ValueError(
             "bound_report takes one run with known numbers, got a batch or a run that jax is tracing; take one lane "
@@ -176,7 +177,7 @@ def _rate(trajectory: Trajectory, kind: str) -> str:
         return trajectory.filter_rate
     raise ValueError(
         f"the bound of a flow depends on the rates of its filters, which the run {trajectory.name!r} does not know; "
-        "give rate='exact' or rate='paper', or for a flow that follows the iterates closely kind='discrete'"
+        "give rate='exact' or rate='gould_tanaka', or for a flow that follows the iterates closely kind='discrete'"
     )
 
 

@@ -78,8 +78,9 @@ def worst_case_gradients(
         gamma: decay γ of the first moment, 0 ≤ γ < 1; 0 < γ for kind "flow". At γ = 0 only the last gradient counts,
             and the others are 0.
         length: the number of gradients n + 1, at least 1; for the flow the signal covers the times 0 to length − 1.
-        kind: "discrete" or "flow". The bound of kind "paper" is not attained.
-        rate: the rates of the flow's filters, "exact" or "paper", as in `update_bound`. Only kind "flow" depends on it.
+        kind: "discrete" or "flow". The bound of kind "gould_tanaka" is not attained.
+        rate: the rates of the flow's filters, "exact" or "gould_tanaka", as in `update_bound`. Only kind "flow" depends
+            on it.
 
     Returns:
         For "discrete", an array of shape (length, ...) with the common shape of β and γ after the axis of iterations:
@@ -88,8 +89,8 @@ def worst_case_gradients(
         rounded to jax's default dtype. Works under jit (`length` static) and vmap.
 
     Raises:
-        ValueError: an argument is outside its interval, `kind` or `rate` is unknown, or `kind` is "paper"; `length` is
-            so large that the second moment would underflow: the message names the largest that works.
+        ValueError: an argument is outside its interval, `kind` or `rate` is unknown, or `kind` is "gould_tanaka";
+            `length` is so large that the second moment would underflow: the message names the largest that works.
 
     Source: derivation of this project.
 
@@ -106,12 +107,12 @@ def worst_case_gradients(
     >>> print(f"{run.observed[100]:.5f} {af.analysis.update_bound(100, beta=0.95, gamma=0.99, kind='discrete'):.5f}")
     1.85741 1.85741
     """
-    check_kind(kind, rate)
+    kind, rate = check_kind(kind, rate)
     end = check_count("length", length) - 1
-    if kind == "paper":
+    if kind == "gould_tanaka":
         raise ValueError(
-            "kind='paper' has no worst-case gradients: the bound of [GT] neglects the first gradient, so that no "
-            "gradients attain it; use kind='flow' with rate='paper' for the flow of [GT], or kind='discrete'"
+            "kind='gould_tanaka' has no worst-case gradients: the bound of [GT] neglects the first gradient, so that "
+            "no gradients attain it; use kind='flow' with rate='gould_tanaka' for the flow of [GT], or kind='discrete'"
         )
     check_decays(beta, gamma, unbounded_at_zero=kind if kind == "flow" else "")
     xp, beta, gamma = with_namespace(beta, gamma)

@@ -18,7 +18,7 @@ from adamflow.flows.averages import filter_rate
 from adamflow.types import Numbers
 
 
-def norm_factor(gamma: Numbers, order: Literal[0, 1, 2] = 0, rate: str = "paper") -> Numbers:
+def norm_factor(gamma: Numbers, order: Literal[0, 1, 2] = 0, rate: str = "gould_tanaka") -> Numbers:
     r"""The factor K in the law of the norm, $(\|W\|^2)' = -2\lambda \|W\|^2 + K \eta \|u\|^2$ in the time t = ηn.
 
     For the iterates, and for flows whose filter of the first moment has the rate a per iteration:
@@ -31,7 +31,8 @@ def norm_factor(gamma: Numbers, order: Literal[0, 1, 2] = 0, rate: str = "paper"
     Args:
         gamma: decay γ of the first moment, 0 ≤ γ < 1: `b1` in PyTorch and optax.
         order: 0 for the iterates, 1 or 2 for a `GouldTanakaFlow` of that order.
-        rate: the filters' rate in the flow: "paper", a = (1−γ)/γ, or "exact", a = −ln γ. It does not matter at order 0.
+        rate: the filters' rate in the flow: "gould_tanaka", a = (1−γ)/γ, or "exact", a = −ln γ. It does not matter at
+            order 0.
 
     Returns:
         K, in the shape of γ.
@@ -45,7 +46,7 @@ def norm_factor(gamma: Numbers, order: Literal[0, 1, 2] = 0, rate: str = "paper"
     19.0 18.0 19.0 18.982
     """
     check_range("gamma", gamma, 0, 1, high_open=True)
-    check_choice("rate", rate, ("paper", "exact"))
+    rate = check_choice("rate", rate, ("gould_tanaka", "exact"))
     if check_count("order", order, low=0) > 2:
         raise ValueError(f"order must be 0 (the iterates), 1 or 2 (the flows of [GT]), got {order!r}")
     xp, gamma = with_namespace(gamma)
@@ -53,7 +54,7 @@ def norm_factor(gamma: Numbers, order: Literal[0, 1, 2] = 0, rate: str = "paper"
         return xp.asarray((1 + gamma) / (1 - gamma))[()]
     # γ = 0 forgets at once: the lag 1/a is 0.
     safe = xp.where(gamma > 0, gamma, 0.5)
-    lag = xp.where(gamma > 0, 1 / filter_rate(safe, rate == "paper", xp), 0.0)
+    lag = xp.where(gamma > 0, 1 / filter_rate(safe, rate == "gould_tanaka", xp), 0.0)
     return xp.asarray(order - 1 + 2 * lag)[()]
 
 

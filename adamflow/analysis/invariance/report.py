@@ -228,7 +228,7 @@ def _reading(model: Any) -> tuple[Optimizer, Any, str]:
     if isinstance(model, GouldTanakaFlow):
         return model.optimizer, model.order, model.rate
     if isinstance(model, Optimizer):
-        return model, 0, "paper"
+        return model, 0, "gould_tanaka"
     raise TypeError(f"model must be the optimizer that ran, or its GouldTanakaFlow, got {type(model).__name__}")
 
 

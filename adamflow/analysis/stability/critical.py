@@ -33,13 +33,13 @@ def critical_curvature(optimizer: Optimizer, *, model: Model = "discrete") -> Fl
     Adam, AdamW; `GouldTanakaFlow`, order 2 $\eta s = 2 + a + 2\eta\lambda/a$, filters with rate a
     ======================================= =====================================================
 
-    with $a = (1-\gamma)/\gamma$ (rate "paper") or $-\ln\gamma$ (rate "exact"). These are examples: systems of up to
-    three rows, in which are also 2-Adam and every optimizer with at most two filters that are not second moments, are
-    solved by the criterion of Routh and Hurwitz, for a step after a transformation of the unit disk to the half plane.
-    Its conditions are polynomials in s of degree at most 2, as the characteristic polynomial is linear in s. For larger
-    systems, and flows of higher order, whose gradients depend on gradients, the first crossing of stability on a grid
-    of ηs from 1e-6 to 1e9, 20 samples per decade, is refined by bisection to rounding; an instability narrower than
-    a sample is not seen.
+    with $a = (1-\gamma)/\gamma$ (rate "gould_tanaka") or $-\ln\gamma$ (rate "exact"). These are examples: systems of up
+    to three rows, in which are also 2-Adam and every optimizer with at most two filters that are not second moments,
+    are solved by the criterion of Routh and Hurwitz, for a step after a transformation of the unit disk to the half
+    plane. Its conditions are polynomials in s of degree at most 2, as the characteristic polynomial is linear in s. For
+    larger systems, and flows of higher order, whose gradients depend on gradients, the first crossing of stability on a
+    grid of ηs from 1e-6 to 1e9, 20 samples per decade, is refined by bisection to rounding; an instability narrower
+    than a sample is not seen.
 
     Args:
         optimizer: the optimizer, or a batch of optimizers, as in `linear_stability`.

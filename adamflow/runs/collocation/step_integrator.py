@@ -233,7 +233,7 @@ class StepIntegrator(eqx.Module):
         return self.flow.optimizer.stages[0].filters()
 
     def _rate(self, moving_average: Any) -> Scalar:
-        return averages.filter_rate(moving_average.decay_at(0), self.flow.rate == "paper")
+        return averages.filter_rate(moving_average.decay_at(0), self.flow.rate == "gould_tanaka")
 
     def _interpolate(self, gradients: StageValues) -> tuple[Fine, Fine]:
         """At the fine nodes, the polynomials through Radau's nodes alone, and through them and the left end."""
@@ -301,7 +301,7 @@ def make_step_integrator(
     points, optimizer = nodes(node_count), flow.optimizer
     fine = jnp.asarray(points.fine, step_size.dtype)
     moving_averages = optimizer.stages[0].filters()
-    rates = [averages.filter_rate(f.decay_at(0), flow.rate == "paper") for f in moving_averages]
+    rates = [averages.filter_rate(f.decay_at(0), flow.rate == "gould_tanaka") for f in moving_averages]
     rates.append(optimizer.learning_rate * optimizer.weight_decay)
     decays = step_size * jnp.stack([jnp.asarray(rate, step_size.dtype) for rate in rates])
     # θ itself decays by weight decay, and is no average: what drives it adds up.
