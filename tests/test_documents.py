@@ -1,5 +1,6 @@
-"""What the documents name exists: files, headings, functions, and a page for each figure."""
+"""What the documents name exists: files, headings, functions, pages of figures; the site has every page and name."""
 
+import inspect
 import operator
 import re
 from pathlib import Path
@@ -17,6 +18,9 @@ LINK = re.compile(r'\]\(([^()\s]+)\)|src="([^"]+)"')
 CODE_BLOCK = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 # Names of the package in prose and in code, such as `af.analysis.two_cycle`.
 NAME = re.compile(r"\baf((?:\.[A-Za-z_]\w*)+)")
+TOCTREE = re.compile(r"^```\{toctree\}\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+#: A block of the site's reference: a module, and names of it, or none for all of them.
+REFERENCE = re.compile(r"^```\{reference\} (\S+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 MENTION = re.compile(r"docs/[\w/-]+\.(?:md|py)")
 
 
@@ -77,3 +81,54 @@ def test_identity_each_figure_has_a_page_and_a_line_in_the_readme(figure):
     assert f'src="figures/{figure}.png"' in readme
     assert f"(docs/figures/{figure}.md)" in readme
     assert f"({figure}.md)" in (page.parent / "README.md").read_text()
+
+
+def pages_below(page: Path) -> set[Path]:
+    """A page of the site and all that its tables of contents lead to."""
+    found, todo = set(), [page]
+    while todo:
+        page = todo.pop()
+        if page in found:
+            continue
+        found.add(page)
+        for block in TOCTREE.findall(page.read_text()):
+            entries = [line for line in block.splitlines() if line and not line.startswith(":")]
+            for entry in entries:
+                pages = sorted(page.parent.glob(f"{entry}.md"))
+                assert pages, f"{page} lists {entry}, which is no page"
+                todo += [path.resolve() for path in pages]
+    return found
+
+
+def test_identity_the_index_of_the_site_reaches_every_page():
+    pages = set((ROOT / "docs").rglob("*.md")) - {ROOT / "docs" / "README.md"}
+    assert pages_below(ROOT / "docs" / "index.md") == pages
+
+
+def test_failure_a_page_that_no_page_lists_is_not_reached(tmp_path):
+    (tmp_path / "index.md").write_text("# Index\n\n```{toctree}\n:hidden:\n\nfirst\n```\n")
+    (tmp_path / "first.md").write_text("# First\n\n[second](second.md)\n")
+    (tmp_path / "second.md").write_text("# Second\n")
+    assert pages_below(tmp_path / "index.md") == {tmp_path / "index.md", tmp_path / "first.md"}
+    (tmp_path / "first.md").write_text("```{toctree}\nmissing\n```\n")
+    with pytest.raises(AssertionError, match=r"lists missing, which is no page"):
+        pages_below(tmp_path / "index.md")
+
+
+def names_in_reference(module: str) -> list[str]:
+    """The names of a module that the pages of the reference list; "*" for all."""
+    blocks = [
+        block for page in (ROOT / "docs" / "reference").glob("*.md") for block in REFERENCE.findall(page.read_text())
+    ]
+    return [name for found, content in blocks if found == module for name in content.split() or ["*"]]
+
+
+def test_identity_the_reference_has_every_public_name_once():
+    elsewhere = {"analysis", "plotting", "problems", "Problem"}  # which have pages of their own
+    assert sorted(names_in_reference("adamflow")) == sorted(set(adamflow.__all__) - elsewhere)
+    modules = ["analysis", "plotting", "problems", "torch"]
+    modules += [
+        f"plotting.{name}" for name in adamflow.plotting.__all__ if inspect.ismodule(vars(adamflow.plotting)[name])
+    ]
+    for module in modules:
+        assert names_in_reference(f"adamflow.{module}") == ["*"], module

@@ -55,13 +55,13 @@ def stability_exponent(*, beta: Numbers, gamma: Numbers) -> Numbers:
 def bound_growth_rate(*, beta: Numbers, gamma: Numbers, kind: str = "gould_tanaka", rate: str = "exact") -> Numbers:
     r"""The signed exponent per iteration of the terms in a bound on Adam's update.
 
-    ========== ===================================== ===========================================================
-    kind       exponent                              source
-    ========== ===================================== ===========================================================
-    "gould_tanaka"    $-C/2$, see `stability_exponent`      [GT]
-    "flow"     $-c/2$, $c = 2a_\gamma - a_\beta$     derivation of this project, for rates $a$ per iteration
-    "discrete" $\ln\gamma - \tfrac12 \ln\beta$       derivation of this project
-    ========== ===================================== ===========================================================
+    ============== ================================== =========================================================
+    kind           exponent                           source
+    ============== ================================== =========================================================
+    "gould_tanaka" $-C/2$, see `stability_exponent`   [GT]
+    "flow"         $-c/2$, $c = 2a_\gamma - a_\beta$  derivation of this project, for rates $a$ per iteration
+    "discrete"     $\ln\gamma - \tfrac12 \ln\beta$    derivation of this project
+    ============== ================================== =========================================================
 
     The bound itself, `update_bound`, grows as $e^{n \max(0, \text{exponent})}$: where the exponent is negative the
     bound tends to a constant. The flow with exact rates has exactly the region of the discrete optimizer, γ² < β; the

@@ -98,15 +98,15 @@ def bounded_update_region(
 ) -> Dataset:
     r"""The exponent, the logarithm of the bound and the region of bounded updates on a grid of (β, γ).
 
-    =========== ====================================================== ============= ===========================
-    variable    meaning                                                units         computed by
-    =========== ====================================================== ============= ===========================
-    `exponent`  C ("gould_tanaka"), $c = 2a_\gamma - a_\beta$ ("flow"),       1/iteration   −2 × `bound_growth_rate`
+    =========== ============================================================ ============= =====================
+    variable    meaning                                                      units         computed by
+    =========== ============================================================ ============= =====================
+    `exponent`  C ("gould_tanaka"), $c = 2a_\gamma - a_\beta$ ("flow"),      1/iteration   −2 `bound_growth_rate`
                 $\ln\beta - 2\ln\gamma$ ("discrete")
-    `log_bound` $\ln B_n$, the bound on $\ln\|u_n\|_\infty$            1             `log_update_bound`
-    `region`    1 in B₊ (updates bounded for all n), 0 on B₀,          1             `bounded_update_sign`
+    `log_bound` $\ln B_n$, the bound on $\ln\|u_n\|_\infty$                  1             `log_update_bound`
+    `region`    1 in B₊ (updates bounded for all n), 0 on B₀,                1             `bounded_update_sign`
                 −1 in B₋ (the bound grows as $e^{n|\text{exponent}|/2}$)
-    =========== ====================================================== ============= ===========================
+    =========== ============================================================ ============= =====================
 
     Everything is computed in float64 by NumPy. Inside a program of jax, use the functions in the last column, which
     work elementwise under jit and vmap.

@@ -1,0 +1,80 @@
+"""The settings of the site: `make docs` builds it into build/docs."""
+
+import os
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS / "_ext"))
+# The kernels of notebooks inherit it: this checkout is what they show.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(DOCS.parent), os.environ.get("PYTHONPATH"))))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import adamflow
+
+project = "adamflow"
+author = "The adamflow developers"
+version = release = adamflow.__version__
+html_title = "adamflow"
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "docstrings",
+    "gallery",
+    "reference",
+    "repository_links",
+]
+# README.md is the list of pages for those who read them in the repository; index.md is its form for the site.
+exclude_patterns = ["README.md", "_ext"]
+highlight_language = "none"
+
+# Pages and notebooks. What a notebook has computed is kept in build/, and computed again when its code changes.
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 4
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(DOCS.parent / "build" / "docs-notebooks")
+nb_execution_timeout = 300
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+
+# The reference. Types of other packages are not linked, so that a build needs no network.
+nitpicky = True
+nitpick_ignore_regex = [("py:.*", ".*")]
+default_role = "py:obj"
+add_module_names = False
+autodoc_class_signature = "mixed"
+autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autosummary_generate = True
+autosummary_ignore_module_all = False
+maximum_signature_line_length = 80
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_attr_annotations = False
+# As prose: napoleon would take what stands before a colon for a type.
+napoleon_custom_sections = ["Returns"]
+templates_path = ["_templates"]
+
+html_theme = "pydata_sphinx_theme"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_theme_options = {
+    "navbar_align": "left",
+    "navigation_with_keys": False,
+    "secondary_sidebar_items": ["page-toc", "sourcelink"],
+    "show_prev_next": True,
+    "header_links_before_dropdown": 7,
+    "show_toc_level": 2,
+}
+html_sidebars = {"start": [], "gallery": [], "comparison": [], "index": []}
+# A notebook is downloaded as .md, and by the link on top of it as .ipynb.
+html_copy_source = True
