@@ -48,6 +48,7 @@ nitpicky = True
 nitpick_ignore_regex = [("py:.*", ".*")]
 default_role = "py:obj"
 add_module_names = False
+toc_object_entries_show_parents = "hide"
 autodoc_class_signature = "mixed"
 autodoc_default_options = {"members": True, "show-inheritance": False}
 autodoc_typehints = "signature"

@@ -1,5 +1,7 @@
 """Docstrings of adamflow for Sphinx: they are written as Markdown, with formulas between dollars."""
 
+import functools
+import importlib
 import re
 from typing import Any
 
@@ -37,7 +39,20 @@ def as_restructured_text(text: str) -> str:
 def _code(piece: str) -> str:
     """Code between single backticks: a name becomes a link where it is known, all else is literal."""
     text = " ".join(piece.strip("`").split())
+    if text.startswith("af.") and re.fullmatch(r"[\w.]+", text):
+        return f"`{text} <adamflow.{text[3:]}>`"
+    if text in _full_names():
+        return f"`{text} <{_full_names()[text]}>`"
     return f"`{text}`" if re.fullmatch(r"[\w.]+", text) else f"``{text}``"
+
+
+@functools.cache
+def _full_names() -> dict[str, str]:
+    """The public names that docstrings use alone, with the modules in which the reference has them."""
+    modules = ("adamflow.problems", "adamflow.analysis", "adamflow")
+    return {name: f"{module}.{name}" for module in modules for name in importlib.import_module(module).__all__} | {
+        "Problem": "adamflow.problems.Problem"
+    }
 
 
 def _table(block: str) -> str:

@@ -72,8 +72,8 @@ class Reference(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         module = importlib.import_module(self.arguments[0])
         names = " ".join(self.content).split() or public_names(module)
-        lines = ["```{eval-rst}", ".. autosummary::", "   :nosignatures:", ""]
-        lines += [f"   {module.__name__}.{name}" for name in names]
+        lines = ["```{eval-rst}", f".. currentmodule:: {module.__name__}", ""]
+        lines += [".. autosummary::", "   :nosignatures:", "", *(f"   {name}" for name in names)]
         lines += [""]
         for name in names:
             lines += _directive(module, name)
