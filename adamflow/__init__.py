@@ -82,7 +82,8 @@ from adamflow.runs import (
 )
 
 if TYPE_CHECKING:
-    from adamflow import analysis, plotting, problems
+    from adamflow import advice, analysis, plotting, problems
+    from adamflow.advice import assess, explain, recommend
     from adamflow.problems import Problem
 
 __version__ = "0.2.0"
@@ -128,10 +129,13 @@ __all__ = [
     "adamw",
     "adan",
     "ademamix",
+    "advice",
     "amsgrad",
     "analysis",
+    "assess",
     "clipped_adam",
     "compare",
+    "explain",
     "from_optax",
     "iterate",
     "kadam",
@@ -147,6 +151,7 @@ __all__ = [
     "plotting",
     "problems",
     "radam",
+    "recommend",
     "rmsprop",
     "schedule_free",
     "sgd",
@@ -162,7 +167,10 @@ __all__ = [
 
 
 #: Packages that are imported at their first use: runs need none of them, and `plotting` needs matplotlib.
-_LATER = ("analysis", "plotting", "problems")
+_LATER = ("advice", "analysis", "plotting", "problems")
+
+#: Functions of `advice`, which are imported at their first use, too.
+_ADVICE = ("assess", "explain", "recommend")
 
 #: Former names of version 0.1, kept for one version.
 _FORMER_NAMES = {
@@ -179,6 +187,8 @@ def __getattr__(name: str) -> Any:
     """Import some packages at their first use; find objects by former names."""
     if name in _LATER:
         return importlib.import_module(f"adamflow.{name}")
+    if name in _ADVICE:
+        return getattr(importlib.import_module("adamflow.advice"), name)
     if name == "Problem":
         return importlib.import_module("adamflow.problems").Problem
     if name in _FORMER_NAMES:
