@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
@@ -140,7 +141,7 @@ def _edge(optimizer: Optimizer) -> float:
         return math.nan
 
 
-def _known_bound(beta: float, gamma: float, bias_correction: bool) -> dict[str, float | bool | None]:
+def _known_bound(beta: float, gamma: float, bias_correction: bool) -> dict[str, Any]:
     """The bound of Adam's formula: its supremum, and when it is nearly reached."""
     growth = float(bound_growth_rate(beta=beta, gamma=gamma, kind="discrete"))
     if growth > 0 or gamma**2 >= beta:
@@ -156,7 +157,7 @@ def _known_bound(beta: float, gamma: float, bias_correction: bool) -> dict[str, 
     return dict(bounded=True, largest_update=largest, largest_update_at=at, growth_iterations=math.inf)
 
 
-def _computed_bound(optimizer: Optimizer) -> dict[str, float | bool | None]:
+def _computed_bound(optimizer: Optimizer) -> dict[str, Any]:
     """The bound of another optimizer, at some iterations; bounded if it has stopped to grow at the last ones."""
     unknown = dict(bounded=None, largest_update=math.nan, largest_update_at=math.nan, growth_iterations=math.nan)
     try:
