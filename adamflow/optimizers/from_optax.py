@@ -4,20 +4,23 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from adamflow.checks import check_count, describe, keyword_decays
 from adamflow.optimizers.adam import adamw
+from adamflow.optimizers.clipping import with_clipping
 from adamflow.optimizers.described_state import OptimizerReading
 from adamflow.optimizers.optimizer import Optimizer, OptimizerState
+from adamflow.optimizers.record import Record
 from adamflow.optimizers.rmsprop import rmsprop
+from adamflow.optimizers.settings import ByLeaf, Schedule, by_leaf, setting
 from adamflow.optimizers.sgd import sgd
 from adamflow.types import Params, Scalar
 
 #: A number, a schedule (a function of the iteration), or a dict of these by the label of `multi_transform`.
-Setting = Scalar | Callable[[Any], Any] | Mapping[Any, Any] | None
+Setting = Scalar | Callable[[Any], Any] | Mapping[Any, Any] | ByLeaf | None
 
 #: States in optax that hold others, by the field that does.
 _WRAPPERS = {
@@ -38,7 +41,7 @@ _MOMENTS = ("ScaleByAdamState", "ScaleByRmsState", "ScaleByRmsWithCountState", "
 _DEFAULTS = dict(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0)
 _UNSEEN = (
     "optax keeps no state for clipping, constant rates, weight decay and its mask, and Nesterov's momentum: they are "
-    "not seen here; give what there is of them as arguments, here or to training_report"
+    "not seen here; give what there is of them as arguments"
 )
 
 
@@ -74,6 +77,7 @@ def from_optax(
     gamma: Scalar | None = None,
     epsilon: Scalar | None = None,
     weight_decay: Setting = None,
+    clip_norm: Scalar | None = None,
     epsilon_inside_root: bool | None = None,
     bias_correction: bool | None = None,
     iteration: int | None = None,
@@ -93,8 +97,9 @@ def from_optax(
         beta: decay of the second moment (`b2`; `decay` of `optax.rmsprop`, whose default is .9).
         gamma: decay of the first moment (`b1`; `momentum` of `optax.sgd`).
         epsilon: `eps`.
-        weight_decay: λ of `optax.adamw`, a number, a schedule, or a dict of them by label. Where it has a mask, give
-            `training_report` its `weight_decays`.
+        weight_decay: λ of `optax.adamw`, a number, a schedule, or a dict of them by label. For a mask give
+            `af.by_leaf`, with 0 where nothing decays; `learning_rate` takes that, too.
+        clip_norm: c of `optax.clip_by_global_norm`, which leaves no trace in a state.
         epsilon_inside_root: whether ε stands under the root; by default as in optax: for `rmsprop` alone.
         bias_correction: whether v is bias-corrected; by default as in optax: for Adam alone.
         iteration: how many gradients the state has consumed; needed where no part of the state counts.
@@ -123,10 +128,14 @@ def from_optax(
     count = _iteration_of(search, iteration)
     settings = _Settings(search, count, dict(b1=gamma, b2=beta, eps=epsilon), kind)
     scale = settings.gradient_scale()
-    rates = {label: rate / scale for label, rate in settings.by_label("learning_rate", learning_rate).items()}
+    rates = settings.by_label("learning_rate", learning_rate)
+    rates = {label: _divided(rate, scale) for label, rate in rates.items()}
     decays = settings.by_label("weight_decay", weight_decay)
-    optimizer = settings.optimizer(max(rates.values()), max(decays.values()), bias_correction, epsilon_inside_root)
     merged, leaf_labels, frozen = _merged(search.moments, params, kind)
+    groups = _spread(rates, leaf_labels), _spread(decays, leaf_labels)
+    optimizer = settings.optimizer(*groups, bias_correction, epsilon_inside_root)
+    if clip_norm is not None:
+        optimizer = with_clipping(optimizer, clip_norm)
     state = _state(optimizer, merged, scale)
     notes = [_UNSEEN]
     if frozen:
@@ -137,8 +146,6 @@ def from_optax(
         iteration=count,
         found=tuple(dict.fromkeys(search.names)),
         not_described=tuple(notes + search.unknown),
-        learning_rates=_spread(rates, leaf_labels),
-        weight_decays=_spread(decays, leaf_labels),
     )
 
 
@@ -246,13 +253,14 @@ class _Settings:
     def labels(self) -> list[Any]:
         return [found.label for found in self.search.moments]
 
-    def by_label(self, name: str, given: Any) -> dict[Any, float]:
-        """A number for each label, of the present iteration."""
+    def by_label(self, name: str, given: Any) -> dict[Any, Any]:
+        """A setting for each label: a number, a schedule, or values by leaf."""
         numbers = {}
-        if isinstance(given, Mapping) and (missing := set(self.labels()) - set(given)):
+        has_labels = isinstance(given, Mapping)
+        if has_labels and (missing := set(self.labels()) - set(given)):
             raise ValueError(f"{name} has no entry for the labels {sorted(map(repr, missing))} of multi_transform")
         for found in self.search.moments:
-            value = given[found.label] if isinstance(given, Mapping) else given
+            value = given[found.label] if has_labels else given
             if value is None:
                 value = found.hyperparameters.get(name, _DEFAULTS.get(name))
             if value is None:
@@ -260,8 +268,7 @@ class _Settings:
                     f"an optax state does not hold the {name}; give {name}=, a number or the schedule, as the "
                     "optimizer got it"
                 )
-            number: Any = value(self.iteration) if callable(value) else value
-            numbers[found.label] = float(number)
+            numbers[found.label] = setting(name, value)
         return numbers
 
     def shared(self, name: str) -> float:
@@ -282,7 +289,7 @@ class _Settings:
         return 1 - float(self.shared("b1")) if self.kind == "Trace" else 1.0
 
     def optimizer(
-        self, learning_rate: float, weight_decay: float, bias_correction: bool | None, inside: bool | None
+        self, learning_rate: Any, weight_decay: Any, bias_correction: bool | None, inside: bool | None
     ) -> Optimizer:
         if self.kind == "Trace":
             return sgd(learning_rate, self.shared("b1"), weight_decay=weight_decay)
@@ -372,7 +379,30 @@ def _in_precision(leaf: Any) -> Any:
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
-def _spread(numbers: dict[Any, float], leaves: _Leaves) -> Any:
-    """The number of each leaf by its label, 0 where it has none; `None` if one number is all."""
-    values = [np.float64(0.0 if label is _NOTHING else numbers[label]) for label in leaves.labels]
-    return None if len(set(values)) == 1 else leaves.structure.unflatten(values)
+def _spread(numbers: dict[Any, Any], leaves: _Leaves) -> Any:
+    """The setting of each leaf by its label, 0 where it has none; the setting itself if one is all."""
+    values = [0.0 if label is _NOTHING else numbers[label] for label in leaves.labels]
+    if all(value is values[0] or value == values[0] for value in values):
+        return values[0]
+    if any(isinstance(value, ByLeaf) for value in values):
+        raise ValueError("a setting by leaf cannot be that of one label; give a dict of numbers or schedules by label")
+    return by_leaf(leaves.structure.unflatten(values))
+
+
+def _divided(rate: Any, scale: float) -> Any:
+    """A learning rate over a number."""
+    if scale == 1.0:
+        return rate
+    if isinstance(rate, ByLeaf):
+        return ByLeaf(rate.values, _divided(rate.times, scale))
+    return Schedule(_Quotient(rate, scale)) if isinstance(rate, Schedule) else rate / scale
+
+
+class _Quotient(Record):
+    """A schedule over a number."""
+
+    schedule: Schedule
+    divisor: float = eqx.field(static=True)
+
+    def __call__(self, iteration: Scalar) -> Any:
+        return self.schedule(iteration) / self.divisor

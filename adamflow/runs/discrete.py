@@ -278,7 +278,7 @@ class _Driver(NamedTuple):
             snapshot, state = self.evaluate(carry.params, carry.state, n)
             if self.task.observe is not None:
                 row = jax.lax.cond(wanted, self.look, lambda _: row, snapshot)
-            params = self.task.optimizer.apply(carry.params, snapshot.direction)
+            params = self.task.optimizer.at(n).apply(carry.params, snapshot.direction)
             alive, ends = carry.code == 0, n == self.plan.steps
             finite = jnp.where(ends, jnp.isfinite(snapshot.loss), _is_finite(snapshot))
 

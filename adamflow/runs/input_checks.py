@@ -10,6 +10,7 @@ from adamflow.checks import check_count, check_params, check_single, describe, i
 from adamflow.flows import AbstractFlow
 from adamflow.losses import check_loss
 from adamflow.optimizers import Optimizer, OptimizerState
+from adamflow.optimizers.settings import Schedule, parts
 from adamflow.types import Loss, Params
 
 
@@ -35,14 +36,17 @@ def check_optimizer(optimizer: Any) -> None:
         if isinstance(optimizer, AbstractFlow):
             hint = "; for a flow call af.solve, or take its `optimizer`"
         raise TypeError(f"optimizer must be a record such as af.adam(1e-3), got {describe(optimizer)}{hint}")
-    numbers = {name: getattr(optimizer, name) for name in ("learning_rate", "weight_decay", "epsilon")}
-    if optimizer.l2 is not None:
-        numbers["l2"] = optimizer.l2
+    numbers: list[tuple[str, Any]] = [("epsilon", optimizer.epsilon)]
+    for name in ("learning_rate", "weight_decay"):
+        numbers += [(name, part) for part in parts(getattr(optimizer, name)) if not isinstance(part, Schedule)]
+    for name in ("l2", "clip_norm", "clip_value"):
+        if getattr(optimizer, name) is not None:
+            numbers.append((name, getattr(optimizer, name)))
     for index, stage in enumerate(optimizer.stages):
         for filter in stage.filters():
             if not callable(filter.decay):
-                numbers[f"the decay of {filter.name!r} in stage {index}"] = filter.decay
-    for name, value in numbers.items():
+                numbers.append((f"the decay of {filter.name!r} in stage {index}", filter.decay))
+    for name, value in numbers:
         if jnp.shape(value) != ():
             raise ValueError(
                 f"{name} must be a single number in a run, got an array of shape {jnp.shape(value)}, one number for "

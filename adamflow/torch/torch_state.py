@@ -10,7 +10,17 @@ import numpy as np
 import torch
 
 from adamflow.checks import check_count, describe
-from adamflow.optimizers import MomentumStage, Optimizer, OptimizerReading, RMSpropStage, adamw, kadam, rmsprop, sgd
+from adamflow.optimizers import (
+    MomentumStage,
+    Optimizer,
+    OptimizerReading,
+    RMSpropStage,
+    adamw,
+    by_leaf,
+    kadam,
+    rmsprop,
+    sgd,
+)
 from adamflow.torch.kadam import KAdam, state_names
 from adamflow.torch.model_loss import check_real_and_dense, numpy_of
 
@@ -77,8 +87,7 @@ def from_torch(
     states = {name: optimizer.state.get(parameter, {}) for name, (parameter, _) in named.items()}
     count, notes = _steps(kind, states, iteration)
     decoupled = kind.is_decoupled(group)
-    largest = max(decays.values()) if decoupled else 0.0
-    declared = kind.declare(group, max(rates.values()), largest)
+    declared = kind.declare(group, _setting_of(rates), _setting_of(decays) if decoupled else 0.0)
     params = {name: jnp.asarray(numpy_of(parameter, _precision(parameter))) for name, (parameter, _) in named.items()}
     return TorchReading(
         optimizer=declared,
@@ -86,11 +95,15 @@ def from_torch(
         iteration=count,
         found=(f"{type(optimizer).__name__} with {len(optimizer.param_groups)} parameter groups",),
         not_described=tuple(notes),
-        learning_rates=rates if len(set(rates.values())) > 1 else None,
-        weight_decays=decays if decoupled and len(set(decays.values())) > 1 else None,
         params=params,
         penalties=None if decoupled or not any(decays.values()) else decays,
     )
+
+
+def _setting_of(numbers: dict[str, float]) -> Any:
+    """The number that all parameters have, or one for each."""
+    values = set(numbers.values())
+    return by_leaf(numbers) if len(values) > 1 else values.pop()
 
 
 def parameters_of(optimizer: torch.optim.Optimizer, model: torch.nn.Module | None) -> dict[str, torch.Tensor]:
@@ -118,7 +131,7 @@ class _Kind:
 
     shared: tuple[str, ...]
     refused: dict[str, str]
-    declare: Callable[[dict[str, Any], float, float], Optimizer]
+    declare: Callable[[dict[str, Any], Any, Any], Optimizer]
     moments: Callable[[dict[str, Any]], Moments]
     scale: Callable[[dict[str, Any]], float] = lambda group: 1.0
     is_decoupled: Callable[[dict[str, Any]], bool] = lambda group: False
@@ -128,12 +141,12 @@ class _Kind:
 _AMSGRAD = "it divides by the largest v so far, which adamflow's Adam does not describe"
 
 
-def _adam(group: dict[str, Any], learning_rate: float, weight_decay: float) -> Optimizer:
+def _adam(group: dict[str, Any], learning_rate: Any, weight_decay: Any) -> Optimizer:
     b1, b2 = map(float, group["betas"])
     return adamw(learning_rate, b1=b1, b2=b2, epsilon=float(group["eps"]), weight_decay=weight_decay)
 
 
-def _k_adam(group: dict[str, Any], learning_rate: float, weight_decay: float) -> Optimizer:
+def _k_adam(group: dict[str, Any], learning_rate: Any, weight_decay: Any) -> Optimizer:
     b1, b2 = map(float, group["betas"])
     numbers = dict(epsilon=float(group["eps"]), weight_decay=weight_decay, strategy=group["strategy"])
     return kadam(group["k"], learning_rate, b1=b1, b2=b2, **numbers)
@@ -144,7 +157,7 @@ def _adam_moments(group: dict[str, Any]) -> Moments:
     return [{"first_moment": (first, 1.0), "second_moment": (second, 1.0)} for first, second in names]
 
 
-def _rmsprop(group: dict[str, Any], learning_rate: float, weight_decay: float) -> Optimizer:
+def _rmsprop(group: dict[str, Any], learning_rate: Any, weight_decay: Any) -> Optimizer:
     plain = rmsprop(learning_rate, float(group["alpha"]), float(group["eps"]), bias_correction=False)
     if not group["momentum"]:
         return plain
