@@ -8,10 +8,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from adamflow.checks import check_count, describe, keyword_decays
+from adamflow.checks import check_count, check_flag, describe, keyword_decays
 from adamflow.optimizers.adam import adamw
+from adamflow.optimizers.amsgrad import amsgrad
 from adamflow.optimizers.clipping import with_clipping
 from adamflow.optimizers.described_state import OptimizerReading
+from adamflow.optimizers.nadam import nadam
 from adamflow.optimizers.optimizer import Optimizer, OptimizerState
 from adamflow.optimizers.record import Record
 from adamflow.optimizers.rmsprop import rmsprop
@@ -37,7 +39,7 @@ _HARMLESS = {
     "SnapshotState": "a snapshot",
     "MonitorState": "a monitor",
 }
-_MOMENTS = ("ScaleByAdamState", "ScaleByRmsState", "ScaleByRmsWithCountState", "TraceState")
+_MOMENTS = ("ScaleByAdamState", "ScaleByAmsgradState", "ScaleByRmsState", "ScaleByRmsWithCountState", "TraceState")
 _DEFAULTS = dict(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0)
 _UNSEEN = (
     "optax keeps no state for clipping, constant rates, weight decay and its mask, and Nesterov's momentum: they are "
@@ -78,6 +80,7 @@ def from_optax(
     epsilon: Scalar | None = None,
     weight_decay: Setting = None,
     clip_norm: Scalar | None = None,
+    nesterov: bool = False,
     epsilon_inside_root: bool | None = None,
     bias_correction: bool | None = None,
     iteration: int | None = None,
@@ -85,8 +88,8 @@ def from_optax(
 ) -> OptimizerReading:
     """The optimizer, its state and the iteration of an optax state, for the analysis and for runs.
 
-    It finds the moments of `optax.adam`, `adamw`, `rmsprop` and `sgd` with momentum in any chain, also below
-    `inject_hyperparams`, `multi_transform`, `masked`, `apply_if_finite` and `MultiSteps`. An optax state holds no
+    It finds the moments of `optax.adam`, `adamw`, `nadam`, `amsgrad`, `rmsprop` and `sgd` with momentum in any chain,
+    also below `inject_hyperparams`, `multi_transform`, `masked`, `apply_if_finite` and `MultiSteps`. An optax state holds no
     hyperparameters, except those that `inject_hyperparams` put there: the others are arguments here, with the defaults
     of `optax.adam`.
 
@@ -100,6 +103,7 @@ def from_optax(
         weight_decay: λ of `optax.adamw`, a number, a schedule, or a dict of them by label. For a mask give
             `af.by_leaf`, with 0 where nothing decays; `learning_rate` takes that, too.
         clip_norm: c of `optax.clip_by_global_norm`, which leaves no trace in a state.
+        nesterov: whether Adam's step has the momentum of the next iteration: `optax.nadam`, whose state is Adam's.
         epsilon_inside_root: whether ε stands under the root; by default as in optax: for `rmsprop` alone.
         bias_correction: whether v is bias-corrected; by default as in optax: for Adam alone.
         iteration: how many gradients the state has consumed; needed where no part of the state counts.
@@ -110,8 +114,8 @@ def from_optax(
         state holds.
 
     Raises:
-        ValueError: the state has no moments, or parts that this package does not describe, such as those of AMSGrad or
-            Lion, or parts that contradict each other; or a hyperparameter is missing.
+        ValueError: the state has no moments, or parts that this package does not describe, such as those of Lion,
+            or parts that contradict each other; or a hyperparameter is missing.
 
     Example:
         >>> import adamflow as af, jax.numpy as jnp, optax
@@ -126,7 +130,7 @@ def from_optax(
     _walk(opt_state, None, {}, search)
     kind = _one_kind(opt_state, search)
     count = _iteration_of(search, iteration)
-    settings = _Settings(search, count, dict(b1=gamma, b2=beta, eps=epsilon), kind)
+    settings = _Settings(search, count, dict(b1=gamma, b2=beta, eps=epsilon), kind, check_flag("nesterov", nesterov))
     scale = settings.gradient_scale()
     rates = settings.by_label("learning_rate", learning_rate)
     rates = {label: _divided(rate, scale) for label, rate in rates.items()}
@@ -195,14 +199,15 @@ def _note_unknown(node: Any, name: str, search: _Search) -> None:
     if name.startswith("ScaleBy") or name in ("EmaState",):
         raise ValueError(
             f"opt_state holds a {name}, which adamflow has no reader for; it reads the states of optax.adam, adamw, "
-            "rmsprop and sgd with momentum. Declare the optimizer by AbstractStage and fill its OptimizerState yourself"
+            "nadam, amsgrad, rmsprop and sgd with momentum. "
+            "Declare the optimizer by AbstractStage and fill its OptimizerState yourself"
         )
     search.unknown.append(f"{name} was found and is not described")
 
 
 def _one_kind(opt_state: Any, search: _Search) -> str:
     """The kind of the moments, or an error unless all are of one."""
-    kinds = {"Adam": [], "Rms": [], "Trace": []}
+    kinds = {"Adam": [], "Amsgrad": [], "Rms": [], "Trace": []}
     for found in search.moments:
         next(group for word, group in kinds.items() if word in found.kind).append(found)
     present = [word for word, group in kinds.items() if group]
@@ -249,6 +254,7 @@ class _Settings:
     iteration: int
     given: dict[str, Any]
     kind: str
+    nesterov: bool
 
     def labels(self) -> list[Any]:
         return [found.label for found in self.search.moments]
@@ -302,15 +308,15 @@ class _Settings:
                 epsilon_inside_root=True if inside is None else inside,
                 bias_correction=bool(bias_correction),
             )
-        return adamw(
-            learning_rate,
-            beta=self.shared("b2"),
-            gamma=self.shared("b1"),
-            epsilon=self.shared("eps"),
-            weight_decay=weight_decay,
-            epsilon_inside_root=bool(inside),
-            bias_correction=True if bias_correction is None else bias_correction,
+        numbers = dict(
+            beta=self.shared("b2"), gamma=self.shared("b1"), epsilon=self.shared("eps"), weight_decay=weight_decay
         )
+        if self.kind == "Amsgrad":
+            found = amsgrad(learning_rate, form="optax", **numbers)
+        else:
+            found = (nadam if self.nesterov else adamw)(learning_rate, **numbers)
+        corrects = True if bias_correction is None else bias_correction
+        return dataclasses.replace(found, epsilon_inside_root=bool(inside), bias_correction=corrects)
 
 
 def _is_masked(node: Any) -> bool:
@@ -328,7 +334,8 @@ def _merged(moments: list[_Found], params: Params, kind: str) -> tuple[dict[str,
     """The moments of all labels by name, the label of each leaf, and the names of leaves without moments."""
     merged, labels, frozen = {}, [], []
     structure = None
-    for tree in {"Adam": ("mu", "nu"), "Rms": ("nu",), "Trace": ("trace",)}[kind]:
+    trees = {"Adam": ("mu", "nu"), "Amsgrad": ("mu", "nu", "nu_max"), "Rms": ("nu",), "Trace": ("trace",)}
+    for tree in trees[kind]:
         columns = [jax.tree.flatten(getattr(found.state, tree), is_leaf=_is_masked) for found in moments]
         structure = columns[0][1]
         if any(other != structure for _, other in columns):
@@ -352,9 +359,12 @@ def _state(optimizer: Optimizer, merged: dict[str, Params], scale: float) -> Opt
     """The state of the optimizer with the moments."""
     state = optimizer.initial_state(next(iter(merged.values())))
     names = {"mu": "first_moment", "nu": "second_moment", "trace": "first_moment"}
+    maximum = merged.pop("nu_max", None)
     for tree, value in merged.items():
         value = jax.tree.map(lambda leaf: scale * leaf, value) if tree == "trace" else value
         state = optimizer.with_moment(state, names[tree], value)
+    if maximum is not None:
+        state = OptimizerState(state.filters, ({"maximum": maximum},), state.previous_inputs)
     return state
 
 

@@ -222,7 +222,6 @@ def setting_at(name: str, value: Any, iteration: Scalar) -> Any:
     Raises:
         ValueError: if a schedule returns a negative number, or none that is finite.
     """
-
     count = _as_count(iteration)
 
     def evaluated(part: Any) -> Any:

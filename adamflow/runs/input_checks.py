@@ -103,6 +103,25 @@ def check_start(start: Any, optimizer: Optimizer, params: Params) -> int:
     return first
 
 
+def check_restart(start: Any, optimizer: Optimizer, params: Params) -> tuple[int, OptimizerState | None]:
+    """The iteration and the state from which a discrete run goes on: 0 and `None` for one from the beginning.
+
+    Raises:
+        TypeError: if `start` is neither `None` nor a pair of an iteration and an `OptimizerState`.
+        ValueError: if the state is that of another optimizer or of other parameters.
+    """
+    if start is None:
+        return 0, None
+    if not isinstance(start, tuple):
+        raise TypeError(
+            f"start must be None or (n₀, memory), as in params, start = run.restart, got {describe(start)}; iterate "
+            "has no first iterations that another method makes"
+        )
+    first = check_start(start, optimizer, params)
+    like = jax.eval_shape(optimizer.initial_state, check_params(params))
+    return first, jax.tree.map(lambda leaf, wanted: jnp.asarray(leaf, wanted.dtype), start[1], like)
+
+
 def check_first_iterations(count: int, steps: int, saved: np.ndarray) -> None:
     """Raise `ValueError` unless a flow can start behind `count` iterations: before the end, with whole times so far.
 

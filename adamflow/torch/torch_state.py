@@ -11,13 +11,17 @@ import torch
 
 from adamflow.checks import check_count, describe
 from adamflow.optimizers import (
+    AMSGradStage,
     MomentumStage,
+    NAdamScheduleStage,
     Optimizer,
     OptimizerReading,
+    OptimizerState,
     RMSpropStage,
     adamw,
     by_leaf,
     kadam,
+    nadam,
     rmsprop,
     sgd,
 )
@@ -44,8 +48,8 @@ def from_torch(
 ) -> TorchReading:
     """The optimizer, its state and the iteration of a PyTorch optimizer, for the analysis.
 
-    It reads `torch.optim.Adam`, `AdamW`, `RMSprop`, `SGD` and `KAdam`, with any number of parameter groups, which may
-    differ in learning rate and weight decay; states of foreach, fused and plain steps are alike. Adam's weight decay,
+    It reads `torch.optim.Adam`, `AdamW`, `NAdam`, `RMSprop`, `SGD` and `KAdam`, also with amsgrad, with any number of
+    parameter groups, which may differ in learning rate and weight decay; states of foreach, fused and plain steps are alike. Adam's weight decay,
     and that of RMSprop and SGD, is a penalty on the loss: `penalties`.
 
     Args:
@@ -59,7 +63,7 @@ def from_torch(
 
     Raises:
         TypeError: `optimizer` is none that this reader knows.
-        ValueError: it has made no step, ascends, or uses amsgrad, Nesterov's momentum or a centred variance; its groups
+        ValueError: it has made no step, ascends, or uses Nesterov's momentum in SGD or a centred variance; its groups
             differ in what adamflow has one number for; its parameters have made different numbers of steps, or are
             complex or sparse; all learning rates are 0.
 
@@ -91,7 +95,7 @@ def from_torch(
     params = {name: jnp.asarray(numpy_of(parameter, _precision(parameter))) for name, (parameter, _) in named.items()}
     return TorchReading(
         optimizer=declared,
-        optimizer_state=_filled(declared, params, states, kind.moments(group)),
+        optimizer_state=_filled(declared, params, states, kind.moments(group), kind.memory(group)),
         iteration=count,
         found=(f"{type(optimizer).__name__} with {len(optimizer.param_groups)} parameter groups",),
         not_described=tuple(notes),
@@ -113,6 +117,8 @@ def parameters_of(optimizer: torch.optim.Optimizer, model: torch.nn.Module | Non
 
 #: For each stage the filters by name: the key in torch's state, and what that is to be multiplied by.
 Moments = list[dict[str, tuple[str, float]]]
+#: For each stage other memory by name: the key in torch's state, and the function that makes ours of it.
+Memory = list[dict[str, tuple[str, Callable[[Any], Any]]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +131,7 @@ class _Kind:
         scale: what its learning rate is multiplied by, to be ours.
         declare: the optimizer, from a group, the learning rate and the weight decay.
         moments: where the filters stand.
+        memory: where memory that is no average stands, and what it is made of.
         is_decoupled: whether weight decay is that of AdamW.
         counts: whether its state counts steps.
     """
@@ -136,25 +143,51 @@ class _Kind:
     scale: Callable[[dict[str, Any]], float] = lambda group: 1.0
     is_decoupled: Callable[[dict[str, Any]], bool] = lambda group: False
     counts: bool = True
-
-
-_AMSGRAD = "it divides by the largest v so far, which adamflow's Adam does not describe"
+    memory: Callable[[dict[str, Any]], Memory] = lambda group: []
 
 
 def _adam(group: dict[str, Any], learning_rate: Any, weight_decay: Any) -> Optimizer:
     b1, b2 = map(float, group["betas"])
-    return adamw(learning_rate, b1=b1, b2=b2, epsilon=float(group["eps"]), weight_decay=weight_decay)
+    plain = adamw(learning_rate, b1=b1, b2=b2, epsilon=float(group["eps"]), weight_decay=weight_decay)
+    return _with_maximum(plain) if group.get("amsgrad") else plain
+
+
+def _with_maximum(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that divides by the largest v so far in every stage, before bias correction, as torch does."""
+    decays = [{filter.name: filter.decay for filter in stage.filters()} for stage in optimizer.stages]
+    stages = tuple(AMSGradStage(own["second_moment"], own.get("first_moment", 0.0), maximum="raw") for own in decays)
+    return dataclasses.replace(optimizer, stages=stages, name=f"{optimizer.name} with amsgrad")
+
+
+def _nadam(group: dict[str, Any], learning_rate: Any, weight_decay: Any) -> Optimizer:
+    b1, b2 = map(float, group["betas"])
+    plain = nadam(learning_rate, b1=b1, b2=b2, epsilon=float(group["eps"]), weight_decay=weight_decay)
+    # Torch's momentum starts at half of b1 for a momentum_decay of 0, too, and stays there.
+    stage = NAdamScheduleStage(b2, b1, float(group["momentum_decay"]))
+    return dataclasses.replace(plain, stages=(stage,))
+
+
+def _nadam_memory(group: dict[str, Any]) -> Memory:
+    return [{"weight_sum": ("mu_product", lambda product: 1 - product)}]
 
 
 def _k_adam(group: dict[str, Any], learning_rate: Any, weight_decay: Any) -> Optimizer:
     b1, b2 = map(float, group["betas"])
     numbers = dict(epsilon=float(group["eps"]), weight_decay=weight_decay, strategy=group["strategy"])
-    return kadam(group["k"], learning_rate, b1=b1, b2=b2, **numbers)
+    plain = kadam(group["k"], learning_rate, b1=b1, b2=b2, **numbers)
+    return _with_maximum(plain) if group["amsgrad"] else plain
 
 
 def _adam_moments(group: dict[str, Any]) -> Moments:
     names = state_names(group.get("k", 1))
     return [{"first_moment": (first, 1.0), "second_moment": (second, 1.0)} for first, second in names]
+
+
+def _adam_memory(group: dict[str, Any]) -> Memory:
+    if not group.get("amsgrad"):
+        return []
+    names = state_names(group.get("k", 1), amsgrad=True)
+    return [{"maximum": (largest, lambda square: square)} for _, _, largest in names]
 
 
 def _rmsprop(group: dict[str, Any], learning_rate: Any, weight_decay: Any) -> Optimizer:
@@ -184,24 +217,35 @@ def _sgd_moments(group: dict[str, Any]) -> Moments:
 _ASCENT = "it ascends; minimize the negative"
 _KINDS: dict[type, _Kind] = {
     KAdam: _Kind(
-        ("betas", "eps", "k", "strategy"),
-        {"amsgrad": _AMSGRAD, "maximize": _ASCENT},
+        ("betas", "eps", "k", "strategy", "amsgrad"),
+        {"maximize": _ASCENT},
         _k_adam,
         _adam_moments,
+        memory=_adam_memory,
         is_decoupled=lambda group: True,
     ),
     torch.optim.AdamW: _Kind(
-        ("betas", "eps"),
-        {"amsgrad": _AMSGRAD, "maximize": _ASCENT},
+        ("betas", "eps", "amsgrad"),
+        {"maximize": _ASCENT},
         _adam,
         _adam_moments,
+        memory=_adam_memory,
         is_decoupled=lambda group: True,
     ),
     torch.optim.Adam: _Kind(
-        ("betas", "eps", "decoupled_weight_decay"),
-        {"amsgrad": _AMSGRAD, "maximize": _ASCENT},
+        ("betas", "eps", "amsgrad", "decoupled_weight_decay"),
+        {"maximize": _ASCENT},
         _adam,
         _adam_moments,
+        memory=_adam_memory,
+        is_decoupled=lambda group: bool(group.get("decoupled_weight_decay", False)),
+    ),
+    torch.optim.NAdam: _Kind(
+        ("betas", "eps", "momentum_decay", "decoupled_weight_decay"),
+        {"maximize": _ASCENT},
+        _nadam,
+        _adam_moments,
+        memory=_nadam_memory,
         is_decoupled=lambda group: bool(group.get("decoupled_weight_decay", False)),
     ),
     torch.optim.RMSprop: _Kind(
@@ -305,7 +349,9 @@ def _precision(parameter: torch.Tensor) -> Any:
     return np.float64 if parameter.dtype == torch.float64 else np.float32
 
 
-def _filled(declared: Optimizer, params: dict[str, Any], states: dict[str, Any], moments: Moments) -> Any:
+def _filled(
+    declared: Optimizer, params: dict[str, Any], states: dict[str, Any], moments: Moments, memory: Memory
+) -> Any:
     """The state of the declared optimizer with torch's moments; 0 where a parameter has none."""
     state = declared.initial_state(params)
     for index, filters in enumerate(moments):
@@ -315,7 +361,14 @@ def _filled(declared: Optimizer, params: dict[str, Any], states: dict[str, Any],
                 for leaf, zero in jax.tree.map(jnp.zeros_like, params).items()
             }
             state = declared.with_moment(state, name, value, index)
-    return state
+    memories = [dict(own) for own in state.memory]
+    for own, sources in zip(memories, memory, strict=False):
+        for name, (key, made) in sources.items():
+            own[name] = {
+                leaf: zero if states[leaf].get(key) is None else made(_moment(states[leaf][key], zero))
+                for leaf, zero in own[name].items()
+            }
+    return OptimizerState(state.filters, tuple(memories), state.previous_inputs)
 
 
 def _moment(tensor: torch.Tensor, like: Any) -> Any:
