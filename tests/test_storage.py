@@ -41,7 +41,8 @@ def assert_same_bits(one: Any, other: Any) -> None:
     assert jax.tree.structure(one) == jax.tree.structure(other)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         assert a.dtype == b.dtype
-        np.testing.assert_array_equal(np.asarray(a).view(np.uint8), np.asarray(b).view(np.uint8))
+        assert a.shape == b.shape
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
 def run(steps: int, params: Any = PARAMS, optimizer: Any = OPTIMIZER, **options: Any) -> Any:
@@ -175,7 +176,7 @@ def test_identity_a_run_that_was_killed_keeps_what_it_has_and_goes_on(tmp_path: 
     folder = tmp_path / "run"
     places = [str(Path(__file__).parent), str(Path(af.__file__).parents[1])]
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(folder), *places])
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len([*folder.glob("run-*.nc")]) < 3 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)

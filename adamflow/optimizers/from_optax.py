@@ -89,9 +89,9 @@ def from_optax(
     """The optimizer, its state and the iteration of an optax state, for the analysis and for runs.
 
     It finds the moments of `optax.adam`, `adamw`, `nadam`, `amsgrad`, `rmsprop` and `sgd` with momentum in any chain,
-    also below `inject_hyperparams`, `multi_transform`, `masked`, `apply_if_finite` and `MultiSteps`. An optax state holds no
-    hyperparameters, except those that `inject_hyperparams` put there: the others are arguments here, with the defaults
-    of `optax.adam`.
+    also below `inject_hyperparams`, `multi_transform`, `masked`, `apply_if_finite` and `MultiSteps`. An optax state
+    holds no hyperparameters, except those that `inject_hyperparams` put there: the others are arguments here, with the
+    defaults of `optax.adam`.
 
     Args:
         opt_state: what `transformation.init` or `update` returned.

@@ -49,8 +49,8 @@ def from_torch(
     """The optimizer, its state and the iteration of a PyTorch optimizer, for the analysis.
 
     It reads `torch.optim.Adam`, `AdamW`, `NAdam`, `RMSprop`, `SGD` and `KAdam`, also with amsgrad, with any number of
-    parameter groups, which may differ in learning rate and weight decay; states of foreach, fused and plain steps are alike. Adam's weight decay,
-    and that of RMSprop and SGD, is a penalty on the loss: `penalties`.
+    parameter groups, which may differ in learning rate and weight decay; states of foreach, fused and plain steps are
+    alike. Adam's weight decay, and that of NAdam, RMSprop and SGD, is a penalty on the loss: `penalties`.
 
     Args:
         optimizer: after at least one step.
