@@ -121,16 +121,24 @@ def compute(config: Config) -> figure.Data:
     }
 
 
-def look(record: af.Optimizer, problem: af.Problem, config: Config) -> list[np.ndarray]:
-    """Of a run the loss and ‖u‖∞ at each iteration, and the preconditioned sharpness s at each so many."""
-    sharpness = af.analysis.sharpness_observer(record, problem.loss, iterations=config.products)
+class Observer(eqx.Module):
+    """The loss, ‖u‖∞ and, at each so many iterations, the preconditioned sharpness s."""
 
-    def observe(snapshot: Any) -> Any:
+    sharpness: Any
+    stride: int = eqx.field(static=True)
+
+    def __call__(self, snapshot: Any) -> Any:
+        wanted = snapshot.iteration % self.stride == 0
         value = jax.lax.cond(
-            snapshot.iteration % config.stride == 0, lambda: sharpness(snapshot).value, lambda: jnp.asarray(jnp.nan)
+            wanted, lambda: self.sharpness(snapshot).value, lambda: jnp.full_like(snapshot.loss, jnp.nan)
         )
         return snapshot.loss, af.analysis.largest_update(snapshot), value
 
+
+def look(record: af.Optimizer, problem: af.Problem, config: Config) -> list[np.ndarray]:
+    """Of a run the loss and ‖u‖∞ at each iteration, and s at each so many."""
+    sharpness = af.analysis.sharpness_observer(record, problem.loss, iterations=config.products)
+    observe = Observer(sharpness, config.stride)
     run = af.iterate(record, problem.loss, problem.params, config.steps, observe=observe)
     loss, update, value = (np.asarray(row) for row in run.observed)
     return [loss, update, value[config.stride :: config.stride]]

@@ -230,7 +230,8 @@ def test_formula_of_the_edge_of_each_iteration():
     iterations = jnp.array([5, 20, 90])
     edges = critical_curvature(optimizer.at(iterations))
     eta, decay = SCHEDULE(iterations), 1 - iterations / 100
-    np.testing.assert_allclose(eta * edges, (2 - eta * decay) * 19, rtol=1e-10)
+    # A schedule of whole iterations, counted in 32 bits, is computed in single precision by optax.
+    np.testing.assert_allclose(eta * edges, (2 - eta * decay) * 19, rtol=1e-6)
     clipped = af.with_clipping(optimizer.at(20), 1.0)
     np.testing.assert_allclose(critical_curvature(clipped), edges[1], rtol=1e-12)
     grouped = af.adam({"a": 0.1, "b": 0.4})
@@ -298,7 +299,7 @@ def test_identity_clipping_breaks_the_invariance_to_the_scale_of_the_loss(key: j
 
     drifts = []
     for optimizer in (af.adam(1e-2), af.with_clipping(af.adam(1e-2), 1.0)):
-        ends = [jax.tree.leaves(end(optimizer, jnp.asarray(scale))) for scale in (1.0, 100.0)]
+        ends = [jax.tree.leaves(end(optimizer, jnp.asarray(scale))) for scale in (0.01, 100.0)]
         drifts.append(max(float(jnp.max(jnp.abs(a - b))) for a, b in zip(*ends, strict=True)))
     assert drifts[0] < 1e-10
     assert drifts[1] > 1e-4
@@ -362,7 +363,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a schedule of adabound": (lambda: af.adabound(SCHEDULE), "learning_rate of adabound must be a number"),
     "a function of the parameters": (
         lambda: af.adamw(0.1, weight_decay=no_bias_decay),
-        r"weight_decay is a function, so it must .*for a function of the parameters give af.by_leaf\(function\)",
+        r"takes trees and returns trees; for a function of the parameters give af.by_leaf\(function\)",
     ),
     "a schedule of vectors": (lambda: af.adam(lambda n: jnp.ones(3) * n), "must return a number for an iteration"),
     "a negative rate": (
@@ -396,10 +397,7 @@ def test_failure_says_what_to_take(name: str, unchecked: None):
 
 
 def test_failure_of_clipped_gradients_that_vanish_is_none():
-    optimizer = af.with_clipping(af.adam(0.1, epsilon=1e-3), 1.0)
-    problem = af.problems.quadratic([1.0, 2.0], start=[0.0, 0.0])
-    run = af.iterate(optimizer, problem.loss, problem.params, 3)
-    np.testing.assert_array_equal(run.params, 0)
-    flow = af.ModifiedFlow(optimizer, order=2)
-    rate = flow.vector_field(0.0, flow.initial_state(problem.loss, problem.params), problem.loss)
-    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(rate))
+    optimizer, zero = af.with_clipping(af.adam(0.1), 1.0, value=0.5), {"a": jnp.zeros(2), "b": jnp.zeros(3)}
+    value, slope = jax.jvp(optimizer.clipped, (zero,), (jax.tree.map(jnp.ones_like, zero),))
+    assert_close(value, zero, 1e-300)
+    assert_close(slope, jax.tree.map(jnp.ones_like, zero), 1e-300)

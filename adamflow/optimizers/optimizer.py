@@ -33,7 +33,7 @@ from adamflow.optimizers.settings import (
     varies,
 )
 from adamflow.optimizers.stage import AbstractStage, Filter, StageInput
-from adamflow.types import Filters, Leaf, Loss, Params, Scalar
+from adamflow.types import Filters, Leaf, Loss, Numbers, Params, Scalar
 
 
 def check_optimizer(where: str, value: Any) -> None:
@@ -221,7 +221,7 @@ class Optimizer(Record):
         if not isinstance(self.name, str):
             raise ValueError(f"name must be a string, got {describe(self.name)}")
 
-    def at(self, iteration: Scalar) -> "Optimizer":
+    def at(self, iteration: Numbers) -> "Optimizer":
         """This optimizer with the learning rate and weight decay of an iteration, as numbers.
 
         What knows no time, such as the edge of stability, is that of one iteration:

@@ -12,7 +12,7 @@ import numpy as np
 from adamflow.checks import check_range, describe, is_concrete
 from adamflow.optimizers.hyperparameters import beside, is_zero, number
 from adamflow.optimizers.record import Record
-from adamflow.types import Params, Scalar
+from adamflow.types import Numbers, Params, Scalar
 
 #: What `learning_rate` and `weight_decay` may be: a number, a function of the iteration (any schedule of optax), a dict
 #: with a number or function for each leaf or group of leaves, or what `by_leaf` returns.
@@ -49,7 +49,7 @@ class Schedule(Record):
 
     function: Any = eqx.field(converter=_as_function)
 
-    def __call__(self, iteration: Scalar) -> jax.Array:
+    def __call__(self, iteration: Any) -> jax.Array:
         return jnp.asarray(self.function(iteration))
 
     def __repr__(self) -> str:
@@ -195,6 +195,11 @@ def check_setting(name: str, value: Any, *, low_open: bool, hint: str) -> None:
 
 
 def _check_schedule(name: str, schedule: Schedule) -> None:
+    if _takes_trees(schedule.function):
+        raise ValueError(
+            f"{name} is a function of the iteration, but this one takes trees and returns trees; for a function of the "
+            "parameters give af.by_leaf(function)"
+        )
     try:
         shape: Any = jax.eval_shape(schedule, jax.ShapeDtypeStruct((), jnp.result_type(int)))
     except Exception as error:
@@ -211,12 +216,23 @@ def _check_schedule(name: str, schedule: Schedule) -> None:
         )
 
 
+def _takes_trees(function: Any) -> bool:
+    """Whether a function maps trees to trees, as those of the parameters do; schedules compute with their argument."""
+    leaf = jax.ShapeDtypeStruct((2, 2), jnp.result_type(float))
+    tree = {"first": leaf, "second": leaf}
+    try:
+        found = function(tree)
+    except Exception:
+        return False
+    return isinstance(found, dict) and found.keys() == tree.keys()
+
+
 def varies(value: Any) -> bool:
     """Whether a setting depends on the iteration."""
     return any(isinstance(part, Schedule) for part in parts(value))
 
 
-def setting_at(name: str, value: Any, iteration: Scalar) -> Any:
+def setting_at(name: str, value: Any, iteration: Numbers) -> Any:
     """A setting with its schedules evaluated at an iteration, or an array of iterations.
 
     Raises:
@@ -228,11 +244,13 @@ def setting_at(name: str, value: Any, iteration: Scalar) -> Any:
         if not isinstance(part, Schedule):
             return part
         found = number(name, part(count))
-        if is_concrete(found) and not np.all((np.asarray(found) >= 0) & np.isfinite(np.asarray(found))):
-            raise ValueError(
-                f"{name} must lie in [0, inf) at every iteration, but its function returned "
-                f"{describe(np.asarray(found)[()])} at iteration {describe(iteration)}"
-            )
+        if is_concrete(found):
+            wrong = np.asarray(found)[~((np.asarray(found) >= 0) & np.isfinite(np.asarray(found)))]
+            if wrong.size:
+                raise ValueError(
+                    f"{name} must lie in [0, inf) at every iteration, but its function returned {float(wrong.flat[0])} "
+                    f"at iteration {describe(iteration)}"
+                )
         return found
 
     if not varies(value):

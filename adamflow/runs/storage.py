@@ -200,17 +200,20 @@ def _storable(data: xr.Dataset) -> xr.Dataset:
     variables = {}
     for name, variable in data.variables.items():
         values = np.asarray(variable.values)
+        if not values.size:
+            # netCDF-3 takes an axis of length 0 for one that grows.
+            continue
         if values.dtype.kind in "biu":
-            wide = values.size and not (limits.min <= int(values.min()) and int(values.max()) <= limits.max)
+            wide = not (limits.min <= int(values.min()) and int(values.max()) <= limits.max)
             if wide and max(abs(int(values.min())), abs(int(values.max()))) > 2**53:
                 raise ValueError(f"save cannot write {name}: netCDF-3 has no whole numbers beyond 2**53")
             values = values.astype(np.float64 if wide else np.int32)
         elif values.dtype.kind not in "U" and values.dtype not in (np.float32, np.float64):
             values = values.astype(np.float32)
         variables[name] = xr.Variable(variable.dims, values, variable.attrs, encoding={"_FillValue": None})
-    renamed = {name: _stored_name(name) for name in (*variables, *data.dims)}
+    renamed = {name: _stored_name(name) for name in {*variables, *(d for v in variables.values() for d in v.dims)}}
     attributes = {name: _attribute(value) for name, value in data.attrs.items()}
-    coordinates = {name: variables.pop(name) for name in data.coords}
+    coordinates = {name: variables.pop(name) for name in data.coords if name in variables}
     stored = xr.Dataset(variables, coordinates, attributes)
     return stored.rename({old: new for old, new in renamed.items() if old != new})
 

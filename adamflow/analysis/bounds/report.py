@@ -238,7 +238,9 @@ def _rates(optimizer: Optimizer, params: Params, iterations: np.ndarray) -> tupl
         now = optimizer.at(n)
         return now.learning_rates(params), now.weight_decays(params)
 
-    found = jax.vmap(at)(jnp.asarray(iterations)) if optimizer.recipe(clipping=False) else at(jnp.asarray(0))
+    found = (
+        jax.vmap(at)(jnp.asarray(iterations.astype(int))) if optimizer.recipe(clipping=False) else at(jnp.asarray(0))
+    )
     rates, decays = (
         [np.broadcast_to(np.asarray(leaf, float), iterations.shape) for leaf in jax.tree.leaves(tree)] for tree in found
     )
