@@ -188,8 +188,12 @@ def _run_in_pieces(task: "_Task", steps: int, rows: np.ndarray, folder: Path, co
             "params, start = af.load(folder).restart, or give a new folder"
         )
     pieces, begin = [], task.first
-    for index in range(0, len(rows), count):
-        own, behind = rows[index : index + count], rows[index + count :]
+    starts = list(range(0, len(rows), count))
+    if len(starts) > 1 and rows[starts[-1]] == steps:
+        # A piece of no iterations: its row is one of the piece before.
+        starts.pop()
+    for index, following in zip(starts, [*starts[1:], len(rows)], strict=True):
+        own, behind = rows[index:following], rows[following:]
         end = int(behind[0]) if len(behind) else steps
         piece = _run(task._replace(first=begin), end, own)
         reached = int(piece.outcome.last_valid_iteration) + (piece.outcome.name == "interrupted")
