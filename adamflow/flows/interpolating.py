@@ -208,7 +208,8 @@ class InterpolatingFlow(AbstractFlow):
         optimizer_state, weight_sums = jax.tree.map(
             jnp.subtract, (optimizer_state, weight_sums), (state.optimizer_state, state.weight_sums)
         )
-        return InterpolatingState(self.optimizer.increment(state.params, direction), optimizer_state, weight_sums)
+        moved = self.optimizer.at(time).increment(state.params, direction)
+        return InterpolatingState(moved, optimizer_state, weight_sums)
 
     def clipped(self, state: InterpolatingState) -> InterpolatingState:
         """The state without the negative values of nonnegative filters that the stages of an explicit step may have."""
