@@ -10,7 +10,7 @@ later, and where it does not there is no spike; a warm-up to the same rate only 
 nearly the full one; clipping or not, no update exceeds its bound.
 
 Source: docs/recipes.md, docs/training-runs.md; J. Cohen et al., arXiv:2207.14484 (2022) for the edge of Adam.
-Run time on 2 cores: 1 minute; --quick 20 seconds.
+Run time on 2 cores: half a minute; --quick a little less, since compiling takes most of it.
 """
 
 import dataclasses

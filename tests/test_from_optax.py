@@ -161,7 +161,7 @@ def test_identity_frozen_leaves_are_left_out():
     state = alone.optimizer.initial_state(params["w"])
     for name in ("first_moment", "second_moment"):
         state = alone.optimizer.with_moment(state, name, reading.optimizer_state.filters[0][name]["w"])
-    expected = training_report(part, params["w"], reading.optimizer, state, STEPS, tolerance=1e-9)
+    expected = training_report(part, params["w"], alone.optimizer, state, STEPS, tolerance=1e-9)
     assert report.preconditioned_sharpness == pytest.approx(expected.preconditioned_sharpness, rel=1e-8)
 
 

@@ -187,6 +187,8 @@ def check_setting(name: str, value: Any, *, low_open: bool, hint: str) -> None:
         hint: what to do instead.
     """
     single = not isinstance(value, ByLeaf)
+    if isinstance(value, ByLeaf) and len(parts(value)) == 1 and not callable(value.values):
+        raise ValueError(f"{name} holds no number; give one for each leaf of the parameters, or for each group of them")
     for part in parts(value):
         if isinstance(part, Schedule):
             _check_schedule(name, part)

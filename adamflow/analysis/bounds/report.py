@@ -165,6 +165,10 @@ def bound_report(
     return report.assign_attrs(summary=_summary(report, _REASON if _is_discrete(trajectory) else ""))
 
 
+#: The relative error of a rate that a schedule returns.
+_ROUNDING_OF_RATES = 16 * float(np.finfo(np.float32).eps)
+
+
 def _is_discrete(trajectory: Trajectory) -> bool:
     final = trajectory.final_state
     return isinstance(final, tuple) and len(final) == 2 and isinstance(final[1], OptimizerState)
@@ -225,6 +229,9 @@ def _recovered(trajectory: Trajectory, optimizer: Optimizer) -> _Updates:
         sizes = np.fmax(sizes, np.abs((now - then) / eta[:, None] - decay[:, None] * now).max(axis=1, initial=0.0))
         errors = np.fmax(errors, unit * scale * (1 / eta + decay))
         spacing = max(spacing, unit)
+    if optimizer.recipe(clipping=False):
+        # Schedules of whole iterations are computed in single precision, and round as their programs do.
+        errors = errors + _ROUNDING_OF_RATES * sizes
     return _Updates(iterations[place], sizes, errors, spacing)
 
 
