@@ -82,7 +82,7 @@ from adamflow.runs import (
 )
 
 if TYPE_CHECKING:
-    from adamflow import analysis, plotting, problems
+    from adamflow import analysis, noise, plotting, problems
     from adamflow.problems import Problem
 
 __version__ = "0.2.0"
@@ -144,6 +144,7 @@ __all__ = [
     "muon",
     "nadam",
     "nadambound",
+    "noise",
     "plotting",
     "problems",
     "radam",
@@ -162,7 +163,7 @@ __all__ = [
 
 
 #: Packages that are imported at their first use: runs need none of them, and `plotting` needs matplotlib.
-_LATER = ("analysis", "plotting", "problems")
+_LATER = ("analysis", "noise", "plotting", "problems")
 
 #: Former names of version 0.1, kept for one version.
 _FORMER_NAMES = {
