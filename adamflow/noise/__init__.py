@@ -1,6 +1,8 @@
 """Minibatch noise: its covariance, where it moves the edge of stability, and optimizers as stochastic flows.
 
 - `covariance`: the noise of minibatch gradients, measured or given.
+- `mean_square`: the learning rate at which second moments grow, in closed form, by the moment operator or particles.
+- `edge_index`: how far a network is from that edge.
 """
 
 from adamflow.noise.covariance import (
@@ -14,15 +16,43 @@ from adamflow.noise.covariance import (
     noise_scale,
     noise_scale_from_norms,
 )
+from adamflow.noise.edge_index import (
+    BatchSharpness,
+    EdgeIndex,
+    EdgeIndexObserver,
+    batch_sharpness,
+    edge_index,
+    edge_index_observer,
+    metric_of,
+)
+from adamflow.noise.mean_square import (
+    MeanSquareEdge,
+    mean_square_edge,
+    one_dimensional_edge,
+    spectral_edge_index,
+    stationary_loss,
+)
 
 __all__ = [
+    "BatchSharpness",
+    "EdgeIndex",
+    "EdgeIndexObserver",
     "GradientNoise",
     "Keys",
+    "MeanSquareEdge",
     "MinibatchNoise",
     "NoisyLoss",
+    "batch_sharpness",
     "covariance",
+    "edge_index",
+    "edge_index_observer",
     "effective_batch_size",
     "known_covariance",
+    "mean_square_edge",
+    "metric_of",
     "noise_scale",
     "noise_scale_from_norms",
+    "one_dimensional_edge",
+    "spectral_edge_index",
+    "stationary_loss",
 ]
