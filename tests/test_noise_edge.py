@@ -109,6 +109,10 @@ def test_formula_particles_find_growth_and_edge_to_two_digits():
     found = af.noise.mean_square_edge(optimizer, EIGENVALUES, 4, method="particles", particles=500, steps=200)
     assert abs(found.growth - exact.growth) < max(5 * found.growth_error, 0.005)
     assert abs(found.learning_rate / exact.learning_rate - 1) < 0.04
+
+
+@pytest.mark.slow
+def test_formula_particles_with_batches_without_replacement():
     scalars = af.noise.mean_square_edge(
         af.sgd(0.9), SCALARS, 2, law="examples", method="particles", replacement=False, particles=500, steps=100
     )

@@ -23,6 +23,7 @@ from adamflow.noise.edge_index import (
     batch_sharpness,
     edge_index,
     edge_index_observer,
+    law_factor,
     metric_of,
 )
 from adamflow.noise.mean_square import (
@@ -48,6 +49,7 @@ __all__ = [
     "edge_index_observer",
     "effective_batch_size",
     "known_covariance",
+    "law_factor",
     "mean_square_edge",
     "metric_of",
     "noise_scale",

@@ -16,11 +16,11 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Float
 from matfree.decomp import hessenberg
 
-from adamflow.checks import check_count, check_params, is_concrete
+from adamflow.checks import check_count, check_params, check_range, is_concrete
 from adamflow.flows import Snapshot
 from adamflow.flows.lanczos import lanczos
 from adamflow.losses import admit_loss, as_scalar, program
-from adamflow.noise.covariance import effective_batch_size
+from adamflow.noise.covariance import check_examples, effective_batch_size
 from adamflow.noise.mean_square import dynamics_of
 from adamflow.optimizers import Optimizer, OptimizerState
 from adamflow.optimizers.reading import reads_as_adam
@@ -96,6 +96,7 @@ def edge_index(
     batch_size: int,
     *,
     examples: int | None = None,
+    law_factor: Scalar = 1.0,
     iteration: Scalar | None = None,
     leading: int = 10,
     depth: int = 40,
@@ -119,6 +120,7 @@ def edge_index(
         state: the optimizer's state after an iteration, or its filters as a `Snapshot` has them; P is read from it.
         batch_size: B.
         examples: N, if batches are drawn without replacement.
+        law_factor: κ > 0, the `law_factor` of the examples; 1 for Gaussian rank-one features.
         iteration: n of that state, for bias correction; by default late, where there is none.
         leading: eigenvalues to be told apart, at least 1.
         depth: iterations to find them.
@@ -140,7 +142,7 @@ def edge_index(
         >>> problem, optimizer = af.problems.quadratic([0.25, 0.5]), af.sgd(1.0)
         >>> state = optimizer.initial_state(problem.params)
         >>> print(af.noise.edge_index(problem.loss, problem.params, optimizer, state, batch_size=1))
-        edge index 0.4762 ± 0 (1 is the mean-square edge), largest eigenvalue 0.5
+        edge index 0.6667 ± 0 (1 is the mean-square edge), largest eigenvalue 0.5
     """
     loss, params = admit_loss(loss), check_params(params)
     filters = state.filters if isinstance(state, OptimizerState) else state
@@ -153,7 +155,12 @@ def edge_index(
         check_count("probe_depth", probe_depth),
     )
     return _edge_index(
-        loss, params, preconditioner, _step_of(optimizer, batch_size, examples), sizes, jnp.asarray(seed)
+        loss,
+        params,
+        preconditioner,
+        _step_of(optimizer, batch_size, examples, law_factor),
+        sizes,
+        jnp.asarray(seed),
     )
 
 
@@ -207,6 +214,43 @@ def edge_index_observer(
     )
 
 
+def law_factor(
+    loss: Loss, params: Params, preconditioner: Params, data: Batch, *, probes: int = 8, seed: Scalar = 0
+) -> Float[Array, ""]:
+    r"""By how much curvature fluctuates between examples, in units of what Gaussian rank-one features would do.
+
+    $\kappa = (E\,\mathrm{tr}\,s_i^2 - \mathrm{tr}\,\bar s^2) / ((\mathrm{tr}\,\bar s)^2 + \mathrm{tr}\,\bar s^2)$ with
+    the curvature $s_i = P^{-1/2} H_i P^{-1/2}$ of each example. It is 1 for Gaussian rank-one features, about 1/r where
+    an example has r outputs of equal weight, and larger where few examples have most of the curvature. For small steps,
+    whose second moments are nearly isotropic in the metric of P, `edge_index(..., law_factor=κ)` is then the index for
+    the law of the examples themselves.
+
+    Traces are those of random signs, by per-example products with the Hessian.
+
+    Args:
+        loss: `loss(params, batch)`, the mean over the examples of a batch.
+        params: θ.
+        preconditioner: P, a pytree like the parameters, as `metric_of` reads it; coordinates where it is 0 are left out.
+        data: all examples, along the leading axis of each array.
+        probes: random vectors, at least 2.
+        seed: a whole number that determines them.
+
+    Source: derivation of this project.
+
+    Example:
+        >>> import adamflow as af, jax, jax.numpy as jnp
+        >>> features = jax.random.normal(jax.random.key(0), (4000, 3))
+        >>> loss = lambda params, x: jnp.mean((x @ params) ** 2) / 2
+        >>> factor = af.noise.law_factor(loss, jnp.zeros(3), jnp.ones(3), features, probes=50)
+        >>> print(abs(float(factor) - 1) < 0.2)
+        True
+    """
+    loss, params = admit_loss(loss), check_params(params)
+    data = jax.tree.map(jnp.asarray, data)
+    check_examples(data)
+    return _law_factor(loss, params, preconditioner, data, check_count("probes", probes, 2), jnp.asarray(seed))
+
+
 def batch_sharpness(
     loss: Loss,
     params: Params,
@@ -246,8 +290,9 @@ def metric_of(optimizer: Optimizer, params: Params, filters: Filters, iteration:
     return optimizer.preconditioner(filters, iteration)
 
 
-def _step_of(optimizer: Optimizer, batch_size: int, examples: int | None) -> _Step:
-    share = 1 / effective_batch_size(batch_size, examples)
+def _step_of(optimizer: Optimizer, batch_size: int, examples: int | None, law_factor: Scalar = 1.0) -> _Step:
+    check_range("law_factor", law_factor, 0, low_open=True)
+    share = law_factor / effective_batch_size(batch_size, examples)
     return _Step(*(jnp.asarray(number) for number in (*dynamics_of("edge_index", optimizer), share)))
 
 
@@ -256,8 +301,7 @@ def _edge_index(loss: Loss, params: Params, preconditioner: Params, step: _Step,
     leading, depth, probes, probe_depth = sizes
     flat, unravel = ravel_pytree(params)
     leading, depth = min(leading, flat.size), min(depth, flat.size)
-    diagonal = ravel_pytree(preconditioner)[0]
-    weights = jnp.where(diagonal > 0, 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0)), 0.0)
+    weights = _weights(preconditioner)
     _, hessian = jax.linearize(jax.grad(as_scalar(loss)), params)
 
     def operator(vector: Array) -> Array:
@@ -315,3 +359,35 @@ def _batch_sharpness(
     value = above / below
     error = jnp.std(rows[:, 0] - value * rows[:, 1], ddof=1) / jnp.sqrt(draws) / jnp.abs(below)
     return BatchSharpness(value, error)
+
+
+@program
+def _law_factor(
+    loss: Loss, params: Params, preconditioner: Params, data: Batch, probes: int, seed: Array
+) -> Float[Array, ""]:
+    flat, unravel = ravel_pytree(params)
+    weights = _weights(preconditioner)
+    alone = jax.tree.map(lambda leaf: leaf[:, None], data)
+
+    def traces(key: Array) -> Array:
+        """vᵀs̄v, |s̄v|² and the mean of |sᵢv|², of which the expectations are the traces."""
+        signs = jax.random.rademacher(key, flat.shape, flat.dtype)
+
+        def product(example: Batch) -> Array:
+            gradient = jax.grad(lambda params: as_scalar(loss)(params, example))
+            return weights * ravel_pytree(jax.jvp(gradient, (params,), (unravel(weights * signs),))[1])[0]
+
+        rows = jax.vmap(product)(alone)
+        mean = jnp.mean(rows, axis=0)
+        return jnp.stack([jnp.vdot(signs, mean), jnp.vdot(mean, mean), jnp.mean(jnp.sum(rows**2, axis=1))])
+
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(1), seed), probes)
+    rows = jax.lax.map(traces, keys)
+    trace, square, each = jnp.mean(rows, axis=0)
+    return (each - square) / (trace**2 + square)
+
+
+def _weights(preconditioner: Params) -> Array:
+    """P^{−1/2} as a vector; 0 where P is."""
+    diagonal = ravel_pytree(preconditioner)[0]
+    return jnp.where(diagonal > 0, 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0)), 0.0)

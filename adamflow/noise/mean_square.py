@@ -204,7 +204,7 @@ def spectral_edge_index(
     Example:
         >>> import adamflow as af
         >>> af.noise.spectral_edge_index(af.sgd(1.0), [0.5, 0.25], batch_size=1)
-        0.4761904762
+        0.6666666667
     """
     dynamics = dynamics_of("spectral_edge_index", optimizer)
     share = 1 / effective_batch_size(batch_size, examples)
