@@ -83,6 +83,7 @@ from adamflow.runs import (
 
 if TYPE_CHECKING:
     from adamflow import analysis, noise, plotting, problems
+    from adamflow.noise import StochasticFlow
     from adamflow.problems import Problem
 
 __version__ = "0.2.0"
@@ -116,6 +117,7 @@ __all__ = [
     "Snapshot",
     "StageInput",
     "Stats",
+    "StochasticFlow",
     "Trajectory",
     "TwoBranchFlow",
     "adabelief",
@@ -165,6 +167,9 @@ __all__ = [
 #: Packages that are imported at their first use: runs need none of them, and `plotting` needs matplotlib.
 _LATER = ("analysis", "noise", "plotting", "problems")
 
+#: What `noise` has and users find here too.
+_OF_NOISE = ("StochasticFlow",)
+
 #: Former names of version 0.1, kept for one version.
 _FORMER_NAMES = {
     "CHORD": "CHORD_ROOT_FINDER",
@@ -182,6 +187,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"adamflow.{name}")
     if name == "Problem":
         return importlib.import_module("adamflow.problems").Problem
+    if name in _OF_NOISE:
+        return getattr(importlib.import_module("adamflow.noise"), name)
     if name in _FORMER_NAMES:
         present = _FORMER_NAMES[name]
         warnings.warn(f"adamflow.{name} is now called adamflow.{present}", DeprecationWarning, stacklevel=2)

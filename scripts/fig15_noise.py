@@ -133,8 +133,10 @@ class Weights(eqx.Module):
 
 def settings_of(config: Config) -> list[Setting]:
     """All runs, those of one program side by side."""
-    found = [Setting(batch_size=size, seed=seed, epochs=size == config.examples)
-             for size, seed in itertools.product(config.batches, range(config.seeds))]
+    found = [
+        Setting(batch_size=size, seed=seed, epochs=size == config.examples)
+        for size, seed in itertools.product(config.batches, range(config.seeds))
+    ]
     for varied in VARIATIONS[: config.variations]:
         found += [varied._replace(batch_size=size) for size in config.few]
     return sorted(found, key=lambda setting: (setting.width, setting.loss))
@@ -179,8 +181,9 @@ def train(members: list[Setting], problem: Any, loss: WeightedLoss, steps: int, 
         options = {"save_at": saved, "observe": look, "batches": batches, "on_failure": "ignore"}
         return af.iterate(optimizer, loss, problem.params, steps, **options).observed
 
-    numbers = tuple(jnp.array([getattr(s, name) for s in members]) for name in
-                    ("learning_rate", "gamma", "weight_decay"))
+    numbers = tuple(
+        jnp.array([getattr(s, name) for s in members]) for name in ("learning_rate", "gamma", "weight_decay")
+    )
     keys = jnp.stack([jax.random.key(s.seed) for s in members])
     sizes, epochs = jnp.array([s.batch_size for s in members]), jnp.array([s.epochs for s in members])
     return jax.jit(jax.vmap(run))(numbers, keys, sizes, epochs)
@@ -201,9 +204,7 @@ def measure(setting: Setting, loss: WeightedLoss, states: Any, config: Config) -
         factor = float(af.noise.law_factor(MeanLoss(loss), params, metric, data, probes=config.probes))
         options = {"examples": examples, "probes": config.probes, "depth": 24}
         index = af.noise.edge_index(loss, params, optimizer, filters, setting.batch_size, **options)
-        own = af.noise.edge_index(
-            loss, params, optimizer, filters, setting.batch_size, law_factor=factor, **options
-        )
+        own = af.noise.edge_index(loss, params, optimizer, filters, setting.batch_size, law_factor=factor, **options)
         sharpness = af.noise.batch_sharpness(loss, params, batches, metric, draws=40)
         edge = setting.learning_rate / float(af.analysis.adaptive_edge(setting.gamma))
         numbers = {

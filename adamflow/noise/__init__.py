@@ -3,6 +3,7 @@
 - `covariance`: the noise of minibatch gradients, measured or given.
 - `mean_square`: the learning rate at which second moments grow, in closed form, by the moment operator or particles.
 - `edge_index`: how far a network is from that edge.
+- `stochastic_flow`: optimizers as stochastic differential equations, many paths at once; `ensemble`: their statistics.
 """
 
 from adamflow.noise.covariance import (
@@ -26,6 +27,7 @@ from adamflow.noise.edge_index import (
     law_factor,
     metric_of,
 )
+from adamflow.noise.ensemble import Ensemble, Estimate
 from adamflow.noise.mean_square import (
     MeanSquareEdge,
     mean_square_edge,
@@ -33,18 +35,24 @@ from adamflow.noise.mean_square import (
     spectral_edge_index,
     stationary_loss,
 )
+from adamflow.noise.stochastic_flow import StochasticFlow, StrangSplitting, discrete_paths
 
 __all__ = [
     "BatchSharpness",
     "EdgeIndex",
     "EdgeIndexObserver",
+    "Ensemble",
+    "Estimate",
     "GradientNoise",
     "Keys",
     "MeanSquareEdge",
     "MinibatchNoise",
     "NoisyLoss",
+    "StochasticFlow",
+    "StrangSplitting",
     "batch_sharpness",
     "covariance",
+    "discrete_paths",
     "edge_index",
     "edge_index_observer",
     "effective_batch_size",

@@ -230,7 +230,7 @@ def law_factor(
     Args:
         loss: `loss(params, batch)`, the mean over the examples of a batch.
         params: θ.
-        preconditioner: P, a pytree like the parameters, as `metric_of` reads it; coordinates where it is 0 are left out.
+        preconditioner: P, a pytree like the parameters, as `metric_of` reads it; where it is 0 nothing moves.
         data: all examples, along the leading axis of each array.
         probes: random vectors, at least 2.
         seed: a whole number that determines them.
