@@ -83,7 +83,7 @@ from adamflow.runs import (
 
 if TYPE_CHECKING:
     from adamflow import analysis, noise, plotting, problems
-    from adamflow.noise import StochasticFlow
+    from adamflow.noise import StochasticFlow, scale_batch
     from adamflow.problems import Problem
 
 __version__ = "0.2.0"
@@ -151,6 +151,7 @@ __all__ = [
     "problems",
     "radam",
     "rmsprop",
+    "scale_batch",
     "schedule_free",
     "sgd",
     "shampoo",
@@ -168,7 +169,7 @@ __all__ = [
 _LATER = ("analysis", "noise", "plotting", "problems")
 
 #: What `noise` has and users find here too.
-_OF_NOISE = ("StochasticFlow",)
+_OF_NOISE = ("StochasticFlow", "scale_batch")
 
 #: Former names of version 0.1, kept for one version.
 _FORMER_NAMES = {
