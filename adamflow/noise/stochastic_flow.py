@@ -173,7 +173,7 @@ class StochasticFlow(Record):
         if self.scaling == "diffusive":
             return self._diffusive_spread(state, correlated)
         if self.additive:
-            return self._additive_spread(state, correlated)
+            return self._additive_spread(correlated)
         steps, deviation = self._steps(time, state, loss, noise)
         linear = _weighted(steps, [weight * node for weight, node in zip(_WEIGHTS, _NODES, strict=True)])
         curved = [weight * (node**2 - 1) / math.sqrt(2) for weight, node in zip(_WEIGHTS, _NODES, strict=True)]
@@ -206,6 +206,8 @@ class StochasticFlow(Record):
             return lineax.FunctionLinearOperator(spread, self.white_shape(state.params))
 
         drift = diffrax.ODETerm(lambda time, state, args: self.drift(time, state, loss))
+        if self.additive:
+            return diffrax.MultiTerm(drift, _AdditiveNoise(self, path))
         return diffrax.MultiTerm(drift, diffrax.ControlTerm(matrix, path))
 
     def solve(
@@ -319,14 +321,15 @@ class StochasticFlow(Record):
             change = self.optimizer.increment(still, self._divided(state, noise))
         return _like(state, change, filters)
 
-    def _additive_spread(self, state: InterpolatingState, noise: Params) -> InterpolatingState:
+    def _additive_spread(self, noise: Params) -> InterpolatingState:
         """−η(1−γ) n in θ and (1−γ) n in m, without reading the state: solvers for additive noise ask for that."""
-        share, filters = jnp.ones(()), jax.tree.map(jnp.zeros_like, state.filters)
+        share, filters = jnp.ones(()), {}
         for filter in self.optimizer.stages[0].filters():
             share = 1 - filter.decay_at(0)
-            filters[0][filter.name] = scaled(noise, share)
+            filters[filter.name] = scaled(noise, share)
         rate = -share * self.optimizer.learning_rate
-        return _like(state, scaled(noise, rate), filters)
+        still = jax.tree.map(jnp.zeros_like, self._mean_flow._masses_after(0, noise))
+        return InterpolatingState(scaled(noise, rate), OptimizerState((filters,), ({},), (None,)), still)
 
     def _corrected(self, state: InterpolatingState, name: str) -> Params:
         values, sums = state.filters[0][name], state.weight_sums[0]
@@ -336,6 +339,26 @@ class StochasticFlow(Record):
         if "second_moment" not in state.filters[0]:
             return numerator
         return jax.tree.map(self.optimizer.ratio, numerator, self._corrected(state, "second_moment"))
+
+
+class _AdditiveNoise(diffrax.AbstractTerm):
+    """The noise of a flow whose noise is additive: its vector field is a number, 1, that multiplies `spread`.
+
+    So solvers that difference vector fields under vmap need no operator.
+    """
+
+    flow: StochasticFlow
+    control: diffrax.AbstractPath
+
+    def vf(self, t, y, args):
+        return jnp.ones((), jnp.result_type(*jax.tree.leaves(y.params)))
+
+    def contr(self, t0, t1, **kwargs):
+        return self.control.evaluate(t0, t1, **kwargs)
+
+    def prod(self, vf, control):
+        change = self.flow._additive_spread(self.flow.noise.root(control[0]))
+        return jax.tree.map(lambda leaf: (vf * leaf).astype(leaf.dtype), change)
 
 
 class StrangSplitting(diffrax.AbstractItoSolver):

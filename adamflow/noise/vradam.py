@@ -1,11 +1,12 @@
-r"""VRAdam: Adam whose first moment is corrected by a second gradient on the same sample (Li, Rakhlin and Jadbabaie, 2023).
+r"""VRAdam: Adam whose first moment is corrected by a second gradient on the same sample.
 
     mₙ = γ mₙ₋₁ + (1−γ) gₙ(θₙ) + γ (gₙ(θₙ) − gₙ(θₙ₋₁)),   vₙ = β vₙ₋₁ + (1−β) gₙ(θₙ)²,
     θₙ₊₁ = θₙ − η mₙ/(√v̂ₙ + ε),
 
-with gₙ(θ) the gradient of batch n at θ. The correction takes out of mₙ₋₁ that it is the gradient of an earlier place, on
-the sample at hand: with noise that does not depend on θ the error mₙ − ∇L(θₙ) is the average of the noise alone, and the
-lag of the average is gone. Li et al. start from m₀ on a large batch and correct the bias of v alone; so does this.
+with gₙ(θ) the gradient of batch n at θ (Li, Rakhlin and Jadbabaie, 2304.13972). The correction takes out of mₙ₋₁ that
+it is the gradient of an earlier place, on the sample at hand: with noise that does not depend on θ the error
+mₙ − ∇L(θₙ) is the average of the noise alone, and the lag of the average is gone. Li et al. start from m₀ on a large
+batch and correct the bias of v alone; so does this.
 """
 
 from collections.abc import Callable
