@@ -221,3 +221,24 @@ def test_failure_index_of_another_optimizer_or_a_batch_of_records():
         af.noise.edge_index(quadratic(jnp.eye(3)), start, af.amsgrad(0.1), af.amsgrad(0.1).initial_state(start), 2)
     with pytest.raises(ValueError, match="needs the numbers of one record"):
         af.noise.mean_square_edge(jax.vmap(af.sgd)(jnp.array([0.1, 0.2])), SCALARS, 2)
+
+
+def test_formula_law_factor_of_diagonal_hessians_is_exact_whatever_the_signs():
+    rows = np.abs(np.random.default_rng(1).normal(size=(40, 5)))
+    metric = np.array([1.0, 0.5, 2.0, 0.0, 1.5])
+
+    def loss(params, batch):
+        return jnp.mean(batch @ params**2) / 2
+
+    found = af.noise.law_factor(loss, jnp.ones(5), jnp.asarray(metric), jnp.asarray(rows), probes=2)
+    each = rows[:, metric > 0] / metric[metric > 0]
+    mean = each.mean(axis=0)
+    expected = (np.mean(np.sum(each**2, axis=1)) - np.sum(mean**2)) / (mean.sum() ** 2 + np.sum(mean**2))
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+def test_identity_a_law_factor_is_a_smaller_batch():
+    loss, start, optimizer = quadratic(jnp.diag(jnp.array([1.0, 0.5, 0.25]))), jnp.ones(3), af.sgd(0.3)
+    state = optimizer.initial_state(start)
+    one = af.noise.edge_index(loss, start, optimizer, state, 2, law_factor=0.5)
+    np.testing.assert_allclose(one.value, af.noise.spectral_edge_index(optimizer, [1.0, 0.5, 0.25], 4), rtol=1e-9)

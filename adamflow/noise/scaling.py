@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -185,4 +184,4 @@ def _with_rates(stage: Any, factor: Scalar, name: str) -> Any:
                 f"{field} nearer to 1 to start from"
             )
         changes[field] = new
-    return jax.tree.map(lambda leaf: leaf, dataclasses.replace(stage, **changes)) if changes else stage
+    return dataclasses.replace(stage, **changes) if changes else stage

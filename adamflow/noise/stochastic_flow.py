@@ -440,7 +440,7 @@ def discrete_paths(
         raise ValueError(f"save_at must be rising whole iterations in [0, {steps}], got {describe(save_at)}")
     observe = _params_of if observe is None else observe
     keys = jax.random.split(key, paths)
-    observed = _discrete(optimizer, loss, params, noise, keys, tuple(int(n) for n in times), observe)
+    observed = _discrete(optimizer, loss, params, noise, keys, jnp.asarray(times.astype(int)), observe)
     return tell_failures(Ensemble.of(times, observed, f"{optimizer.name}, discrete"))
 
 
@@ -516,16 +516,14 @@ def _noisy_step(optimizer: Optimizer, loss: Loss, noise: Any, carry: Any, n: Arr
 @program
 def _discrete(optimizer, loss, params, noise, keys, times, observe):
     def path_of(key: Array) -> Any:
-        carry, rows, last = (params, optimizer.initial_state(params)), [], 0
-        for time in times:
+        def to_row(carry: Any, row: Array) -> tuple[Any, Any]:
+            inner, reached = carry
+            advance = lambda n, inner: _noisy_step(optimizer, loss, noise, inner, n, key)[0]  # noqa: E731
+            inner = jax.lax.fori_loop(reached, row, advance, inner)
+            return (inner, row), observe(_noisy_step(optimizer, loss, noise, inner, row, key)[1])
 
-            def advance(carry: Any, n: Array) -> tuple[Any, None]:
-                return _noisy_step(optimizer, loss, noise, carry, n, key)[0], None
-
-            carry, _ = jax.lax.scan(advance, carry, jnp.arange(last, time))
-            rows.append(observe(_noisy_step(optimizer, loss, noise, carry, jnp.asarray(time), key)[1]))
-            last = time
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+        start = ((params, optimizer.initial_state(params)), jnp.zeros_like(times[0]))
+        return jax.lax.scan(to_row, start, times)[1]
 
     return jax.vmap(path_of)(keys)
 

@@ -99,12 +99,12 @@ def iterate_vradam(
     if np.any(rows % 1):
         raise ValueError(f"save_at must hold whole iterations, got {describe(save_at)}")
     numbers = tuple(jnp.asarray(number) for number in (learning_rate, beta, gamma, epsilon))
-    saved = _run(loss, params, batches, first_batch, numbers, tuple(int(n) for n in rows))
+    saved = _run(loss, params, batches, first_batch, numbers, jnp.asarray(rows.astype(int)))
     return VarianceReducedRun(rows, *saved)
 
 
 @program
-def _run(loss: Loss, params: Params, batches: Any, first_batch: Any, numbers: Any, rows: tuple[int, ...]) -> Any:
+def _run(loss: Loss, params: Params, batches: Any, first_batch: Any, numbers: Any, rows: Array) -> Any:
     eta, beta, gamma, epsilon = numbers
 
     def gradient_of(params: Params, *batch: Any) -> Params:
@@ -124,7 +124,7 @@ def _run(loss: Loss, params: Params, batches: Any, first_batch: Any, numbers: An
         v = jax.tree.map(lambda v, g: beta * v + (1 - beta) * g**2, v, here)
         return (place, last, m, plain, v), here
 
-    def advance(carry: Any, n: Array) -> tuple[Any, None]:
+    def advance(carry: Any, n: Array) -> Any:
         (place, _, m, plain, v), _ = moments(carry, n)
         mass = weight_sum_of(beta, n + 1)
 
@@ -132,17 +132,18 @@ def _run(loss: Loss, params: Params, batches: Any, first_batch: Any, numbers: An
             below = jnp.sqrt(v / mass) + epsilon
             return leaf - eta * jnp.where(below > 0, m / jnp.where(below > 0, below, 1.0), 0.0)
 
-        return (jax.tree.map(moved, place, m, v), place, m, plain, v), None
+        return (jax.tree.map(moved, place, m, v), place, m, plain, v)
 
-    carry, looks, reached = (params, params, zeros, zeros, zeros), [], 0
-    for row in rows:
-        carry, _ = jax.lax.scan(advance, carry, jnp.arange(reached, row))
-        (place, _, m, plain, _), here = moments(carry, jnp.asarray(row))
+    def to_row(carry: Any, row: Array) -> tuple[Any, Any]:
+        inner, reached = carry
+        inner = jax.lax.fori_loop(reached, row, lambda n, inner: advance(inner, n), inner)
+        (place, _, m, plain, _), here = moments(inner, row)
         truth = gradient_of(place)
         errors = [_square(jax.tree.map(jnp.subtract, estimate, truth)) for estimate in (m, plain, here)]
-        looks.append((place, as_scalar(loss)(place), *errors))
-        reached = row
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *looks)
+        return (inner, row), (place, as_scalar(loss)(place), *errors)
+
+    start_of_run = ((params, params, zeros, zeros, zeros), jnp.zeros_like(rows[0]))
+    return jax.lax.scan(to_row, start_of_run, rows)[1]
 
 
 def _square(tree: Params) -> Array:
