@@ -231,6 +231,24 @@ def test_identity_without_noise_a_stochastic_flow_is_the_interpolating_flow(key)
         np.testing.assert_allclose(runs.observed[0], other.params, atol=(1e-6 if order == 1 else 2e-4) * distance)
 
 
+def test_formula_minibatch_noise_follows_the_parameters(key):
+    # Linear regression of one example of two: the mean of θ moves as the mean step does, and no noise is left at a fit.
+    data = jnp.array([1.0, 3.0])
+
+    def square(params, batch=data):
+        return jnp.mean((batch * params - batch) ** 2) / 2
+
+    noise = af.noise.MinibatchNoise(square, data, 1, "diagonal")
+    flow = af.StochasticFlow(af.sgd(0.02), noise)
+    assert not flow.additive
+    runs = flow.solve(square, jnp.asarray(2.0), 30, key=key, paths=2000, save_at=[30])
+    mean, second = runs.mean(), af.noise.Ensemble.of(runs.iterations, runs.observed - 1, "x").second_moment()
+    # x = θ − 1: dx = −ηhx dn + ηνx dW, with the mean h = 5 and deviation ν = 4 of the curvature.
+    assert abs(mean.value[0] - 1 - np.exp(-0.02 * 5 * 30)) < 4 * mean.error[0]
+    expected = np.exp((-2 * 0.02 * 5 + 0.02**2 * 16) * 30)
+    assert abs(second.value[0] / expected - 1) < 4 * second.error[0] / expected
+
+
 def test_formula_statistics_of_an_ensemble_and_their_errors():
     values = np.random.default_rng(0).normal(size=(400, 3, 2))
     ensemble = af.noise.Ensemble.of(np.arange(3.0), jnp.asarray(values), "test")
@@ -265,6 +283,13 @@ def test_failure_paths_that_leave_the_numbers_are_counted_and_told(key):
         (lambda n: af.StochasticFlow(af.lamb(0.1), n), TypeError, "depends on the gradient's other entries"),
         (lambda n: af.StochasticFlow(af.adam(0.1), 0.5), TypeError, "noise must be a GradientNoise or a Minibatch"),
         (lambda n: af.StochasticFlow(af.adam(0.1), n, order=3), ValueError, "order must be 1 or 2, got 3"),
+        (
+            lambda n: af.StochasticFlow(
+                af.adam(0.1), af.noise.MinibatchNoise(lambda p, x: jnp.mean(x @ p), jnp.ones((4, 2)), 2, "low_rank"), 2
+            ),
+            ValueError,
+            "order 2 differentiates the noise by the parameters, but leading eigenpairs have no derivative",
+        ),
         (
             lambda n: af.StochasticFlow(af.adam(0.1), n, order=2, scaling="diffusive"),
             ValueError,

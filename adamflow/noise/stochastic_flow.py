@@ -102,6 +102,11 @@ class StochasticFlow(Record):
                 f"noise must be a GradientNoise or a MinibatchNoise, got {describe(self.noise)}; make one by "
                 "af.noise.known_covariance, af.noise.covariance or af.noise.MinibatchNoise"
             )
+        if self.order == 2 and isinstance(self.noise, MinibatchNoise) and self.noise.kind == "low_rank":
+            raise ValueError(
+                "order 2 differentiates the noise by the parameters, but leading eigenpairs have no derivative where "
+                "eigenvalues meet; take kind='full', 'diagonal' or 'isotropic', or order=1"
+            )
         if self.order > 2:
             raise ValueError(f"order must be 1 or 2, got {self.order}; no equations of higher order are known")
         for stage in self.optimizer.stages:
