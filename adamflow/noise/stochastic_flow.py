@@ -372,7 +372,7 @@ class StrangSplitting(diffrax.AbstractItoSolver):
     In the ballistic scaling its error per iteration is of third order in η: one step per iteration is enough.
     """
 
-    term_structure: ClassVar = diffrax.MultiTerm[tuple[diffrax.ODETerm, diffrax.ControlTerm]]
+    term_structure: ClassVar = diffrax.MultiTerm[tuple[diffrax.ODETerm, diffrax.AbstractTerm]]
     interpolation_cls: ClassVar = diffrax.LocalLinearInterpolation
 
     def order(self, terms):
