@@ -157,9 +157,13 @@ def test_order_weak_error_of_adam_and_rmsprop(gamma, order, key):
         residuals = differences.T - design @ found
         errors.append(found[0])
         deviations.append(np.sqrt(inverse[0, 0] * residuals.var(axis=0)))
-    errors, deviations = np.abs(errors), np.array(deviations)
-    slopes = np.array([np.polyfit(np.log(sizes), np.log(row), 1)[0] for row in errors.T])
-    assert np.all(errors[-1] > 5 * deviations[-1])
+    errors, deviations = np.array(errors), np.array(deviations)
+    if order == 2:
+        # Those of θ and θ² are so small that they change their sign on the way; the norm of all three does not.
+        assert np.all(np.abs(errors[-1]) < np.array([0.3, 0.6, 0.3]) * sizes[-1] ** 2)
+        errors, deviations = (np.linalg.norm(rows, axis=1, keepdims=True) for rows in (errors, deviations))
+    assert np.all(np.abs(errors[-1]) > 5 * deviations[-1])
+    slopes = np.array([np.polyfit(np.log(sizes), np.log(np.abs(row)), 1)[0] for row in errors.T])
     assert np.all(np.abs(slopes - order) < (0.2 if order == 1 else 0.3)), slopes
 
 
