@@ -85,8 +85,9 @@ from adamflow.runs import (
 )
 
 if TYPE_CHECKING:
-    from adamflow import advice, analysis, plotting, problems
+    from adamflow import advice, analysis, noise, plotting, problems
     from adamflow.advice import assess, explain, recommend
+    from adamflow.noise import StochasticFlow, scale_batch
     from adamflow.problems import Problem
 
 __version__ = "0.2.0"
@@ -120,6 +121,7 @@ __all__ = [
     "Snapshot",
     "StageInput",
     "Stats",
+    "StochasticFlow",
     "Trajectory",
     "TwoBranchFlow",
     "adabelief",
@@ -153,11 +155,13 @@ __all__ = [
     "muon",
     "nadam",
     "nadambound",
+    "noise",
     "plotting",
     "problems",
     "radam",
     "recommend",
     "rmsprop",
+    "scale_batch",
     "schedule_free",
     "sgd",
     "shampoo",
@@ -173,10 +177,17 @@ __all__ = [
 
 
 #: Packages that are imported at their first use: runs need none of them, and `plotting` needs matplotlib.
-_LATER = ("advice", "analysis", "plotting", "problems")
+_LATER = ("advice", "analysis", "noise", "plotting", "problems")
 
-#: Functions of `advice`, which are imported at their first use, too.
-_ADVICE = ("assess", "explain", "recommend")
+#: What such packages have and users find here, too.
+_FROM_LATER = {
+    "Problem": "problems",
+    "StochasticFlow": "noise",
+    "assess": "advice",
+    "explain": "advice",
+    "recommend": "advice",
+    "scale_batch": "noise",
+}
 
 #: Former names of version 0.1, kept for one version.
 _FORMER_NAMES = {
@@ -193,10 +204,8 @@ def __getattr__(name: str) -> Any:
     """Import some packages at their first use; find objects by former names."""
     if name in _LATER:
         return importlib.import_module(f"adamflow.{name}")
-    if name in _ADVICE:
-        return getattr(importlib.import_module("adamflow.advice"), name)
-    if name == "Problem":
-        return importlib.import_module("adamflow.problems").Problem
+    if name in _FROM_LATER:
+        return getattr(importlib.import_module(f"adamflow.{_FROM_LATER[name]}"), name)
     if name in _FORMER_NAMES:
         present = _FORMER_NAMES[name]
         warnings.warn(f"adamflow.{name} is now called adamflow.{present}", DeprecationWarning, stacklevel=2)
