@@ -82,8 +82,9 @@ from adamflow.runs import (
 )
 
 if TYPE_CHECKING:
-    from adamflow import analysis, plotting, problems
+    from adamflow import analysis, plotting, problems, sweeps
     from adamflow.problems import Problem
+    from adamflow.sweeps import sweep, zip_axes
 
 __version__ = "0.2.0"
 
@@ -154,15 +155,21 @@ __all__ = [
     "signsgd",
     "signum",
     "solve",
+    "sweep",
+    "sweeps",
     "uadam",
     "with_l2",
     "with_model_average",
     "yogi",
+    "zip_axes",
 ]
 
 
 #: Packages that are imported at their first use: runs need none of them, and `plotting` needs matplotlib.
-_LATER = ("analysis", "plotting", "problems")
+_LATER = ("analysis", "plotting", "problems", "sweeps")
+
+#: Objects of these packages that the package itself exports, found at their first use for the same reason.
+_FROM_LATER = {"Problem": "problems", "sweep": "sweeps", "zip_axes": "sweeps"}
 
 #: Former names of version 0.1, kept for one version.
 _FORMER_NAMES = {
@@ -179,8 +186,8 @@ def __getattr__(name: str) -> Any:
     """Import some packages at their first use; find objects by former names."""
     if name in _LATER:
         return importlib.import_module(f"adamflow.{name}")
-    if name == "Problem":
-        return importlib.import_module("adamflow.problems").Problem
+    if name in _FROM_LATER:
+        return getattr(importlib.import_module(f"adamflow.{_FROM_LATER[name]}"), name)
     if name in _FORMER_NAMES:
         present = _FORMER_NAMES[name]
         warnings.warn(f"adamflow.{name} is now called adamflow.{present}", DeprecationWarning, stacklevel=2)

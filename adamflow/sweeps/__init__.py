@@ -1,0 +1,9 @@
+"""Sweeps: a function of one point at every point of a grid, on a laptop's cores or a cluster, with nothing lost."""
+
+from adamflow.sweeps.accessor import SweepAccessor
+from adamflow.sweeps.grid import zip_axes
+from adamflow.sweeps.results import LANE_OUTCOMES
+from adamflow.sweeps.sweep import sweep
+from adamflow.sweeps.work import SweepWarning
+
+__all__ = ["LANE_OUTCOMES", "SweepAccessor", "SweepWarning", "sweep", "zip_axes"]
