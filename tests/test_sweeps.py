@@ -264,7 +264,7 @@ def test_failure_bad_results_are_named(run, message):
 
 
 def test_failure_vmap_says_why_it_cannot():
-    with pytest.raises(ValueError, match="(?s)needs a function that jax can trace, but .*; leave method out"):
+    with pytest.raises(ValueError, match=r"(?s)needs a function that jax can trace, but .*; leave method out"):
         sweep(lambda x: {"y": float(x)}, ONE, method="vmap")
 
 

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from adamflow.checks import describe
-from adamflow.sweeps.grid import Grid
 from adamflow.sweeps.lanes import Chunk, Lanes, Layout, Plan
 from adamflow.sweeps.results import check_dims
 

@@ -217,7 +217,7 @@ class Lanes:
     def one_by_one(
         self, plan: Plan, lanes: np.ndarray, known: Mapping[int, Any], stop: threading.Event | None = None
     ) -> Chunk:
-        """The lanes of a chunk one after the other, until `stop` is set; a lane that raises has an outcome that says so.
+        """The lanes of a chunk one after the other, until `stop` is set; the outcome of one that raises says so.
 
         Args:
             plan: of the sweep.

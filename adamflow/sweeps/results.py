@@ -128,8 +128,8 @@ def check_alike(schema: Schema, found: Schema, here: str, first: str) -> None:
             )
         if not np.can_cast(other.dtype, variable.dtype, "same_kind"):
             raise ValueError(
-                f"run returns {name!r} as {other.dtype} at {here}, but as {variable.dtype} at {first}; return floats at "
-                "all lanes"
+                f"run returns {name!r} as {other.dtype} at {here}, but as {variable.dtype} at {first}; return floats "
+                "at all lanes"
             )
 
 

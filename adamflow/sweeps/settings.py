@@ -207,7 +207,9 @@ class _Settings:
         elif dataclasses.is_dataclass(value):
             for field in dataclasses.fields(value):
                 self.add(f"{path}.{field.name}", getattr(value, field.name, None))
-        elif getattr(value, "__dict__", None):
+        elif getattr(value, "__dict__", None) or not (
+            hasattr(value, "__slots__") or self._library(type(value).__module__)
+        ):
             self._mapping(path, vars(value))
         else:
             try:
