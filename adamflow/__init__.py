@@ -84,7 +84,7 @@ from adamflow.runs import (
 if TYPE_CHECKING:
     from adamflow import analysis, plotting, problems, sweeps
     from adamflow.problems import Problem
-    from adamflow.sweeps import sweep, zip_axes
+    from adamflow.sweeps import refine, sweep, zip_axes
 
 __version__ = "0.2.0"
 
@@ -148,6 +148,7 @@ __all__ = [
     "plotting",
     "problems",
     "radam",
+    "refine",
     "rmsprop",
     "schedule_free",
     "sgd",
@@ -169,7 +170,7 @@ __all__ = [
 _LATER = ("analysis", "plotting", "problems", "sweeps")
 
 #: Objects of these packages that the package itself exports, found at their first use for the same reason.
-_FROM_LATER = {"Problem": "problems", "sweep": "sweeps", "zip_axes": "sweeps"}
+_FROM_LATER = {"Problem": "problems", "refine": "sweeps", "sweep": "sweeps", "zip_axes": "sweeps"}
 
 #: Former names of version 0.1, kept for one version.
 _FORMER_NAMES = {

@@ -1,6 +1,7 @@
 """A sweep into a store, on this machine, and the dataset of a store."""
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import xarray as xr
 
 from adamflow.sweeps.choice import Trial, Wishes, choose, workers
 from adamflow.sweeps.dataset import attributes_of, coordinates_of, dataset_of, messages_of
-from adamflow.sweeps.lanes import Chunk, Lanes, Layout
+from adamflow.sweeps.lanes import Chunk, Lanes, Layout, Plan
 from adamflow.sweeps.results import outcome_variable
 from adamflow.sweeps.settings import settings_digest, settings_of
 from adamflow.sweeps.store import Store, alone, check_path, damaged_and_missing, zarr_module
@@ -48,20 +49,30 @@ def sweep_into(path: Any, lanes: Lanes, wishes: Wishes, progress: bool) -> tuple
     return (*dataset_of_store(store), "ended by Ctrl-C; the same call goes on")
 
 
-def open_or_create(path: Path, lanes: Lanes, wishes: Wishes, plan: Any) -> tuple[Store, Trial]:
+def open_or_create(path: Path, lanes: Lanes, wishes: Wishes, plan: Callable[[], Trial]) -> tuple[Store, Trial]:
     """The store at a path, checked to be of these settings, or a new one whose plan is made by a trial."""
     settings = settings_of(lanes.run, lanes.grid, wishes.difficulty)
-    if path.is_dir() and any(path.iterdir()):
+    if is_there(path):
         store, trial = Store(path), None
     else:
         check_writable(path)
         trial = plan()
         attributes = attributes_of(lanes.run, trial.plan, settings_digest(settings))
-        layout = Layout(lanes.grid, trial.plan.chunk, trial.plan.fixed, wishes.difficulty)
-        store = Store.create(path, trial.plan, layout, settings, attributes)
+        store = create(path, trial.plan, lanes, wishes, settings, attributes)
     store.check_settings(settings, wishes.method, wishes.chunk)
     # Another process may have made the store meanwhile, with another plan.
     return store, trial if trial is not None and trial.plan == store.plan else Trial(store.plan)
+
+
+def is_there(path: Path) -> bool:
+    """Whether a folder holds something."""
+    return path.is_dir() and any(path.iterdir())
+
+
+def create(path: Path, plan: Plan, lanes: Lanes, wishes: Wishes, settings: dict[str, str], attributes: Any) -> Store:
+    """A new store of a sweep that is computed by a plan."""
+    layout = Layout(lanes.grid, plan.chunk, plan.fixed, wishes.difficulty)
+    return Store.create(path, plan, layout, settings, attributes)
 
 
 def check_writable(path: Path) -> None:
