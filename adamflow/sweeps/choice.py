@@ -110,7 +110,7 @@ def _vectorized(lanes: Lanes, wishes: Wishes) -> tuple[tuple[Trial, float] | Non
     for fixed in dict.fromkeys(tuple(n for n, kind in kinds.items() if kind in constant) for constant in ("U", "Ubiu")):
         if len(fixed) == len(kinds):
             return None, error or TypeError("the grid has no numbers to trace")
-        started, layout = time.perf_counter(), Layout(lanes.grid, 1, fixed)
+        layout = Layout(lanes.grid, 1, fixed)
         first = int(layout.lanes_of(0)[0])
         try:
             size = _compiled(lanes, wishes, fixed, first, layout.largest_group)
@@ -121,7 +121,7 @@ def _vectorized(lanes: Lanes, wishes: Wishes) -> tuple[tuple[Trial, float] | Non
             continue
         check_dims(lanes.schema, lanes.grid.sizes)
         plan = Plan("vmap", size, fixed, lanes.schema, first, "asked for")
-        return (Trial(plan), time.perf_counter() - started), None
+        return (Trial(plan), lanes.seconds_to_compile), None
     return None, error
 
 
@@ -134,11 +134,10 @@ def _compiled(lanes: Lanes, wishes: Wishes, fixed: tuple[str, ...], first: int, 
     asked = None if isinstance(wishes.chunk, str) else wishes.chunk
     size = asked or _even(most, _first_size(wishes, most, on_cpu))
     while True:
-        compiled = lanes.traced(fixed, size, first).lower().compile()
+        compiled = lanes.program(fixed, size, first)
         needed = _bytes(compiled)
         wanted = min(memory, _CHUNK_BYTES) if on_cpu and asked is None else memory
         if needed <= memory and (needed <= 2 * wanted or size == 1):
-            lanes.admit(fixed, size, first, compiled)
             return size
         if asked or size == 1:
             raise _DoesNotFitError(

@@ -5,6 +5,8 @@ import dataclasses
 import functools
 import queue
 import threading
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -22,6 +24,7 @@ from adamflow.sweeps.results import (
     outcome_variable,
     separate,
 )
+from adamflow.sweeps.settings import settings_digest, settings_of
 
 #: So much of an error's text is kept for a lane.
 ERROR_LENGTH = 200
@@ -134,6 +137,32 @@ class Layout:
         return found
 
 
+class _Programs:
+    """Compiled programs of one function, with the schema of each, for all sweeps of it."""
+
+    def __init__(self) -> None:
+        self.programs: dict[Any, tuple[Any, Schema, float]] = {}
+        self.lock = threading.Lock()
+        self.locks: dict[Any, threading.Lock] = {}
+
+
+#: The programs of the last functions, by all that they depend on: a function that closes over another value is another.
+_KEPT: OrderedDict[str, _Programs] = OrderedDict()
+_FUNCTIONS = 8
+
+
+def _shared(run: Callable[..., Any]) -> _Programs:
+    try:
+        key = settings_digest(settings_of(run, None, None))
+    except TypeError:  # it closes over something whose value cannot be told
+        return _Programs()
+    programs = _KEPT.setdefault(key, _Programs())
+    _KEPT.move_to_end(key)
+    while len(_KEPT) > _FUNCTIONS:
+        _KEPT.popitem(last=False)
+    return programs
+
+
 class Lanes:
     """A function of one point, ready to be run at many, by either method.
 
@@ -145,10 +174,10 @@ class Lanes:
     def __init__(self, run: Callable[..., Any], grid: Grid) -> None:
         self.run, self.grid = run, grid
         self.devices = jax.local_devices()
+        #: Of the last program: what its lanes return, and how long it took to compile.
         self.schema: Schema = {}
-        self._programs: dict[Any, Any] = {}
-        self._lock = threading.Lock()
-        self._locks: dict[Any, threading.Lock] = {}
+        self.seconds_to_compile = 0.0
+        self._shared = _shared(run)
         self._free_devices: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for device in self.devices:
             self._free_devices.put(device)
@@ -169,13 +198,24 @@ class Lanes:
         sharding = SingleDeviceSharding(device or self.devices[0])
         return jax.jit(jax.vmap(one), in_shardings=sharding).trace(shapes)
 
-    def admit(self, fixed: tuple[str, ...], size: int, lane: int, compiled: Any) -> None:
-        """Keep a program compiled for the first device, for the chunks that it is for."""
-        self._programs[self._key(fixed, size, lane, self.devices[0])] = compiled
+    def program(self, fixed: tuple[str, ...], size: int, lane: int, device: Any = None) -> Any:
+        """The same compiled, or what was compiled before for an equal function."""
+        key = self._key(fixed, size, lane, device or self.devices[0])
+        with self._shared.lock:
+            own = self._shared.locks.setdefault(key, threading.Lock())
+        # Programs of several devices or constants are compiled side by side.
+        with own:
+            if key not in self._shared.programs:
+                started = time.perf_counter()
+                compiled = self.traced(fixed, size, lane, device).lower().compile()
+                self._shared.programs[key] = compiled, self.schema, time.perf_counter() - started
+            compiled, self.schema, self.seconds_to_compile = self._shared.programs[key]
+        return compiled
 
     def _key(self, fixed: tuple[str, ...], size: int, lane: int, device: Any) -> Any:
         point = self.grid.point(lane)
-        return size, device, tuple((name, point[name]) for name in fixed)
+        kinds = tuple((name, values.dtype.str) for name, (_, values) in self.grid.axes.items() if name not in fixed)
+        return size, device, kinds, tuple((name, point[name]) for name in fixed), tuple(self.grid.sizes)
 
     @contextlib.contextmanager
     def _a_device(self) -> Iterator[Any]:
@@ -198,14 +238,7 @@ class Lanes:
         points = self.grid.values(np.where(lanes < 0, first, lanes), names)
         points = {name: x.astype(jax.dtypes.canonicalize_dtype(x.dtype)) for name, x in points.items()}
         with self._a_device() as device:
-            key = self._key(plan.fixed, size, first, device)
-            with self._lock:
-                own = self._locks.setdefault(key, threading.Lock())
-            # Programs of several devices or constants are compiled side by side.
-            with own:
-                if key not in self._programs:
-                    self._programs[key] = self.traced(plan.fixed, size, first, device).lower().compile()
-                compiled = self._programs[key]
+            compiled = self.program(plan.fixed, size, first, device)
             values = {name: np.asarray(array) for name, array in compiled(points).items()}
         return Chunk(lanes, values, {})
 

@@ -39,16 +39,17 @@ _PACKAGE = Path(__file__).parents[1]
 _LIBRARIES = tuple(Path(sysconfig.get_paths()[name]).resolve() for name in ("stdlib", "purelib", "platlib"))
 
 
-def settings_of(run: Callable[..., Any], grid: Grid, difficulty: Callable[..., Any] | None) -> dict[str, str]:
-    """The settings of a sweep, each by name.
+def settings_of(run: Callable[..., Any], grid: Grid | None, difficulty: Callable[..., Any] | None) -> dict[str, str]:
+    """The settings of a sweep, each by name; without a grid those of the function alone.
 
     Raises:
         TypeError: if the function closes over something whose value cannot be told.
     """
     found = _Settings()
-    found.entries["grid"] = ", ".join(f"{dim}: {size}" for dim, size in grid.sizes.items())
-    for name, (dim, values) in grid.axes.items():
-        found.entries[f"grid[{name!r}]"] = f"along {dim}, {_array_words(values)}"
+    if grid is not None:
+        found.entries["grid"] = ", ".join(f"{dim}: {size}" for dim, size in grid.sizes.items())
+        for name, (dim, values) in grid.axes.items():
+            found.entries[f"grid[{name!r}]"] = f"along {dim}, {_array_words(values)}"
     found.add("run", run)
     if difficulty is not None:
         found.add("difficulty", difficulty)
