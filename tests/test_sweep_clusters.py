@@ -67,6 +67,7 @@ def same(data, expected):
     return data.load().drop_attrs(deep=False).identical(expected.drop_attrs(deep=False))
 
 
+@pytest.mark.slow
 def test_identity_a_lane_apart_has_its_numbers_and_a_deadly_one_an_outcome():
     run, grid = make_powers(deadly=(0.5, 2)), Grid({"x": [0.5, 1.5], "k": [1, 2]})
     lanes, wishes = Lanes(run, grid), Wishes(method="threads", chunk=4)

@@ -63,11 +63,11 @@ class Parts:
 
         With the address of a dask scheduler in the variable ADAMFLOW_SCHEDULER its workers compute it.
         """
-        if importlib.util.find_spec("zarr") is None:
-            return sweep(run, grid, **options)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        options |= {"store": self.folder / f"{name}.zarr"}
-        if not (address := os.environ.get("ADAMFLOW_SCHEDULER")):
+        address = os.environ.get("ADAMFLOW_SCHEDULER")
+        if importlib.util.find_spec("zarr") is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            options |= {"store": self.folder / f"{name}.zarr"}
+        if address is None:
             data = sweep(run, grid, **options)
         else:
             with importlib.import_module("distributed").Client(address) as client:

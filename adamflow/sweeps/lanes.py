@@ -125,17 +125,6 @@ class Layout:
         lanes = places if self.order is None else self.order[places]
         return np.where(inside < self._sizes[group], lanes, -1)
 
-    def slots(self) -> np.ndarray:
-        """For each lane, where it is when chunks are laid end to end."""
-        if self.order is None:
-            return np.arange(self.grid.lanes)
-        found = np.empty(self.grid.lanes, int)
-        for number in range(self.count):
-            lanes = self.lanes_of(number)
-            inside = np.flatnonzero(lanes >= 0)
-            found[lanes[inside]] = number * self.chunk + inside
-        return found
-
 
 class _Programs:
     """Compiled programs of one function, with the schema of each, for all sweeps of it."""

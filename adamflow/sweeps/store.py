@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -327,14 +327,3 @@ def _from_bytes(lanes: np.ndarray, errors: np.ndarray) -> dict[int, str]:
         int(lane): bytes(row).rstrip(b"\0").decode(errors="ignore") for lane, row in zip(lanes, errors, strict=True)
     }
     return {lane: text for lane, text in texts.items() if lane >= 0 and text}
-
-
-def damaged_and_missing(
-    store: Store, states: Callable[[Callable[[int], str], range], Any]
-) -> tuple[list[int], list[int]]:
-    """The chunks whose numbers are not those that were written, and those that were not written."""
-    found = list(states(store.state, range(store.count)))
-    return (
-        [number for number, state in enumerate(found) if state == "damaged"],
-        [number for number, state in enumerate(found) if state == "missing"],
-    )

@@ -14,7 +14,7 @@ from adamflow.sweeps.dataset import attributes_of, coordinates_of, dataset_of, m
 from adamflow.sweeps.lanes import Chunk, Lanes, Layout, Plan
 from adamflow.sweeps.results import outcome_variable
 from adamflow.sweeps.settings import settings_digest, settings_of
-from adamflow.sweeps.store import Store, alone, check_path, damaged_and_missing, zarr_module
+from adamflow.sweeps.store import Store, alone, check_path, zarr_module
 from adamflow.sweeps.work import InMemory, Interruption, compute_here, count_of_lanes, lane_bar, warn_at_caller
 
 #: Results of up to so many bytes are read at once, larger ones when they are used.
@@ -87,14 +87,15 @@ def check_writable(path: Path) -> None:
 def unfinished(store: Store, lanes: int, layout: Layout, bar: Any) -> list[int]:
     """The chunks that are still to be computed; what is damaged is told in a warning."""
     with ThreadPoolExecutor(2 * workers()) as pool:
-        damaged, missing = damaged_and_missing(store, pool.map)
+        states = list(pool.map(store.state, range(store.count)))
+    damaged = [number for number, state in enumerate(states) if state == "damaged"]
     words = [*store.repaired]
     if damaged:
         words.append(_listed(damaged, store.count))
     if words:
         again = "; these chunks are computed again, and no others" if damaged else "; it was made anew"
         warn_at_caller(f"{store.path} is damaged: {' and '.join(words)}{again}")
-    rest = sorted(damaged + missing)
+    rest = [number for number, state in enumerate(states) if state != "finished"]
     todo = sum(int(np.sum(layout.lanes_of(number) >= 0)) for number in rest)
     bar.initial = bar.n = lanes - todo
     bar.refresh()
