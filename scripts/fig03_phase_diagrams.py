@@ -21,8 +21,7 @@ unstable. All have negative curvatures too, saddle directions, along which every
 
 Source: [GT] = R. Gould and H. Tanaka, Continuous-Time Analysis of Adaptive Optimization and Normalization,
 arXiv:2411.05746, for the regions and flows; the edges are derivations of this project.
-Run time on 2 cores: 50 seconds; --quick 20 seconds; --full, a grid of 48 × 48 and 1000 iterations, about half an hour;
-cut short, it goes on where it stopped.
+Run time on 2 cores: 50 seconds; --quick 20 seconds; --full, a grid of 48 × 48 and 1000 iterations, about half an hour.
 """
 
 import dataclasses
@@ -38,7 +37,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import adamflow as af
-from adamflow.figures import figure, resume
+from adamflow.figures import cores, figure
 from adamflow.plotting import phase
 
 jax.config.update("jax_enable_x64", True)
@@ -142,22 +141,24 @@ def train(config: Config) -> dict[str, Any]:
     problem = af.problems.mlp(widths=(config.width,), seed=config.seed)
     betas, gammas = (nines(*ends, config.grid) for ends in (config.beta_range, config.gamma_range))
 
-    def run(beta: float, gamma: float) -> dict[str, Any]:
-        optimizer = af.adam(config.learning_rate, beta=float(beta), gamma=float(gamma))
+    def run(decays: tuple[float, float]) -> list[Any]:
+        optimizer = af.adam(config.learning_rate, beta=decays[0], gamma=decays[1])
         look = af.analysis.sharpness_observer(optimizer, problem.loss)
         options: dict[str, Any] = dict(save_at=[config.steps], observe=look, on_failure="ignore")
         result = af.iterate(optimizer, problem.loss, problem.params, config.steps, **options)
         seen = result.observed
-        numbers = (
+        return (
             [seen.value[0], seen.residual[0], seen.lowest_eigenvalue_bound[0]]
             if result.outcome.successful
             else [np.nan] * 3
         )
-        return dict(zip(("sharpness", "residual", "lowest"), numbers, strict=True))
 
-    with resume.Parts(__file__, config) as parts:
-        runs = parts.sweep("runs", run, {"beta": betas, "gamma": gammas}, method="threads")
-    sharpness, residual, lowest = (runs[name].values for name in ("sharpness", "residual", "lowest"))
+    pairs = [(float(beta), float(gamma)) for beta in betas for gamma in gammas]
+    with cores.threads() as pool:
+        # The first run compiles the program that the others share.
+        found = [run(pairs[0])]
+        found += figure.progress(pool.map(run, pairs[1:]), "training", total=len(pairs) - 1)
+    sharpness, residual, lowest = np.moveaxis(np.reshape(found, (config.grid, config.grid, 3)), -1, 0)
     data = {"net_beta": betas, "net_gamma": gammas, "net_residual": residual}
     data["net_exponent"] = af.analysis.bounded_update_region(beta=betas, gamma=gammas).exponent
     records = jax.vmap(lambda gamma: af.adam(1.0, gamma=gamma))(jnp.asarray(gammas))

@@ -14,7 +14,8 @@ stopped.
 import dataclasses
 import sys
 import time
-from itertools import product
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -25,7 +26,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 import adamflow as af
-from adamflow.figures import figure, resume
+from adamflow.figures import cores, figure, resume
 from adamflow.optimizers.kadam import STRATEGIES
 from adamflow.plotting import kadam
 
@@ -80,46 +81,20 @@ class Method:
 
 
 def compute(config: Config) -> figure.Data:
-    """A sweep from the tuning seeds, and one of each method's best pair from the others; equal k share one program."""
-    known = [method for k in reversed((1, *config.stages)) for method in methods(config, k)]
-    cases = [(name, number) for number in range(len(known)) for name in PROBLEMS]
-    seeds = (*config.tuning_seeds, *config.seeds)
-    problems = {(name, seed): problem_of(config, name, seed) for name in PROBLEMS for seed in seeds}
-
-    def run(problem: str, method: int, rate: float, decay: float, seed: int) -> dict[str, Any]:
-        numbers = train(config, known[method], problems[problem, seed], float(rate), float(decay))
-        return {"numbers": ("metric", numbers)}
-
-    def sweep(parts: resume.Parts, name: str, points: list[tuple[Any, ...]], seeds: tuple[int, ...]) -> np.ndarray:
-        columns = dict(zip(("problem", "method", "rate", "decay"), zip(*points, strict=True), strict=True))
-        grid = {"point": af.zip_axes(**columns), "seed": seeds}
-        return parts.sweep(name, run, grid, method="threads").numbers.values
-
-    with resume.Parts(__file__, config) as parts:
-        pairs = {case: list(product(config.learning_rates, known[case[1]].weight_decays)) for case in cases}
-        points = [(*case, *pair) for case in cases for pair in pairs[case]]
-        losses = sweep(parts, "tuning", points, config.tuning_seeds)[..., TEST_LOSS].mean(axis=1)
-        best = {}
-        for case in cases:
-            found = np.array([losses[points.index((*case, *pair))] for pair in pairs[case]])
-            best[case] = pairs[case][int(np.argmin(np.where(np.isfinite(found), found, np.inf)))]
-        finals = dict(
-            zip(cases, sweep(parts, "runs", [(*case, *best[case]) for case in cases], config.seeds), strict=True)
-        )
-    tables = {
-        (name, k): [
-            np.array([part[name, number] for number, method in enumerate(known) if method.k == k])
-            for part in (finals, best)
-        ]
-        for name in PROBLEMS
-        for k in (1, *config.stages)
-    }
+    """One job for each problem and k, whose strategies, numbers and seeds share one program."""
+    with resume.Parts(__file__, config) as parts, cores.threads() as pool:
+        jobs = {
+            (name, k): pool.submit(parts.get, f"{name}-{k}", partial(study, config, name, methods(config, k)))
+            for k in reversed((1, *config.stages))
+            for name in PROBLEMS
+        }
+        tables = {key: job.result() for key, job in figure.progress(jobs.items(), "problems and k")}
     data: dict[str, Any] = {"stages": config.stages, "strategies": STRATEGIES, "baselines": BASELINES}
     data |= {"learning_rates": config.learning_rates, "weight_decays": config.weight_decays}
     for name in PROBLEMS:
-        for place, part in enumerate(("final", "chosen")):
-            data[f"{name}_baseline_{part}"] = tables[name, 1][place]
-            data[f"{name}_{part}"] = np.stack([tables[name, k][place] for k in config.stages])
+        for part in ("final", "chosen"):
+            data[f"{name}_baseline_{part}"] = tables[name, 1][part]
+            data[f"{name}_{part}"] = np.stack([tables[name, k][part] for k in config.stages])
     # Afterwards, since jobs side by side would disturb each other's times.
     data["milliseconds"] = [[milliseconds(config, name, k) for k in (1, *config.stages)] for name in PROBLEMS]
     return data
@@ -163,6 +138,22 @@ def train(config: Config, method: Method, problem: tuple[af.Problem, Any], rate:
     if not run.outcome.successful:
         return np.full(len(METRICS), np.nan)
     return np.asarray(measure(task, run.final_state[0]))
+
+
+def study(config: Config, name: str, chosen: Sequence[Method]) -> dict[str, np.ndarray]:
+    """For each method the numbers at the best (η, λ), by seed, and that pair."""
+    problems = {seed: problem_of(config, name, seed) for seed in (*config.tuning_seeds, *config.seeds)}
+    finals, pairs = [], []
+    for method in chosen:
+        grid = [(rate, decay) for rate in config.learning_rates for decay in method.weight_decays]
+        tuned = [
+            np.mean([train(config, method, problems[seed], *pair)[TEST_LOSS] for seed in config.tuning_seeds])
+            for pair in grid
+        ]
+        best = grid[int(np.argmin(np.where(np.isfinite(tuned), tuned, np.inf)))]
+        finals.append([train(config, method, problems[seed], *best) for seed in config.seeds])
+        pairs.append(best)
+    return {"final": np.array(finals), "chosen": np.array(pairs)}
 
 
 def milliseconds(config: Config, name: str, k: int) -> float:
