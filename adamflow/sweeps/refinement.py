@@ -155,9 +155,9 @@ def coarse_axis(grid: Grid, dim: str) -> int:
 
 
 def _can_be_halved(values: Any) -> bool:
-    return (
-        isinstance(values, np.ndarray) and values.dtype.kind == "f" and len(values) > 1 and np.all(np.diff(values) > 0)
-    )
+    if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or len(values) < 2:
+        return False
+    return bool(np.all(np.diff(values) > 0))
 
 
 def _containing(name: str, values: Any, coarse: Grid) -> np.ndarray:
