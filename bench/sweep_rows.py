@@ -75,7 +75,7 @@ def flows(side: int) -> Fields:
     def run(beta: Any, gamma: Any) -> dict[str, Any]:
         flow = af.GouldTanakaFlow(af.adam(1e-3, beta=beta, gamma=gamma))
         end = af.solve(flow, problem.loss, problem.params, 2000, save_at=[2000], rtol=1e-3)
-        return {"params": end.params[0]}
+        return {"params": jnp.asarray(end.params)[0]}
 
     bare = jax.jit(jax.vmap(run))
     pairs = [part.ravel() for part in np.meshgrid(beta, gamma, indexing="ij")]

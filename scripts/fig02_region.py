@@ -127,7 +127,8 @@ def train(config: Config, lanes: list[tuple[int, float, float]], parts: resume.P
         batches = problems[seed].batches(config.batch_size, seed)
         optimizer = af.adam(config.learning_rate, beta=beta, gamma=gamma)
         result = af.iterate(optimizer, loss, params, config.steps, observe=largest_updates, batches=batches)
-        updates = np.pad(result.observed, ((0, config.steps + 1 - len(result)), (0, 0)), constant_values=np.nan)
+        updates = np.full((config.steps + 1, 2), np.nan)
+        updates[: len(result)] = result.observed
         return {"updates": (("iteration", "parameters"), updates), "run": result.outcome}
 
     seed, beta, gamma = zip(*lanes, strict=True)

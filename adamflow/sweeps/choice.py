@@ -263,7 +263,7 @@ def check_wishes(method: Any, chunk: Any, memory: Any, difficulty: Any, stored: 
         )
     if memory is not None:
         memory = _as_bytes(memory)
-    return Wishes(method, chunk if chunk == "auto" else int(chunk), memory, difficulty, stored)
+    return Wishes(method, chunk if isinstance(chunk, str) else int(chunk), memory, difficulty, stored)
 
 
 _UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "B": 1}

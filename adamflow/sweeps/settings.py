@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from adamflow.sweeps.grid import Grid
@@ -225,7 +226,7 @@ class _Settings:
 def _plain_words(value: Any) -> str | None:
     """A value that is told by its text, or by a digest of its numbers; `None` for others."""
     if isinstance(value, np.ndarray | jax.Array) and not isinstance(value, np.generic):
-        if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             return f"key {_array_words(np.asarray(jax.random.key_data(value)))}"
         array = np.asarray(value)
         return _array_words(array) if not array.dtype.hasobject else None
