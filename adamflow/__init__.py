@@ -85,10 +85,11 @@ from adamflow.runs import (
 )
 
 if TYPE_CHECKING:
-    from adamflow import advice, analysis, noise, plotting, problems
+    from adamflow import advice, analysis, noise, plotting, problems, sweeps
     from adamflow.advice import assess, explain, recommend
     from adamflow.noise import StochasticFlow, scale_batch
     from adamflow.problems import Problem
+    from adamflow.sweeps import refine, sweep, zip_axes
 
 __version__ = "0.2.0"
 
@@ -160,6 +161,7 @@ __all__ = [
     "problems",
     "radam",
     "recommend",
+    "refine",
     "rmsprop",
     "scale_batch",
     "schedule_free",
@@ -168,16 +170,19 @@ __all__ = [
     "signsgd",
     "signum",
     "solve",
+    "sweep",
+    "sweeps",
     "uadam",
     "with_clipping",
     "with_l2",
     "with_model_average",
     "yogi",
+    "zip_axes",
 ]
 
 
 #: Packages that are imported at their first use: runs need none of them, and `plotting` needs matplotlib.
-_LATER = ("advice", "analysis", "noise", "plotting", "problems")
+_LATER = ("advice", "analysis", "noise", "plotting", "problems", "sweeps")
 
 #: What such packages have and users find here, too.
 _FROM_LATER = {
@@ -186,7 +191,10 @@ _FROM_LATER = {
     "assess": "advice",
     "explain": "advice",
     "recommend": "advice",
+    "refine": "sweeps",
     "scale_batch": "noise",
+    "sweep": "sweeps",
+    "zip_axes": "sweeps",
 }
 
 #: Former names of version 0.1, kept for one version.

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = sorted((ROOT / "adamflow").rglob("*.py"))
 SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
 
-LAYERS = ("figures", "plotting", "advice", "noise", "analysis", "runs", "flows", "optimizers")
+LAYERS = ("figures", "plotting", "sweeps", "advice", "noise", "analysis", "runs", "flows", "optimizers")
 BESIDE = ("problems",)
 #: The doors for users of another library, over all that computes; nothing imports them.
 PORTS = ("torch",)

@@ -14,6 +14,7 @@ from adamflow.plotting import (
     worst_case,
 )
 from adamflow.plotting.runs import convergence, errors, sharpness, trajectories
+from adamflow.plotting.sweep import sweep_lines, sweep_map
 
 __all__ = [
     "convergence",
@@ -28,6 +29,8 @@ __all__ = [
     "region",
     "scale_invariance",
     "sharpness",
+    "sweep_lines",
+    "sweep_map",
     "trajectories",
     "two_branch_flow",
     "worst_case",
