@@ -42,6 +42,7 @@ from adamflow.optimizers import (
     adan,
     ademamix,
     amsgrad,
+    by_leaf,
     clipped_adam,
     from_optax,
     kadam,
@@ -60,6 +61,7 @@ from adamflow.optimizers import (
     signsgd,
     signum,
     uadam,
+    with_clipping,
     with_l2,
     with_model_average,
     yogi,
@@ -76,14 +78,18 @@ from adamflow.runs import (
     Trajectory,
     compare,
     iterate,
+    load,
     mean_and_oscillation,
     measure_convergence,
     solve,
 )
 
 if TYPE_CHECKING:
-    from adamflow import analysis, plotting, problems
+    from adamflow import advice, analysis, noise, plotting, problems, sweeps
+    from adamflow.advice import assess, explain, recommend
+    from adamflow.noise import StochasticFlow, scale_batch
     from adamflow.problems import Problem
+    from adamflow.sweeps import refine, sweep, zip_axes
 
 __version__ = "0.2.0"
 
@@ -116,6 +122,7 @@ __all__ = [
     "Snapshot",
     "StageInput",
     "Stats",
+    "StochasticFlow",
     "Trajectory",
     "TwoBranchFlow",
     "adabelief",
@@ -128,41 +135,67 @@ __all__ = [
     "adamw",
     "adan",
     "ademamix",
+    "advice",
     "amsgrad",
     "analysis",
+    "assess",
+    "by_leaf",
     "clipped_adam",
     "compare",
+    "explain",
     "from_optax",
     "iterate",
     "kadam",
     "lamadam",
     "lamb",
     "lion",
+    "load",
     "madam",
     "mean_and_oscillation",
     "measure_convergence",
     "muon",
     "nadam",
     "nadambound",
+    "noise",
     "plotting",
     "problems",
     "radam",
+    "recommend",
+    "refine",
     "rmsprop",
+    "scale_batch",
     "schedule_free",
     "sgd",
     "shampoo",
     "signsgd",
     "signum",
     "solve",
+    "sweep",
+    "sweeps",
     "uadam",
+    "with_clipping",
     "with_l2",
     "with_model_average",
     "yogi",
+    "zip_axes",
 ]
 
 
 #: Packages that are imported at their first use: runs need none of them, and `plotting` needs matplotlib.
-_LATER = ("analysis", "plotting", "problems")
+_LATER = ("advice", "analysis", "noise", "plotting", "problems", "sweeps")
+
+#: What such packages have and users find here, too.
+_FROM_LATER = {
+    "Problem": "problems",
+    "StochasticFlow": "noise",
+    "assess": "advice",
+    "explain": "advice",
+    "recommend": "advice",
+    "refine": "sweeps",
+    "scale_batch": "noise",
+    "sweep": "sweeps",
+    "zip_axes": "sweeps",
+}
 
 #: Former names of version 0.1, kept for one version.
 _FORMER_NAMES = {
@@ -179,8 +212,8 @@ def __getattr__(name: str) -> Any:
     """Import some packages at their first use; find objects by former names."""
     if name in _LATER:
         return importlib.import_module(f"adamflow.{name}")
-    if name == "Problem":
-        return importlib.import_module("adamflow.problems").Problem
+    if name in _FROM_LATER:
+        return getattr(importlib.import_module(f"adamflow.{_FROM_LATER[name]}"), name)
     if name in _FORMER_NAMES:
         present = _FORMER_NAMES[name]
         warnings.warn(f"adamflow.{name} is now called adamflow.{present}", DeprecationWarning, stacklevel=2)

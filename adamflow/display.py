@@ -30,6 +30,8 @@ def value_text(value: Any) -> str:
         if isinstance(value, list):
             return f"[{inside}]"
         return f"({inside},)" if len(value) == 1 else f"({inside})"
+    if type(value) is dict:
+        return f"{{{', '.join(f'{key!r}: {value_text(entry)}' for key, entry in value.items())}}}"
     return " ".join(repr(value).split())
 
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import kadam
 import numpy as np
 import optax
+import sweep_rows
 from jax.flatten_util import ravel_pytree
 from scipy.integrate import solve_ivp
 
@@ -340,6 +341,7 @@ GROUPS: dict[str, Callable[[], Iterable[Row]]] = {
     "chains": chains,
     "networks": networks,
     "sweeps": sweeps,
+    "af.sweep": lambda: (Row(*row) for row in sweep_rows.rows()),
     "fields": lambda: evaluations(20),
 }
 

@@ -47,6 +47,8 @@ LEAVES_EARLIER = (
     "becomes more than twice that of order 1"
 )
 INTEGRATES = "up to the iterates' edge, errors of integration are at most a tenth of the errors of the flows"
+#: What flows with these rates of their filters are called in legends.
+RATE_NAMES = {"gould_tanaka": "rates of [GT]", "exact": "exact rate"}
 EXACT_IS_CLOSER = "up to the iterates' edge, the exact rate brings order 1 closer, in the mean over iterations"
 
 
@@ -224,7 +226,9 @@ def by_name(data: figure.Data, what: str, values: Table, chosen: Table | None = 
     """A number for each optimizer, or for each optimizer and chosen flow."""
     if chosen is None:
         return {f"{name}, {what}": value for name, value in zip(data["optimizers"], values, strict=True)}
-    kinds = [f"order {order}, {rate} rate" for order, rate in zip(data["orders"], data["rates"], strict=True)]
+    kinds = [
+        f"order {order}, {RATE_NAMES[str(rate)]}" for order, rate in zip(data["orders"], data["rates"], strict=True)
+    ]
     rows = zip(data["optimizers"], values, strict=True)
     return {f"{name}, {kinds[flow]}, {what}": row[flow] for name, row in rows for flow in np.flatnonzero(chosen)}
 
@@ -269,7 +273,7 @@ def draw_parameters(ax: Axes, data: figure.Data, optimizer: int, order: int) -> 
         )
 
     discrete = moved(data["discrete_coordinates"][optimizer], f"{data['optimizers'][optimizer]}, discrete")
-    name = f"flow of order {order}, {data['rates'][flow]} rate"
+    name = f"flow of order {order}, {RATE_NAMES[str(data['rates'][flow])]}"
     continuous = moved(data["flow_coordinates"][optimizer, flow], name)
     af.plotting.trajectories(discrete, continuous, parameters=data["flow_coordinates"].shape[-1], ax=ax)
     ax.set_ylabel("change of parameters, θ(n) − θ(0)")
@@ -279,7 +283,9 @@ def draw_errors(ax: Axes, data: figure.Data, optimizer: int) -> None:
     """The errors of all flows: orders by colour, rates by dashes."""
     n, kinds = jnp.asarray(data["iterations"]), list(zip(data["orders"], data["rates"], strict=True))
     comparisons = [
-        af.Comparison(n, error, error, error, error, error, ("discrete", f"order {order}, {rate} rate"), "euclidean")
+        af.Comparison(
+            n, error, error, error, error, error, ("discrete", f"order {order}, {RATE_NAMES[str(rate)]}"), "euclidean"
+        )
         for (order, rate), error in zip(kinds, map(jnp.asarray, data["flow_errors"][optimizer]), strict=True)
     ]
     af.plotting.errors(*comparisons, ax=ax)

@@ -266,7 +266,7 @@ def draw(data: figure.Data) -> Figure:
         ax.set_title(title)
     for name, order in sorted({pair for pair in zip(data["problem"], data["order"], strict=True) if pair[0] in FLOWS}):
         rows = (data["problem"] == name) & (data["order"] == order)
-        label = f"{name}, p = {order:g}: slope {data['slope'][rows][0]:.2f}"
+        label = f"{_called(name)}, p = {order:g}: slope {data['slope'][rows][0]:.2f}"
         axes[0, 1].loglog(data["learning_rate"][rows], data["error"][rows], "x-", color="0.6", label=label)
     axes[0, 1].set_ylim(bottom=1e-18)
     axes[0, 1].legend(fontsize=6.5, loc="lower right", ncols=2)
@@ -277,9 +277,14 @@ def draw(data: figure.Data) -> Figure:
     return drawn
 
 
+def _called(name: str) -> str:
+    """What a flow is called in a legend."""
+    return str(name).replace("paper", "[GT]").replace("map", "interpolating")
+
+
 def draw_flows(ax: Axes, data: figure.Data) -> None:
     for place, (name, errors) in enumerate(zip(data["flows"], data["flow_errors"], strict=True)):
-        label, style = name.replace("paper", "[GT]").replace("from", "from n ="), "--" if "from" in name else "-"
+        label, style = _called(name).replace("from", "from n ="), "--" if "from" in name else "-"
         ax.semilogy(data["iterations"], np.where(errors > 0, errors, np.nan), style, color=f"C{place + 4}", label=label)
     if np.isfinite(edge := at_edge(data)):
         ax.axvline(edge, color="black", linestyle=":", label="edge of stability")

@@ -19,7 +19,6 @@ iterations of the same network, 18 minutes beside other work; cut short, it goes
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -31,7 +30,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 import adamflow as af
-from adamflow.figures import cores, figure, resume
+from adamflow.figures import figure, resume
 from adamflow.plotting import generalization
 
 jax.config.update("jax_enable_x64", True)
@@ -75,15 +74,21 @@ CONFIGS = {
 
 
 def compute(config: Config) -> figure.Data:
-    """All runs share one program; each seed is one job."""
+    """All runs share one program."""
     pairs = points_of(config)
     exponent = np.asarray(af.analysis.stability_exponent(beta=pairs[..., 0], gamma=pairs[..., 1]))
     seeds = (*config.tuning_seeds, *config.seeds)
-    with resume.Parts(__file__, config) as parts, cores.threads() as pool:
-        # The first run compiles the program that all others share.
-        train(config, *problem_of(config, seeds[0]), pairs[0, 0], config.learning_rate)
-        jobs = [pool.submit(parts.get, f"seed-{seed}", partial(histories, config, seed, pairs)) for seed in seeds]
-        losses = np.stack([job.result()["losses"] for job in figure.progress(jobs, "seeds")])
+    tasks = {seed: problem_of(config, seed) for seed in seeds}
+
+    def run(seed: int, beta: float, gamma: float, learning_rate: float) -> dict[str, Any]:
+        losses = train(config, *tasks[seed], np.array([beta, gamma]), float(learning_rate))
+        return {"loss": ("iteration", losses, {"long_name": "test loss"})}
+
+    beta, gamma = pairs.reshape(-1, 2).T
+    grid = {"seed": seeds, "point": af.zip_axes(beta=beta, gamma=gamma), "learning_rate": config.learning_rates}
+    with resume.Parts(__file__, config) as parts:
+        runs = parts.sweep("runs", run, grid, method="threads")
+    losses = runs.loss.values.reshape(len(seeds), *pairs.shape[:2], len(config.learning_rates), -1)
     tuning, reported = np.split(losses, [len(config.tuning_seeds)])
     best = np.argmin(tuning[..., -1].mean(axis=0), axis=-1)
     fixed = np.full_like(best, config.learning_rates.index(config.learning_rate))
@@ -122,13 +127,6 @@ def problem_of(config: Config, seed: int) -> tuple[af.Problem, Any]:
     sizes: dict[str, Any] = dict(layers=config.layers, heads=config.heads, width=config.width, context=config.context)
     problem = af.problems.char_transformer(**sizes, batch_size=1, validation_size=config.validation_size, seed=seed)
     return problem, problem.batches(config.batch_size, seed)
-
-
-def histories(config: Config, seed: int, pairs: np.ndarray) -> dict[str, np.ndarray]:
-    """The test losses of a seed by curve, point, learning rate and time."""
-    task, rates = problem_of(config, seed), config.learning_rates
-    table = [[[train(config, *task, pair, rate) for rate in rates] for pair in points] for points in pairs]
-    return {"losses": np.array(table)}
 
 
 def train(config: Config, problem: af.Problem, batches: Any, pair: np.ndarray, rate: float) -> np.ndarray:

@@ -108,6 +108,8 @@ CONFIGS = {
     "full": Config(EVERY, second=True),
 }
 FLOWS = ("edge", "stable 1", "stable 2", "central", "edge 2")
+#: The same in legends.
+FLOW_NAMES = ("TwoBranchFlow", "interpolating 1", "interpolating 2", "central", "TwoBranchFlow 2")
 SERIES = ("sharpness", "amplitude", "loss", "iterates_amplitude", "iterates_loss")
 
 
@@ -283,7 +285,7 @@ def draw(data: figure.Data) -> Figure:
     for ax, problem, letter in zip(axes[0], problems, "abc", strict=False):
         rows = np.flatnonzero(np.asarray(data["problems"]) == problem)
         labels = [f"{data['records'][row]}, η = {data['learning_rates'][row]:g}" for row in rows]
-        af.plotting.two_branch_flow.distances(ax, data["iterations"], data["errors"][rows], FLOWS, labels)
+        af.plotting.two_branch_flow.distances(ax, data["iterations"], data["errors"][rows], FLOW_NAMES, labels)
         ax.set_title(f"{letter}  {problem.capitalize()}")
     for ax in axes[0, len(problems) :]:
         ax.set_axis_off()

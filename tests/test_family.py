@@ -427,6 +427,19 @@ def test_formula_l2_moves_where_the_gradient_vanishes_and_decoupled_decay_shrink
     assert ends[1] == pytest.approx(np.exp(-1e-3 * 1e-4 * 200), rel=1e-9)
 
 
+@pytest.mark.parametrize("kind", [af.GouldTanakaFlow, af.InterpolatingFlow], ids=["gould_tanaka", "interpolating"])
+def test_identity_the_flow_with_l2_is_that_of_the_loss_with_a_penalty(kind):
+    plain = af.adam(0.02, beta=0.9, gamma=0.5, epsilon=1e-3)
+    options = {"solver": diffrax.Euler(), "step_size": 0.5}
+
+    def penalized(params):
+        return parabola(params) + 0.1 / 2 * jnp.sum(params**2)
+
+    with_field = af.solve(kind(af.with_l2(plain, 0.1), order=1), parabola, jnp.ones(2), 15, **options)
+    with_penalty = af.solve(kind(plain, order=1), penalized, jnp.ones(2), 15, **options)
+    np.testing.assert_allclose(with_field.params, with_penalty.params, rtol=1e-12)
+
+
 @pytest.mark.slow
 def test_identity_the_average_of_the_model_leaves_the_run_alone():
     plain, averaged = af.adam(0.05), af.with_model_average(af.adam(0.05), 0.9, start="zero")

@@ -48,7 +48,9 @@ def _lacks_derivative(
 ) -> Bool[Array, ""]:
     flat, unravel = ravel_pytree(params)
     noise = jax.random.normal(jax.random.key(0), flat.shape, flat.dtype) * jnp.finfo(flat.dtype).eps ** 0.5
-    near = unravel(flat + noise * (jnp.abs(flat) + optimizer.learning_rate.astype(flat.dtype)))
+    rates = optimizer.at(iteration).learning_rates(params)
+    rates = ravel_pytree(jax.tree.map(lambda leaf, rate: jnp.full_like(leaf, rate), params, rates))[0]
+    near = unravel(flat + noise * (jnp.abs(flat) + rates))
     gradients = [jax.grad(loss)(place) for place in (params, near)]
     marked = _Marked(**{field.name: getattr(optimizer, field.name) for field in dataclasses.fields(Optimizer)})
 

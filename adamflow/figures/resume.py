@@ -9,7 +9,10 @@ files are removed, unless it was left by an exception.
 
 import dataclasses
 import hashlib
+import importlib
+import importlib.util
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,8 +20,10 @@ from typing import Any
 
 import jax
 import numpy as np
+import xarray as xr
 
 from adamflow.figures import figure
+from adamflow.sweeps import sweep
 
 
 class Parts:
@@ -52,6 +57,25 @@ class Parts:
             figure.write(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
+
+    def sweep(self, name: str, run: Callable[..., Any], grid: Mapping[str, Any], **options: Any) -> xr.Dataset:
+        """The dataset of `af.sweep`, whose finished chunks are kept like parts, where zarr is installed.
+
+        With the address of a dask scheduler in the variable ADAMFLOW_SCHEDULER its workers compute it.
+        """
+        address = os.environ.get("ADAMFLOW_SCHEDULER")
+        if importlib.util.find_spec("zarr") is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            options |= {"store": self.folder / f"{name}.zarr"}
+        if address is None:
+            data = sweep(run, grid, **options)
+        else:
+            with importlib.import_module("distributed").Client(address) as client:
+                data = sweep(run, grid, client=client, **options)
+        if np.any(data.adamflow.outcome == "not_run"):
+            raise KeyboardInterrupt("the sweep was ended; the same command goes on")
+        # In memory, since the folder is removed at the end.
+        return data.load()
 
 
 def _sources(script: Path) -> bytes:

@@ -74,7 +74,8 @@ class GouldTanakaFlow(AbstractAveragesFlow):
 
     def initial_state(self, loss: Loss, params: Params, start: Start | None = None) -> FlowState:
         state, direction = averages.initial_state(self.optimizer, loss, params, start)
-        velocity = self.optimizer.increment(params, direction) if self.order == 2 else None
+        first = 0 if start is None else start[0]
+        velocity = self.optimizer.at(first).increment(params, direction) if self.order == 2 else None
         return FlowState(params, velocity, state.filters, state.memory)
 
     @property
@@ -86,7 +87,7 @@ class GouldTanakaFlow(AbstractAveragesFlow):
         gradient = jax.grad(as_scalar(loss))(params)
         filters = averages.clipped(optimizer, state.filters)
         direction, targets = optimizer.direction_and_targets(gradient, filters, time, params, memory=state.memory)
-        step = optimizer.increment(params, direction)
+        step = optimizer.at(time).increment(params, direction)
         velocity = step if self.order == 1 else state.velocity
         if optimizer.stages[0].uses_difference:
             difference = self._difference(loss, params, velocity)
@@ -106,7 +107,7 @@ class GouldTanakaFlow(AbstractAveragesFlow):
         """How fast what the first stage gets changes along the flow: D g = H θ', from a Hessian-vector product."""
 
         def first_input(params: Params) -> Params:
-            return self.optimizer.regularized(jax.grad(loss)(params), params)
+            return self.optimizer.first_input(jax.grad(loss)(params), params)
 
         return jax.jvp(first_input, (params,), (velocity,))[1]
 

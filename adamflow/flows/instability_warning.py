@@ -27,6 +27,9 @@ def warn_of_rotation(optimizer: Optimizer) -> None:
     one. Samples of s up to there say whether others are outside before. A batch of records, traced numbers and a record
     whose step has no limit after infinitely many iterations are not looked at.
     """
+    if optimizer.recipe(clipping=False):
+        # Where −1 is a multiplier is then a question of the iteration and of the leaf.
+        return
     numbers = jax.tree.leaves(eqx.filter(optimizer, eqx.is_array_like))
     if not is_concrete(numbers) or any(jnp.ndim(leaf) for leaf in numbers):
         return
@@ -38,7 +41,7 @@ def warn_of_rotation(optimizer: Optimizer) -> None:
         # Its decays are functions that infinity is no argument of: whether it rotates is not known, and no failure.
         return
     first, second = (np.linalg.det(matrix + np.eye(len(matrix))) for matrix in (at_zero, at_unit))
-    rounding = _ROUNDING * float(jnp.finfo(jnp.result_type(optimizer.learning_rate)).eps)
+    rounding = _ROUNDING * float(jnp.finfo(optimizer.dtype).eps)
     if not (np.isfinite(at_unit).all() and first > 0):
         return
     edge = first / (first - second) if first - second > rounding * first else np.inf

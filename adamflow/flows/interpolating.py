@@ -204,11 +204,16 @@ class InterpolatingFlow(AbstractFlow):
 
     def increment(self, time: Scalar, state: InterpolatingState, loss: Loss) -> InterpolatingState:
         """F(y, n) − y; that of θ as the step itself has it, without a difference of large numbers."""
-        direction, optimizer_state, weight_sums = self._consume(time, state, jax.grad(as_scalar(loss))(state.params))
+        return self.increment_by(time, state, jax.grad(as_scalar(loss))(state.params))
+
+    def increment_by(self, time: Scalar, state: InterpolatingState, gradient: Params) -> InterpolatingState:
+        """F(y, n) − y for a given gradient."""
+        direction, optimizer_state, weight_sums = self._consume(time, state, gradient)
         optimizer_state, weight_sums = jax.tree.map(
             jnp.subtract, (optimizer_state, weight_sums), (state.optimizer_state, state.weight_sums)
         )
-        return InterpolatingState(self.optimizer.increment(state.params, direction), optimizer_state, weight_sums)
+        moved = self.optimizer.at(time).increment(state.params, direction)
+        return InterpolatingState(moved, optimizer_state, weight_sums)
 
     def clipped(self, state: InterpolatingState) -> InterpolatingState:
         """The state without the negative values of nonnegative filters that the stages of an explicit step may have."""

@@ -10,7 +10,7 @@ from adamflow.checks import check_precision
 from adamflow.flows.averages import check_no_l2, levels
 from adamflow.flows.flow import AbstractFlow, Snapshot, Start
 from adamflow.losses import as_scalar
-from adamflow.optimizers import AbstractStage, Filter, Optimizer, StageInput, check_standard, overrides
+from adamflow.optimizers import AbstractStage, Filter, Optimizer, StageInput, check_constant, check_standard, overrides
 from adamflow.optimizers.hyperparameters import flag_called
 from adamflow.types import Leaf, Loss, Params, Scalar
 
@@ -69,6 +69,9 @@ class MemorylessFlow(AbstractFlow):
 
     def __check_init__(self):
         check_standard(
+            "MemorylessFlow", self.optimizer, "take af.InterpolatingFlow, which needs the discrete step alone"
+        )
+        check_constant(
             "MemorylessFlow", self.optimizer, "take af.InterpolatingFlow, which needs the discrete step alone"
         )
         stages = self.optimizer.stages

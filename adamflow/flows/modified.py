@@ -139,7 +139,7 @@ class ModifiedFlow(AbstractAveragesFlow):
             direction, targets = self.optimizer.direction_and_targets(
                 taylor(gradients, x), taylor(filters, x), time + x, params
             )
-            return self.optimizer.increment(params, direction), targets
+            return self.optimizer.at(time + x).increment(params, direction), targets
 
         readings = derivatives(read, order - 1, dtype)
         for _ in range(averages.levels(self.optimizer.stages) if order > 1 else 0):

@@ -10,6 +10,7 @@ from adamflow.optimizers.adamax import AdamaxStage, adamax
 from adamflow.optimizers.adan import AdanStage, adan
 from adamflow.optimizers.ademamix import AdEMAMixStage, ademamix
 from adamflow.optimizers.amsgrad import AMSGradStage, amsgrad
+from adamflow.optimizers.clipping import with_clipping
 from adamflow.optimizers.described_state import OptimizerReading
 from adamflow.optimizers.from_optax import from_optax
 from adamflow.optimizers.kadam import kadam
@@ -20,12 +21,20 @@ from adamflow.optimizers.maxva import MaxVarianceStage, lamadam, madam
 from adamflow.optimizers.model_average import ClippedStage, ModelAverageStage, clipped_adam, with_model_average
 from adamflow.optimizers.muon import MuonStage, muon
 from adamflow.optimizers.nadam import NAdamScheduleStage, NAdamStage, nadam
-from adamflow.optimizers.optimizer import Optimizer, OptimizerState, check_optimizer, check_standard, overrides
+from adamflow.optimizers.optimizer import (
+    Optimizer,
+    OptimizerState,
+    check_constant,
+    check_optimizer,
+    check_standard,
+    overrides,
+)
 from adamflow.optimizers.per_tensor import PerTensorAdamStage, PerTensorRMSpropStage
 from adamflow.optimizers.radam import RAdamStage, radam
 from adamflow.optimizers.reading import divides_by, reads_as_adam
 from adamflow.optimizers.rmsprop import RMSpropStage, rmsprop
 from adamflow.optimizers.schedule_free import ScheduleFreeStage, schedule_free
+from adamflow.optimizers.settings import ByLeaf, Schedule, by_leaf
 from adamflow.optimizers.sgd import GradientStage, MomentumStage, sgd
 from adamflow.optimizers.shampoo import ShampooStage, shampoo
 from adamflow.optimizers.signsgd import SignStage, signsgd
@@ -44,6 +53,7 @@ __all__ = [
     "AdamStage",
     "AdamaxStage",
     "AdanStage",
+    "ByLeaf",
     "ClippedStage",
     "ExtrapolationStage",
     "Filter",
@@ -63,6 +73,7 @@ __all__ = [
     "RAdamStage",
     "RMSpropStage",
     "RootNormStage",
+    "Schedule",
     "ScheduleFreeStage",
     "ShampooStage",
     "SignMomentumStage",
@@ -82,6 +93,8 @@ __all__ = [
     "adan",
     "ademamix",
     "amsgrad",
+    "by_leaf",
+    "check_constant",
     "check_optimizer",
     "check_standard",
     "clipped_adam",
@@ -105,6 +118,7 @@ __all__ = [
     "signsgd",
     "signum",
     "uadam",
+    "with_clipping",
     "with_l2",
     "with_model_average",
     "yogi",

@@ -6,6 +6,7 @@ import jax
 from adamflow.checks import check_range, keyword_decays
 from adamflow.optimizers.hyperparameters import beside, check_decays, number_called
 from adamflow.optimizers.optimizer import Optimizer
+from adamflow.optimizers.settings import Setting
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput
 from adamflow.types import Leaf, Scalar
 
@@ -42,13 +43,13 @@ class AdaBeliefStage(AbstractStage):
 
 @keyword_decays
 def adabelief(
-    learning_rate: Scalar,
+    learning_rate: Setting,
     *,
     beta: Scalar = 0.999,
     gamma: Scalar = 0.9,
     epsilon: Scalar = 1e-16,
     epsilon_added: Scalar = 1e-16,
-    weight_decay: Scalar = 0.0,
+    weight_decay: Setting = 0.0,
 ) -> Optimizer:
     """AdaBelief (Zhuang et al., 2020): steps are long where the gradient is as its average foretold.
 

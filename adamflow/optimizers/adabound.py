@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from adamflow.checks import check_range, keyword_decays
 from adamflow.optimizers.hyperparameters import beside, check_decays, flag_called, number, number_called
 from adamflow.optimizers.optimizer import Optimizer
+from adamflow.optimizers.settings import Setting, plain_rate
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput, moment_filters, weight_sum_of
 from adamflow.types import Leaf, Scalar
 
@@ -52,14 +53,14 @@ class AdaBoundStage(AbstractStage):
 
 @keyword_decays
 def adabound(
-    learning_rate: Scalar,
+    learning_rate: Setting,
     *,
     beta: Scalar = 0.999,
     gamma: Scalar = 0.9,
     epsilon: Scalar = 1e-8,
     final_learning_rate: Scalar = 0.1,
     convergence_rate: Scalar = 1e-3,
-    weight_decay: Scalar = 0.0,
+    weight_decay: Setting = 0.0,
 ) -> Optimizer:
     """AdaBound (Luo et al., 2019): Adam that ends as gradient descent with momentum.
 
@@ -96,14 +97,14 @@ def adabound(
 
 @keyword_decays
 def nadambound(
-    learning_rate: Scalar,
+    learning_rate: Setting,
     *,
     beta: Scalar = 0.999,
     gamma: Scalar = 0.9,
     epsilon: Scalar = 1e-8,
     final_learning_rate: Scalar = 0.1,
     convergence_rate: Scalar = 1e-3,
-    weight_decay: Scalar = 0.0,
+    weight_decay: Setting = 0.0,
 ) -> Optimizer:
     """NAdamBound (Jiang et al., 2023): the clipped rate of `adabound` times Nesterov's γ mₙ + (1−γ) gₙ.
 
@@ -122,9 +123,9 @@ def nadambound(
 
 
 def _adabound(learning_rate, beta, gamma, epsilon, final, convergence_rate, weight_decay, *, nesterov) -> Optimizer:
-    check_range("learning_rate", learning_rate, 0, float("inf"), low_open=True, high_open=True)
+    rate = plain_rate("nadambound" if nesterov else "adabound", learning_rate)
     check_range("final_learning_rate", final, 0, float("inf"), low_open=True, high_open=True)
-    final_rate = number("final_learning_rate", final) / number("learning_rate", learning_rate)
+    final_rate = number("final_learning_rate", final) / rate
     return Optimizer(
         learning_rate=learning_rate,
         stages=(AdaBoundStage(beta, gamma, final_rate, convergence_rate, nesterov),),

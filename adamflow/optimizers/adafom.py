@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from adamflow.checks import check_range, keyword_decays
 from adamflow.optimizers.hyperparameters import beside, flag_called, number_called
 from adamflow.optimizers.optimizer import Optimizer
+from adamflow.optimizers.settings import Setting
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput
 from adamflow.types import Leaf, Scalar
 
@@ -44,11 +45,11 @@ class AdaFomStage(AbstractStage):
 
 @keyword_decays
 def adafom(
-    learning_rate: Scalar,
+    learning_rate: Setting,
     *,
     gamma: Scalar = 0.9,
     epsilon: Scalar = 0.0,
-    weight_decay: Scalar = 0.0,
+    weight_decay: Setting = 0.0,
     bias_correction: bool = False,
     shrinks: bool = False,
 ) -> Optimizer:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from adamflow.checks import check_range
 from adamflow.optimizers.hyperparameters import beside, number_called
 from adamflow.optimizers.optimizer import Optimizer
+from adamflow.optimizers.settings import Setting
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput
 from adamflow.types import Leaf, Scalar
 
@@ -44,11 +45,11 @@ class AdagradStage(AbstractStage):
 
 
 def adagrad(
-    learning_rate: Scalar,
+    learning_rate: Setting,
     *,
     epsilon: Scalar = 0.0,
     initial_sum: Scalar = 0.0,
-    weight_decay: Scalar = 0.0,
+    weight_decay: Setting = 0.0,
     epsilon_inside_root: bool = False,
 ) -> Optimizer:
     """Adagrad (Duchi, Hazan and Singer, 2011).

@@ -8,6 +8,7 @@ from adamflow.optimizers.hyperparameters import check_decays, is_zero, number_ca
 from adamflow.optimizers.optimizer import Optimizer
 from adamflow.optimizers.per_tensor import PerTensorAdamStage, PerTensorRMSpropStage
 from adamflow.optimizers.rmsprop import RMSpropStage
+from adamflow.optimizers.settings import Setting, is_zero_setting, setting
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput, moment_filters
 from adamflow.types import Leaf, Scalar
 
@@ -46,7 +47,7 @@ def adam_stage(beta: Scalar, gamma: Scalar, second_moment: str = "elementwise") 
 
 @keyword_decays
 def adam(
-    learning_rate: Scalar,
+    learning_rate: Setting,
     *,
     beta: Scalar = 0.999,
     gamma: Scalar = 0.9,
@@ -63,7 +64,7 @@ def adam(
         uₙ = [mₙ/(1−γⁿ⁺¹)] / (√[vₙ/(1−βⁿ⁺¹)] + ε),   θₙ₊₁ = θₙ − η uₙ.
 
     Args:
-        learning_rate: η > 0.
+        learning_rate: η > 0, or a schedule, or values by leaf: docs/recipes.md.
         beta: decay β of the second moment, in (0, 1): `b2` in PyTorch and optax.
         gamma: decay γ of the first moment, in [0, 1): `b1` in PyTorch and optax. At the number 0 no first moment is
             kept: `Optimizer.moment` and `with_moment` read and set moments alike with it and without.
@@ -104,12 +105,12 @@ def adam(
 
 @keyword_decays
 def adamw(
-    learning_rate: Scalar,
+    learning_rate: Setting,
     *,
     beta: Scalar = 0.999,
     gamma: Scalar = 0.9,
     epsilon: Scalar = 0.0,
-    weight_decay: Scalar = 1e-4,
+    weight_decay: Setting = 1e-4,
     second_moment: str = "elementwise",
     epsilon_inside_root: bool = False,
     bias_correction: bool = True,
@@ -119,11 +120,11 @@ def adamw(
     uₙ is the direction of `adam`, whose arguments are not repeated here.
 
     Args:
-        learning_rate: η > 0.
+        learning_rate: η > 0, or a schedule, or values by leaf: docs/recipes.md.
         beta: decay β of the second moment, in (0, 1): `b2` in PyTorch and optax.
         gamma: decay γ of the first moment, in [0, 1): `b1` in PyTorch and optax.
         epsilon: ε ≥ 0.
-        weight_decay: λ ≥ 0, multiplied by η as in PyTorch and optax.
+        weight_decay: λ ≥ 0, multiplied by η as in PyTorch and optax; a schedule or values by leaf as well.
         second_moment: "elementwise", or "per_tensor" for one v per leaf of the parameters.
         epsilon_inside_root: whether ε stands under the root.
         bias_correction: whether filters are divided by 1 − αⁿ⁺¹.
@@ -143,5 +144,5 @@ def adamw(
         epsilon=epsilon,
         epsilon_inside_root=epsilon_inside_root,
         bias_correction=bias_correction,
-        name="adam" if is_zero("weight_decay", weight_decay) else "adamw",
+        name="adam" if is_zero_setting(setting("weight_decay", weight_decay)) else "adamw",
     )

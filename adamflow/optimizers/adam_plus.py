@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from adamflow.checks import check_range, keyword_decays
 from adamflow.optimizers.hyperparameters import beside, number, number_called
 from adamflow.optimizers.optimizer import Optimizer
+from adamflow.optimizers.settings import Setting, plain_rate
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput
 from adamflow.types import Leaf, Params, Scalar
 
@@ -60,6 +61,8 @@ class ExtrapolationStage(AbstractStage):
     def filters(self) -> tuple[Filter, ...]:
         return ()
 
+    needs_constant_rate: ClassVar[str] = "its extrapolation takes the last step for one at the same rate; give a number"
+
     def initial_memory(self, leaf: Leaf) -> dict[str, Leaf]:
         return {"last": jnp.zeros_like(leaf), "previous": jnp.zeros_like(leaf)}
 
@@ -83,7 +86,7 @@ class ExtrapolationStage(AbstractStage):
 
 @keyword_decays
 def adam_plus(
-    learning_rate: Scalar, *, gamma: Scalar = 0.9, rate_exponent: Scalar = 1.0, smallest_root: Scalar = 1e-8
+    learning_rate: Setting, *, gamma: Scalar = 0.9, rate_exponent: Scalar = 1.0, smallest_root: Scalar = 1e-8
 ) -> Optimizer:
     """Adam+ (Liu et al., 2020): an average of gradients at extrapolated points, over the root of its norm.
 
@@ -111,12 +114,12 @@ def adam_plus(
         >>> af.adam_plus(0.1).name
         'adam+'
     """
-    check_range("learning_rate", learning_rate, 0, float("inf"), low_open=True, high_open=True)
+    rate = plain_rate("adam_plus", learning_rate)
     check_range("gamma", gamma, 0, 1, low_open=True, high_open=True)
     check_range("rate_exponent", rate_exponent, 0, float("inf"), high_open=True)
     share = 1 - number("gamma", gamma)
     return Optimizer(
-        learning_rate=number("learning_rate", learning_rate) * share ** number("rate_exponent", rate_exponent),
+        learning_rate=rate * share ** number("rate_exponent", rate_exponent),
         stages=(RootNormStage(gamma, smallest_root), ExtrapolationStage(gamma)),
         bias_correction=False,
         name="adam+",

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from adamflow.checks import check_range, keyword_decays
 from adamflow.optimizers.hyperparameters import beside, check_decays, number_called
 from adamflow.optimizers.optimizer import Optimizer
+from adamflow.optimizers.settings import Setting
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput, weight_sum_of
 from adamflow.types import Leaf, Scalar
 
@@ -63,12 +64,12 @@ class AdamaxStage(AbstractStage):
 
 @keyword_decays
 def adamax(
-    learning_rate: Scalar,
+    learning_rate: Setting,
     *,
     beta: Scalar = 0.999,
     gamma: Scalar = 0.9,
     epsilon: Scalar = 0.0,
-    weight_decay: Scalar = 0.0,
+    weight_decay: Setting = 0.0,
 ) -> Optimizer:
     """Adamax (Kingma and Ba, 2015): Adam in the maximum norm.
 

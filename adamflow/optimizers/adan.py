@@ -8,6 +8,7 @@ import jax
 from adamflow.checks import check_range, keyword_decays
 from adamflow.optimizers.hyperparameters import beside, check_decays, flag_called, number, number_called
 from adamflow.optimizers.optimizer import Optimizer
+from adamflow.optimizers.settings import Setting, plain_rate
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput
 from adamflow.types import Leaf, Scalar
 
@@ -49,14 +50,14 @@ class AdanStage(AbstractStage):
 
 @keyword_decays
 def adan(
-    learning_rate: Scalar,
+    learning_rate: Setting,
     *,
     beta: Scalar = 0.99,
     gamma: Scalar = 0.98,
     difference_decay: Scalar = 0.92,
     difference_weight: Scalar | None = None,
     epsilon: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
+    weight_decay: Setting = 0.0,
     proximal: bool = True,
 ) -> Optimizer:
     """Adan (Xie et al., 2022): Nesterov's momentum without a gradient at another point.
@@ -90,10 +91,9 @@ def adan(
         >>> print(round(1e-3 * float(af.analysis.critical_curvature(af.adan(1e-3))), 4))
         23.0501
     """
-    check_range("weight_decay", weight_decay, 0, float("inf"), high_open=True)
-    check_range("learning_rate", learning_rate, 0, float("inf"), low_open=True, high_open=True)
     if flag_called("proximal")(proximal):
-        rate, decay = number("learning_rate", learning_rate), number("weight_decay", weight_decay)
+        check_range("weight_decay", weight_decay, 0, float("inf"), high_open=True, hint="give proximal a number")
+        rate, decay = plain_rate("adan with proximal", learning_rate), number("weight_decay", weight_decay)
         learning_rate = rate / (1 + rate * decay)
     weight = difference_decay if difference_weight is None else difference_weight
     return Optimizer(

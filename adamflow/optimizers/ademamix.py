@@ -6,6 +6,7 @@ import jax
 from adamflow.checks import check_range, keyword_decays
 from adamflow.optimizers.hyperparameters import beside, check_decays, number_called
 from adamflow.optimizers.optimizer import Optimizer
+from adamflow.optimizers.settings import Setting
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput
 from adamflow.types import Leaf, Scalar
 
@@ -42,14 +43,14 @@ class AdEMAMixStage(AbstractStage):
 
 @keyword_decays
 def ademamix(
-    learning_rate: Scalar,
+    learning_rate: Setting,
     *,
     beta: Scalar = 0.999,
     gamma: Scalar = 0.9,
     slow_decay: Scalar = 0.9999,
     slow_weight: Scalar = 8.0,
     epsilon: Scalar = 0.0,
-    weight_decay: Scalar = 0.0,
+    weight_decay: Setting = 0.0,
 ) -> Optimizer:
     """AdEMAMix (Pagliardini, Ablin and Grangier, 2024): Adam with a second, slow first moment.
 

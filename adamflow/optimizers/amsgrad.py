@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from adamflow.checks import check_choice, keyword_decays
 from adamflow.optimizers.hyperparameters import beside, check_decays, choice_called, number_called
 from adamflow.optimizers.optimizer import Optimizer
+from adamflow.optimizers.settings import Setting
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput, moment_filters, weight_sum_of
 from adamflow.types import Leaf, Scalar
 
@@ -67,12 +68,12 @@ class AMSGradStage(AbstractStage):
 
 @keyword_decays
 def amsgrad(
-    learning_rate: Scalar,
+    learning_rate: Setting,
     *,
     beta: Scalar = 0.999,
     gamma: Scalar = 0.9,
     epsilon: Scalar = 0.0,
-    weight_decay: Scalar = 0.0,
+    weight_decay: Setting = 0.0,
     form: Literal["paper", "optax", "torch"] = "paper",
 ) -> Optimizer:
     """AMSGrad (Reddi, Kale and Kumar, 2018): a second moment that never falls.

@@ -11,17 +11,15 @@ from adamflow.optimizers.optimizer import Optimizer, OptimizerState
 class OptimizerReading:
     """An optimizer and its state, read from another library: `optimizer, optimizer_state, iteration = reading`.
 
-    `training_report(loss, params, *reading, **reading.groups)` is the report of it.
+    `training_report(loss, params, *reading)` is the report of it, and
+    `iterate(reading.optimizer, loss, params, steps, start=reading.start)` goes on from it.
 
     Attributes:
-        optimizer: with the learning rate of this iteration; where groups differ, the largest one, and the largest
-            weight decay.
+        optimizer: with its schedules, and where groups differ with the rate and weight decay of each leaf.
         optimizer_state: its state, before the gradient at the present parameters.
         iteration: how many gradients the state has consumed.
         found: what was found in the state, a phrase for each part.
         not_described: what was found and is not in `optimizer`, or cannot be seen in a state, a sentence each.
-        learning_rates: η of each leaf, a pytree like the parameters, or `None` if all are that of `optimizer`.
-        weight_decays: λ of each leaf likewise.
     """
 
     optimizer: Optimizer
@@ -29,17 +27,14 @@ class OptimizerReading:
     iteration: int
     found: tuple[str, ...] = ()
     not_described: tuple[str, ...] = ()
-    learning_rates: Any = None
-    weight_decays: Any = None
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.optimizer, self.optimizer_state, self.iteration))
 
     @property
-    def groups(self) -> dict[str, Any]:
-        """The arguments of `training_report` for parameter groups; empty if there is one."""
-        numbers = dict(learning_rates=self.learning_rates, weight_decays=self.weight_decays)
-        return {name: value for name, value in numbers.items() if value is not None}
+    def start(self) -> tuple[int, OptimizerState]:
+        """Where a run goes on, as `start=` of `af.iterate` and `af.solve` takes it."""
+        return self.iteration, self.optimizer_state
 
     def __str__(self) -> str:
         text = f"{self.optimizer.name} after {self.iteration} iterations; found: {', '.join(self.found)}"

@@ -4,20 +4,25 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from adamflow.checks import check_count, describe, keyword_decays
+from adamflow.checks import check_count, check_flag, describe, keyword_decays
 from adamflow.optimizers.adam import adamw
+from adamflow.optimizers.amsgrad import amsgrad
+from adamflow.optimizers.clipping import with_clipping
 from adamflow.optimizers.described_state import OptimizerReading
+from adamflow.optimizers.nadam import nadam
 from adamflow.optimizers.optimizer import Optimizer, OptimizerState
+from adamflow.optimizers.record import Record
 from adamflow.optimizers.rmsprop import rmsprop
+from adamflow.optimizers.settings import ByLeaf, Schedule, by_leaf, setting
 from adamflow.optimizers.sgd import sgd
 from adamflow.types import Params, Scalar
 
 #: A number, a schedule (a function of the iteration), or a dict of these by the label of `multi_transform`.
-Setting = Scalar | Callable[[Any], Any] | Mapping[Any, Any] | None
+Setting = Scalar | Callable[[Any], Any] | Mapping[Any, Any] | ByLeaf | None
 
 #: States in optax that hold others, by the field that does.
 _WRAPPERS = {
@@ -34,11 +39,11 @@ _HARMLESS = {
     "SnapshotState": "a snapshot",
     "MonitorState": "a monitor",
 }
-_MOMENTS = ("ScaleByAdamState", "ScaleByRmsState", "ScaleByRmsWithCountState", "TraceState")
+_MOMENTS = ("ScaleByAdamState", "ScaleByAmsgradState", "ScaleByRmsState", "ScaleByRmsWithCountState", "TraceState")
 _DEFAULTS = dict(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0)
 _UNSEEN = (
     "optax keeps no state for clipping, constant rates, weight decay and its mask, and Nesterov's momentum: they are "
-    "not seen here; give what there is of them as arguments, here or to training_report"
+    "not seen here; give what there is of them as arguments"
 )
 
 
@@ -74,6 +79,8 @@ def from_optax(
     gamma: Scalar | None = None,
     epsilon: Scalar | None = None,
     weight_decay: Setting = None,
+    clip_norm: Scalar | None = None,
+    nesterov: bool = False,
     epsilon_inside_root: bool | None = None,
     bias_correction: bool | None = None,
     iteration: int | None = None,
@@ -81,10 +88,10 @@ def from_optax(
 ) -> OptimizerReading:
     """The optimizer, its state and the iteration of an optax state, for the analysis and for runs.
 
-    It finds the moments of `optax.adam`, `adamw`, `rmsprop` and `sgd` with momentum in any chain, also below
-    `inject_hyperparams`, `multi_transform`, `masked`, `apply_if_finite` and `MultiSteps`. An optax state holds no
-    hyperparameters, except those that `inject_hyperparams` put there: the others are arguments here, with the defaults
-    of `optax.adam`.
+    It finds the moments of `optax.adam`, `adamw`, `nadam`, `amsgrad`, `rmsprop` and `sgd` with momentum in any chain,
+    also below `inject_hyperparams`, `multi_transform`, `masked`, `apply_if_finite` and `MultiSteps`. An optax state
+    holds no hyperparameters, except those that `inject_hyperparams` put there: the others are arguments here, with the
+    defaults of `optax.adam`.
 
     Args:
         opt_state: what `transformation.init` or `update` returned.
@@ -93,8 +100,10 @@ def from_optax(
         beta: decay of the second moment (`b2`; `decay` of `optax.rmsprop`, whose default is .9).
         gamma: decay of the first moment (`b1`; `momentum` of `optax.sgd`).
         epsilon: `eps`.
-        weight_decay: λ of `optax.adamw`, a number, a schedule, or a dict of them by label. Where it has a mask, give
-            `training_report` its `weight_decays`.
+        weight_decay: λ of `optax.adamw`, a number, a schedule, or a dict of them by label. For a mask give
+            `af.by_leaf`, with 0 where nothing decays; `learning_rate` takes that, too.
+        clip_norm: c of `optax.clip_by_global_norm`, which leaves no trace in a state.
+        nesterov: whether Adam's step has the momentum of the next iteration: `optax.nadam`, whose state is Adam's.
         epsilon_inside_root: whether ε stands under the root; by default as in optax: for `rmsprop` alone.
         bias_correction: whether v is bias-corrected; by default as in optax: for Adam alone.
         iteration: how many gradients the state has consumed; needed where no part of the state counts.
@@ -105,8 +114,8 @@ def from_optax(
         state holds.
 
     Raises:
-        ValueError: the state has no moments, or parts that this package does not describe, such as those of AMSGrad or
-            Lion, or parts that contradict each other; or a hyperparameter is missing.
+        ValueError: the state has no moments, or parts that this package does not describe, such as those of Lion,
+            or parts that contradict each other; or a hyperparameter is missing.
 
     Example:
         >>> import adamflow as af, jax.numpy as jnp, optax
@@ -121,12 +130,16 @@ def from_optax(
     _walk(opt_state, None, {}, search)
     kind = _one_kind(opt_state, search)
     count = _iteration_of(search, iteration)
-    settings = _Settings(search, count, dict(b1=gamma, b2=beta, eps=epsilon), kind)
+    settings = _Settings(search, count, dict(b1=gamma, b2=beta, eps=epsilon), kind, check_flag("nesterov", nesterov))
     scale = settings.gradient_scale()
-    rates = {label: rate / scale for label, rate in settings.by_label("learning_rate", learning_rate).items()}
+    rates = settings.by_label("learning_rate", learning_rate)
+    rates = {label: _divided(rate, scale) for label, rate in rates.items()}
     decays = settings.by_label("weight_decay", weight_decay)
-    optimizer = settings.optimizer(max(rates.values()), max(decays.values()), bias_correction, epsilon_inside_root)
     merged, leaf_labels, frozen = _merged(search.moments, params, kind)
+    groups = _spread(rates, leaf_labels), _spread(decays, leaf_labels)
+    optimizer = settings.optimizer(*groups, bias_correction, epsilon_inside_root)
+    if clip_norm is not None:
+        optimizer = with_clipping(optimizer, clip_norm)
     state = _state(optimizer, merged, scale)
     notes = [_UNSEEN]
     if frozen:
@@ -137,8 +150,6 @@ def from_optax(
         iteration=count,
         found=tuple(dict.fromkeys(search.names)),
         not_described=tuple(notes + search.unknown),
-        learning_rates=_spread(rates, leaf_labels),
-        weight_decays=_spread(decays, leaf_labels),
     )
 
 
@@ -188,14 +199,15 @@ def _note_unknown(node: Any, name: str, search: _Search) -> None:
     if name.startswith("ScaleBy") or name in ("EmaState",):
         raise ValueError(
             f"opt_state holds a {name}, which adamflow has no reader for; it reads the states of optax.adam, adamw, "
-            "rmsprop and sgd with momentum. Declare the optimizer by AbstractStage and fill its OptimizerState yourself"
+            "nadam, amsgrad, rmsprop and sgd with momentum. "
+            "Declare the optimizer by AbstractStage and fill its OptimizerState yourself"
         )
     search.unknown.append(f"{name} was found and is not described")
 
 
 def _one_kind(opt_state: Any, search: _Search) -> str:
     """The kind of the moments, or an error unless all are of one."""
-    kinds = {"Adam": [], "Rms": [], "Trace": []}
+    kinds = {"Adam": [], "Amsgrad": [], "Rms": [], "Trace": []}
     for found in search.moments:
         next(group for word, group in kinds.items() if word in found.kind).append(found)
     present = [word for word, group in kinds.items() if group]
@@ -242,17 +254,19 @@ class _Settings:
     iteration: int
     given: dict[str, Any]
     kind: str
+    nesterov: bool
 
     def labels(self) -> list[Any]:
         return [found.label for found in self.search.moments]
 
-    def by_label(self, name: str, given: Any) -> dict[Any, float]:
-        """A number for each label, of the present iteration."""
+    def by_label(self, name: str, given: Any) -> dict[Any, Any]:
+        """A setting for each label: a number, a schedule, or values by leaf."""
         numbers = {}
-        if isinstance(given, Mapping) and (missing := set(self.labels()) - set(given)):
+        has_labels = isinstance(given, Mapping)
+        if has_labels and (missing := set(self.labels()) - set(given)):
             raise ValueError(f"{name} has no entry for the labels {sorted(map(repr, missing))} of multi_transform")
         for found in self.search.moments:
-            value = given[found.label] if isinstance(given, Mapping) else given
+            value = given[found.label] if has_labels else given
             if value is None:
                 value = found.hyperparameters.get(name, _DEFAULTS.get(name))
             if value is None:
@@ -260,8 +274,7 @@ class _Settings:
                     f"an optax state does not hold the {name}; give {name}=, a number or the schedule, as the "
                     "optimizer got it"
                 )
-            number: Any = value(self.iteration) if callable(value) else value
-            numbers[found.label] = float(number)
+            numbers[found.label] = setting(name, value)
         return numbers
 
     def shared(self, name: str) -> float:
@@ -282,7 +295,7 @@ class _Settings:
         return 1 - float(self.shared("b1")) if self.kind == "Trace" else 1.0
 
     def optimizer(
-        self, learning_rate: float, weight_decay: float, bias_correction: bool | None, inside: bool | None
+        self, learning_rate: Any, weight_decay: Any, bias_correction: bool | None, inside: bool | None
     ) -> Optimizer:
         if self.kind == "Trace":
             return sgd(learning_rate, self.shared("b1"), weight_decay=weight_decay)
@@ -295,15 +308,15 @@ class _Settings:
                 epsilon_inside_root=True if inside is None else inside,
                 bias_correction=bool(bias_correction),
             )
-        return adamw(
-            learning_rate,
-            beta=self.shared("b2"),
-            gamma=self.shared("b1"),
-            epsilon=self.shared("eps"),
-            weight_decay=weight_decay,
-            epsilon_inside_root=bool(inside),
-            bias_correction=True if bias_correction is None else bias_correction,
+        numbers = dict(
+            beta=self.shared("b2"), gamma=self.shared("b1"), epsilon=self.shared("eps"), weight_decay=weight_decay
         )
+        if self.kind == "Amsgrad":
+            found = amsgrad(learning_rate, form="optax", **numbers)
+        else:
+            found = (nadam if self.nesterov else adamw)(learning_rate, **numbers)
+        corrects = True if bias_correction is None else bias_correction
+        return dataclasses.replace(found, epsilon_inside_root=bool(inside), bias_correction=corrects)
 
 
 def _is_masked(node: Any) -> bool:
@@ -321,7 +334,8 @@ def _merged(moments: list[_Found], params: Params, kind: str) -> tuple[dict[str,
     """The moments of all labels by name, the label of each leaf, and the names of leaves without moments."""
     merged, labels, frozen = {}, [], []
     structure = None
-    for tree in {"Adam": ("mu", "nu"), "Rms": ("nu",), "Trace": ("trace",)}[kind]:
+    trees = {"Adam": ("mu", "nu"), "Amsgrad": ("mu", "nu", "nu_max"), "Rms": ("nu",), "Trace": ("trace",)}
+    for tree in trees[kind]:
         columns = [jax.tree.flatten(getattr(found.state, tree), is_leaf=_is_masked) for found in moments]
         structure = columns[0][1]
         if any(other != structure for _, other in columns):
@@ -345,9 +359,12 @@ def _state(optimizer: Optimizer, merged: dict[str, Params], scale: float) -> Opt
     """The state of the optimizer with the moments."""
     state = optimizer.initial_state(next(iter(merged.values())))
     names = {"mu": "first_moment", "nu": "second_moment", "trace": "first_moment"}
+    maximum = merged.pop("nu_max", None)
     for tree, value in merged.items():
         value = jax.tree.map(lambda leaf: scale * leaf, value) if tree == "trace" else value
         state = optimizer.with_moment(state, names[tree], value)
+    if maximum is not None:
+        state = OptimizerState(state.filters, ({"maximum": maximum},), state.previous_inputs)
     return state
 
 
@@ -372,7 +389,30 @@ def _in_precision(leaf: Any) -> Any:
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
-def _spread(numbers: dict[Any, float], leaves: _Leaves) -> Any:
-    """The number of each leaf by its label, 0 where it has none; `None` if one number is all."""
-    values = [np.float64(0.0 if label is _NOTHING else numbers[label]) for label in leaves.labels]
-    return None if len(set(values)) == 1 else leaves.structure.unflatten(values)
+def _spread(numbers: dict[Any, Any], leaves: _Leaves) -> Any:
+    """The setting of each leaf by its label, 0 where it has none; the setting itself if one is all."""
+    values = [0.0 if label is _NOTHING else numbers[label] for label in leaves.labels]
+    if all(value is values[0] or value == values[0] for value in values):
+        return values[0]
+    if any(isinstance(value, ByLeaf) for value in values):
+        raise ValueError("a setting by leaf cannot be that of one label; give a dict of numbers or schedules by label")
+    return by_leaf(leaves.structure.unflatten(values))
+
+
+def _divided(rate: Any, scale: float) -> Any:
+    """A learning rate over a number."""
+    if scale == 1.0:
+        return rate
+    if isinstance(rate, ByLeaf):
+        return ByLeaf(rate.values, _divided(rate.times, scale))
+    return Schedule(_Quotient(rate, scale)) if isinstance(rate, Schedule) else rate / scale
+
+
+class _Quotient(Record):
+    """A schedule over a number."""
+
+    schedule: Schedule
+    divisor: float = eqx.field(static=True)
+
+    def __call__(self, iteration: Scalar) -> Any:
+        return self.schedule(iteration) / self.divisor

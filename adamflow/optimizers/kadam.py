@@ -7,6 +7,7 @@ from adamflow.checks import check_choice, check_count, keyword_decays
 from adamflow.optimizers.adam import adam_stage
 from adamflow.optimizers.hyperparameters import check_decays, is_zero, number
 from adamflow.optimizers.optimizer import Optimizer
+from adamflow.optimizers.settings import Setting
 from adamflow.types import Scalar
 
 #: Each stage is compiled on its own.
@@ -32,7 +33,7 @@ def kadam(
     beta: Scalar = 0.999,
     gamma: Scalar = 0.9,
     epsilon: Scalar = 0.0,
-    weight_decay: Scalar = 0.0,
+    weight_decay: Setting = 0.0,
     strategy: str = "inverse_exponential",
     second_moment: str = "elementwise",
     epsilon_inside_root: bool = False,

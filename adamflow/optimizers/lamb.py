@@ -10,6 +10,7 @@ from adamflow.checks import check_range, keyword_decays
 from adamflow.optimizers.adam import adam_stage
 from adamflow.optimizers.hyperparameters import beside, number_called
 from adamflow.optimizers.optimizer import Optimizer
+from adamflow.optimizers.settings import Setting
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput
 from adamflow.types import Leaf, Scalar
 
@@ -41,7 +42,7 @@ class TrustRatioStage(AbstractStage):
 
 @keyword_decays
 def lamb(
-    learning_rate: Scalar,
+    learning_rate: Setting,
     *,
     beta: Scalar = 0.999,
     gamma: Scalar = 0.9,

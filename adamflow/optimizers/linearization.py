@@ -47,12 +47,16 @@ def step_system(optimizer: Optimizer, loss: Loss) -> System:
 
 def zero_of(optimizer: Optimizer) -> Array:
     """One parameter at rest, in the precision of the record's numbers."""
-    return jnp.zeros((), jnp.result_type(optimizer.learning_rate))
+    return jnp.zeros((), optimizer.dtype)
 
 
 def without_bias(optimizer: Optimizer) -> Optimizer:
-    """The record once bias correction is over, and with ε in P, which the curvature is measured by."""
-    return dataclasses.replace(optimizer, bias_correction=False, epsilon=jnp.zeros_like(optimizer.epsilon))
+    """The record once bias correction is over, and with ε in P, which the curvature is measured by.
+
+    Near rest gradients are too small to be clipped.
+    """
+    plain = dict(bias_correction=False, epsilon=jnp.zeros_like(optimizer.epsilon), clip_norm=None, clip_value=None)
+    return dataclasses.replace(optimizer, **plain)
 
 
 def at_rest(optimizer: Optimizer, curvature: Scalar, build: Build) -> tuple[Callable[[Array], Array], Array]:

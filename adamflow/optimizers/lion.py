@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from adamflow.checks import check_range, keyword_decays
 from adamflow.optimizers.hyperparameters import beside, number, number_called
 from adamflow.optimizers.optimizer import Optimizer
+from adamflow.optimizers.settings import Setting
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput
 from adamflow.types import Leaf, Scalar
 
@@ -38,7 +39,7 @@ class SignMomentumStage(AbstractStage):
 
 
 @keyword_decays
-def signum(learning_rate: Scalar, *, gamma: Scalar = 0.9, weight_decay: Scalar = 0.0) -> Optimizer:
+def signum(learning_rate: Setting, *, gamma: Scalar = 0.9, weight_decay: Setting = 0.0) -> Optimizer:
     """Signum (Bernstein et al., 2018): the sign of the momentum.
 
         mₙ = γ mₙ₋₁ + (1−γ) gₙ,   m₋₁ = 0,   θₙ₊₁ = θₙ − η (λ θₙ + sign mₙ).
@@ -73,7 +74,7 @@ def signum(learning_rate: Scalar, *, gamma: Scalar = 0.9, weight_decay: Scalar =
 
 @keyword_decays
 def lion(
-    learning_rate: Scalar, *, gamma: Scalar = 0.99, interpolation: Scalar = 0.9, weight_decay: Scalar = 0.0
+    learning_rate: Setting, *, gamma: Scalar = 0.99, interpolation: Scalar = 0.9, weight_decay: Setting = 0.0
 ) -> Optimizer:
     """Lion (Chen et al., 2023): the sign of a mean of momentum and gradient.
 

@@ -11,6 +11,7 @@ import numpy as np
 from adamflow.checks import check_range, is_concrete, keyword_decays
 from adamflow.optimizers.hyperparameters import beside, number_called
 from adamflow.optimizers.optimizer import Optimizer
+from adamflow.optimizers.settings import Setting
 from adamflow.optimizers.sgd import MomentumStage
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput
 from adamflow.types import Leaf, Scalar
@@ -82,13 +83,13 @@ class MaxVarianceStage(AbstractStage):
 
 @keyword_decays
 def madam(
-    learning_rate: Scalar,
+    learning_rate: Setting,
     *,
     lowest_beta: Scalar = 0.5,
     highest_beta: Scalar = 0.98,
     gamma: Scalar = 0.9,
     epsilon: Scalar = 1e-15,
-    weight_decay: Scalar = 0.0,
+    weight_decay: Setting = 0.0,
 ) -> Optimizer:
     """MAdam (Zhu et al., 2020): Adam with a decay of the second moment that maximizes the observed variance.
 
@@ -129,13 +130,13 @@ def madam(
 
 @keyword_decays
 def lamadam(
-    learning_rate: Scalar,
+    learning_rate: Setting,
     *,
     lowest_beta: Scalar = 0.5,
     highest_beta: Scalar = 0.98,
     gamma: Scalar = 0.9,
     epsilon: Scalar = 1e-15,
-    weight_decay: Scalar = 0.0,
+    weight_decay: Setting = 0.0,
 ) -> Optimizer:
     """LaMAdam (Zhu et al., 2020): `madam` that normalizes first and averages then: two stages in a row.
 

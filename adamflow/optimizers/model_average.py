@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from adamflow.checks import check_range, keyword_decays
 from adamflow.optimizers.hyperparameters import beside, choice_called, number_called
 from adamflow.optimizers.optimizer import Optimizer, check_optimizer
+from adamflow.optimizers.settings import Setting
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput
 from adamflow.types import Leaf, Scalar
 
@@ -123,7 +124,7 @@ def with_model_average(
 
 @keyword_decays
 def clipped_adam(
-    learning_rate: Scalar, *, gamma: Scalar = 0.9, clip: Scalar = 1.0, weight_decay: Scalar = 0.0
+    learning_rate: Setting, *, gamma: Scalar = 0.9, clip: Scalar = 1.0, weight_decay: Setting = 0.0
 ) -> Optimizer:
     """The clipped Adam of Ahn and Cutkosky (2024): Adam at β = γ² as a discounted online learner.
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from adamflow.checks import check_range, keyword_decays
 from adamflow.optimizers.hyperparameters import beside, check_decays, count_called, flag_called, number_called
 from adamflow.optimizers.optimizer import Optimizer
+from adamflow.optimizers.settings import Setting
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput
 from adamflow.types import Leaf, Scalar
 
@@ -81,13 +82,13 @@ class MuonStage(AbstractStage):
 
 @keyword_decays
 def muon(
-    learning_rate: Scalar,
+    learning_rate: Setting,
     *,
     momentum: Scalar = 0.95,
     beta: Scalar = 0.999,
     gamma: Scalar = 0.9,
     epsilon: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
+    weight_decay: Setting = 0.0,
     nesterov: bool = True,
     iterations: int = 5,
     smallest_norm: Scalar = 1e-7,

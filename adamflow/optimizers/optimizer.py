@@ -11,11 +11,29 @@ import optax
 
 from adamflow.checks import check_count, check_precision, check_range, describe, is_concrete
 from adamflow.losses import as_scalar
-from adamflow.optimizers.hyperparameters import beside, flag_called, is_zero, number, number_called
+from adamflow.optimizers.hyperparameters import (
+    beside,
+    flag_called,
+    is_zero,
+    number,
+    number_called,
+    number_or_none,
+)
 from adamflow.optimizers.reading import divides_by
 from adamflow.optimizers.record import Record
+from adamflow.optimizers.settings import (
+    ByLeaf,
+    Setting,
+    check_setting,
+    dtype_of,
+    is_zero_setting,
+    setting_at,
+    setting_called,
+    spread,
+    varies,
+)
 from adamflow.optimizers.stage import AbstractStage, Filter, StageInput
-from adamflow.types import Filters, Leaf, Loss, Params, Scalar
+from adamflow.types import Filters, Leaf, Loss, Numbers, Params, Scalar
 
 
 def check_optimizer(where: str, value: Any) -> None:
@@ -74,6 +92,20 @@ def check_standard(where: str, optimizer: Any, hint: str) -> None:
             f"{where} has equations for the step of Optimizer, but {type(optimizer).__name__} overrides "
             f"{', '.join(changed)}, which they would ignore; {hint}"
         )
+
+
+def check_constant(where: str, optimizer: "Optimizer", hint: str, *, takes_clipping: bool = False) -> None:
+    """Raise `ValueError` unless the learning rate and weight decay of an optimizer are numbers, and nothing is clipped.
+
+    Args:
+        where: what has equations for such an optimizer alone.
+        optimizer: the optimizer.
+        hint: what to do instead.
+        takes_clipping: whether clipped gradients are no obstacle.
+    """
+    reasons = optimizer.recipe(clipping=not takes_clipping)
+    if reasons:
+        raise ValueError(f"{where} has equations for numbers alone, but in {optimizer.name!r} {reasons[0]}; {hint}")
 
 
 def _as_stages(value: Any) -> tuple[AbstractStage, ...]:
@@ -139,35 +171,48 @@ class Optimizer(Record):
     which "auto" takes a solver of diffrax.
 
     Attributes:
-        learning_rate: η > 0.
+        learning_rate: η > 0; or a function of the iteration, such as a schedule of optax; or a value for each leaf of
+            the parameters, as `by_leaf` makes them. `at(iteration)` is the optimizer with the numbers of an iteration.
         stages: the chain of stages, at least one.
-        weight_decay: λ ≥ 0, decoupled.
+        weight_decay: λ ≥ 0, decoupled, of the same kinds.
         l2: λ₂ > 0 of a penalty λ₂‖θ‖²/2 whose gradient λ₂θ is added to gₙ before the stages; `None` for none. It passes
             through the filters, so that it is another system than `weight_decay`, unless u = g.
         epsilon: ε ≥ 0, the stabilizer of every ratio: m/(√v + ε). At ε = 0 a ratio with v = 0 is 0.
         epsilon_inside_root: whether the ratio is m/√(v + ε) instead.
         bias_correction: whether filters are divided by the same average of the constant 1.
         name: what reports and legends call it.
+        clip_norm: the largest norm ‖g‖ over all parameters: a longer gradient is scaled to it, before the stages and
+            before `l2`; `None` for no clipping. See `with_clipping`.
+        clip_value: the largest entry of |g|: others are cut to it, before `clip_norm`; `None` for no clipping.
 
     Raises:
-        ValueError: if a number is out of its range, or there is no stage.
+        ValueError: if a number is out of its range, or there is no stage; if a stage needs a constant learning rate.
     """
 
-    learning_rate: jax.Array = eqx.field(converter=number_called("learning_rate"))
+    learning_rate: Setting = eqx.field(converter=setting_called("learning_rate"))
     stages: tuple[AbstractStage, ...] = eqx.field(converter=_as_stages)
-    weight_decay: jax.Array = eqx.field(converter=number_called("weight_decay"), default=0.0)
+    weight_decay: Setting = eqx.field(converter=setting_called("weight_decay"), default=0.0)
     epsilon: jax.Array = eqx.field(converter=number_called("epsilon"), default=0.0)
     epsilon_inside_root: bool = eqx.field(static=True, converter=flag_called("epsilon_inside_root"), default=False)
     bias_correction: bool = eqx.field(static=True, converter=flag_called("bias_correction"), default=True)
     name: str = eqx.field(static=True, default="optimizer")
     l2: jax.Array | None = eqx.field(converter=_l2, default=None)
+    clip_norm: jax.Array | None = eqx.field(converter=number_or_none("clip_norm"), default=None)
+    clip_value: jax.Array | None = eqx.field(converter=number_or_none("clip_value"), default=None)
 
     def __check_init__(self):
         if not self.stages:
             raise ValueError("an optimizer needs at least one stage, got none; for plain sign descent use af.signsgd")
         hint = "the step is θ − η(λθ + u)"
-        check_range("learning_rate", self.learning_rate, 0, low_open=True, high=float("inf"), high_open=True, hint=hint)
-        check_range("weight_decay", self.weight_decay, 0, float("inf"), high_open=True, hint=hint)
+        check_setting("learning_rate", self.learning_rate, low_open=True, hint=hint)
+        check_setting("weight_decay", self.weight_decay, low_open=False, hint=hint)
+        for name in ("clip_norm", "clip_value"):
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), 0, low_open=True, hint="give None for no clipping")
+        if varies(self.learning_rate):
+            for stage in self.stages:
+                if stage.needs_constant_rate:
+                    raise ValueError(f"learning_rate must not vary in {self.name!r}: {stage.needs_constant_rate}")
         check_range("epsilon", self.epsilon, 0, float("inf"), high_open=True)
         if self.l2 is not None:
             check_range(
@@ -175,6 +220,70 @@ class Optimizer(Record):
             )
         if not isinstance(self.name, str):
             raise ValueError(f"name must be a string, got {describe(self.name)}")
+
+    def at(self, iteration: Numbers) -> "Optimizer":
+        """This optimizer with the learning rate and weight decay of an iteration, as numbers.
+
+        What knows no time, such as the edge of stability, is that of one iteration:
+        `critical_curvature(optimizer.at(n))`. An optimizer whose numbers do not vary is returned as it is.
+
+        Args:
+            iteration: n, a real number in a flow; or an array, for a batch of optimizers.
+
+        Raises:
+            ValueError: if a schedule returns a negative number, or none that is finite.
+
+        Example:
+            >>> import adamflow as af, optax
+            >>> optimizer = af.adamw(optax.linear_schedule(0.0, 0.1, 10))
+            >>> print(optimizer.at(5).learning_rate.round(6))
+            0.05
+        """
+        if not (varies(self.learning_rate) or varies(self.weight_decay)):
+            return self
+        names = ("learning_rate", "weight_decay")
+        found = [setting_at(name, getattr(self, name), iteration) for name in names]
+        # Not by `dataclasses.replace`, which checks again: the rate of an iteration may be 0.
+        return eqx.tree_at(lambda optimizer: [getattr(optimizer, name) for name in names], self, found)
+
+    def learning_rates(self, params: Params) -> Params:
+        """η of each leaf of the parameters; a `ValueError` where it varies with the iteration: `at` comes first."""
+        return spread("learning_rate", self.learning_rate, params)
+
+    def weight_decays(self, params: Params) -> Params:
+        """λ of each leaf of the parameters; a `ValueError` where it varies with the iteration: `at` comes first."""
+        return spread("weight_decay", self.weight_decay, params)
+
+    def uniform(self, params: Params) -> "Optimizer":
+        """This optimizer with one rate and one decay for all leaves: the largest of each.
+
+        Raises:
+            ValueError: where they vary with the iteration: `at` comes first.
+        """
+        names = ("learning_rate", "weight_decay")
+        if not any(isinstance(getattr(self, name), ByLeaf) for name in names):
+            return self
+        trees = self.learning_rates(params), self.weight_decays(params)
+        largest = [jnp.max(jnp.stack([jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]), axis=0) for tree in trees]
+        return eqx.tree_at(lambda optimizer: [getattr(optimizer, name) for name in names], self, largest)
+
+    def recipe(self, *, clipping: bool = True) -> tuple[str, ...]:
+        """In words, what of this optimizer is more than a number: schedules, groups and, if asked for, clipping."""
+        found = []
+        for name in ("learning_rate", "weight_decay"):
+            value = getattr(self, name)
+            if varies(value):
+                found.append(f"{name} varies with the iteration")
+            if isinstance(value, ByLeaf):
+                found.append(f"{name} differs between leaves")
+        if clipping and not (self.clip_norm is None and self.clip_value is None):
+            found.append("gradients are clipped")
+        return tuple(found)
+
+    @property
+    def dtype(self) -> Any:
+        """The type of its numbers."""
+        return dtype_of(self.learning_rate)
 
     def initial_state(self, params: Params) -> OptimizerState:
         """The state before the first gradient: all filters are zero, but for those that declare another start.
@@ -221,7 +330,7 @@ class Optimizer(Record):
             ValueError: if a leaf of the gradient is neither float32 nor float64, or parameters are needed and missing.
         """
         check_precision("the gradient", gradient)
-        signal = self.regularized(gradient, params)
+        signal = self.first_input(gradient, params)
         filters, memories, previous = [], [], []
         for index, stage in enumerate(self.stages):
 
@@ -275,8 +384,9 @@ class Optimizer(Record):
         """
         return self._read(gradient, filters, iteration, params, memory, None)[2]
 
-    def regularized(self, gradient: Params, params: Params | None) -> Params:
-        """What the first stage gets: the gradient, with λ₂θ added where there is an `l2`."""
+    def first_input(self, gradient: Params, params: Params | None) -> Params:
+        """What the first stage gets: the gradient, clipped, with λ₂θ added where there is an `l2`."""
+        gradient = self.clipped(gradient)
         if params is None and (self.l2 is not None or any(stage.uses_params for stage in self.stages)):
             raise ValueError(
                 f"{self.name!r} needs the parameters, for l2 or for a stage that uses them; call "
@@ -290,6 +400,26 @@ class Optimizer(Record):
             return (g + beside(self.l2, leaf) * leaf).astype(g.dtype)
 
         return jax.tree.map(add, gradient, params)
+
+    def clipped(self, gradient: Params) -> Params:
+        """The gradient with entries of at most `clip_value`, and then a norm of at most `clip_norm`."""
+        if self.clip_value is not None:
+            limit = self.clip_value
+            gradient = jax.tree.map(
+                lambda g: jnp.clip(g, -beside(limit, g), beside(limit, g)).astype(g.dtype), gradient
+            )
+        if self.clip_norm is None:
+            return gradient
+        limit, length = self.clip_norm, _norm_of(gradient)
+        # As optax has it, so that rounding is the same.
+        divisor = jnp.where(length > 0, length, 1.0)
+
+        def scaled(g: Leaf) -> Leaf:
+            return jnp.where(length < beside(limit, g), g, g / divisor.astype(g.dtype) * beside(limit, g)).astype(
+                g.dtype
+            )
+
+        return jax.tree.map(scaled, gradient)
 
     def evaluation_params(self, snapshot: Any) -> Params:
         """Where the model is evaluated: θ itself, or what stages such as an average of the model make of it.
@@ -307,20 +437,21 @@ class Optimizer(Record):
             [(21, 4), (21, 4)]
         """
         params = snapshot.params
+        rates = self.at(snapshot.iteration).learning_rates(params)
         memories = snapshot.memory or tuple({} for _ in self.stages)
         for stage, filters, memory in zip(self.stages, snapshot.filters, memories, strict=True):
 
-            def evaluate(leaf, averages, memory, stage=stage):
+            def evaluate(leaf, rate, averages, memory, stage=stage):
                 corrected = self._corrected(stage, averages, snapshot.iteration)
-                point = stage.evaluation_params(leaf, corrected, memory, beside(self.learning_rate, leaf))
+                point = stage.evaluation_params(leaf, corrected, memory, beside(rate, leaf))
                 return point.astype(leaf.dtype)
 
-            params = _over_leaves(evaluate, (params,), (filters, memory))
+            params = _over_leaves(evaluate, (params, rates), (filters, memory))
         return params
 
     def _read(self, gradient, filters, iteration, params, memory, difference) -> tuple[Params, Filters, Filters]:
         """The direction, what drives each filter, and how memory moves, from the state of a flow."""
-        signal, targets, rates = self.regularized(gradient, params), [], []
+        signal, targets, rates = self.first_input(gradient, params), [], []
         for index, stage in enumerate(self.stages):
 
             def respond(value, change, place, averages, memory, stage=stage):
@@ -444,16 +575,19 @@ class Optimizer(Record):
         return jax.tree.map(lambda square: self._denominator(square).astype(square.dtype), second)
 
     def increment(self, params: Params, direction: Params) -> Params:
-        """What a step adds to the parameters: −η (λ θ + u)."""
+        """What a step adds to the parameters: −η (λ θ + u).
 
-        def moved(leaf: Leaf, u: Leaf) -> Leaf:
-            rate, decay = beside(self.learning_rate, leaf), beside(self.weight_decay, leaf)
+        Where η or λ varies, what iteration n adds is `optimizer.at(n).increment(...)`; a `ValueError` says so.
+        """
+
+        def moved(leaf: Leaf, u: Leaf, rate: Any, decay: Any) -> Leaf:
+            rate, decay = beside(rate, leaf), beside(decay, leaf)
             return (-rate * (decay * leaf + u)).astype(leaf.dtype)
 
-        return jax.tree.map(moved, params, direction)
+        return jax.tree.map(moved, params, direction, self.learning_rates(params), self.weight_decays(params))
 
     def apply(self, params: Params, direction: Params) -> Params:
-        """The parameters after a step: θ − η (λ θ + u)."""
+        """The parameters after a step: θ − η (λ θ + u), with η and λ as in `increment`."""
         return jax.tree.map(jnp.add, params, self.increment(params, direction))
 
     def step(
@@ -462,7 +596,7 @@ class Optimizer(Record):
         """The whole map of an iteration: from θₙ and the memory before its gradient to θₙ₊₁ and the memory after it."""
         params, memory = state
         direction, memory = self.update(jax.grad(as_scalar(loss))(params), memory, iteration, params)
-        return self.apply(params, direction), memory
+        return self.at(iteration).apply(params, direction), memory
 
     def ratio(self, numerator: Leaf, square: Leaf) -> Leaf:
         """The stabilized ratio m/(√v + ε), or m/√(v + ε); 0 where its denominator is 0, in value and in derivative.
@@ -499,13 +633,14 @@ class Optimizer(Record):
         def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
             given = params is not None
             if params is None:
-                if not is_zero("weight_decay", self.weight_decay):
+                if not is_zero_setting(self.weight_decay):
                     raise ValueError("weight decay needs the parameters; call update(gradient, state, params)")
                 params = jax.tree.map(jnp.zeros_like, updates)
             check_precision("params", params)
             updates, params = jax.tree.map(jnp.asarray, (updates, params))
             direction, inner = self.update(updates, state.inner, state.iteration, params if given else None)
-            return self.increment(params, direction), OptaxState(optax.safe_increment(state.iteration), inner)
+            increment = self.at(state.iteration).increment(params, direction)
+            return increment, OptaxState(optax.safe_increment(state.iteration), inner)
 
         return optax.GradientTransformation(init, update)
 
@@ -550,6 +685,11 @@ def _derivative_of_root(primals: tuple[Leaf], tangents: tuple[Leaf]) -> tuple[Le
     root = _root(*primals)
     zero = root == 0
     return root, jnp.where(zero, 0.0, tangents[0] / jnp.where(zero, 1.0, 2 * root))
+
+
+def _norm_of(tree: Params) -> jax.Array:
+    """‖x‖ over all leaves, with derivative 0 at 0."""
+    return _root(jnp.asarray(sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(tree))))
 
 
 def _over_leaves(

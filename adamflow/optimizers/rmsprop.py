@@ -8,6 +8,7 @@ import jax
 from adamflow.checks import keyword_decays
 from adamflow.optimizers.hyperparameters import check_decays, number_called
 from adamflow.optimizers.optimizer import Optimizer
+from adamflow.optimizers.settings import Setting
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput
 from adamflow.types import Leaf, Scalar
 
@@ -33,11 +34,11 @@ class RMSpropStage(AbstractStage):
 
 @keyword_decays
 def rmsprop(
-    learning_rate: Scalar,
+    learning_rate: Setting,
     beta: Scalar = 0.999,
     epsilon: Scalar = 0.0,
     *,
-    weight_decay: Scalar = 0.0,
+    weight_decay: Setting = 0.0,
     epsilon_inside_root: bool = False,
     bias_correction: bool = True,
 ) -> Optimizer:

@@ -10,6 +10,7 @@ from adamflow.checks import check_range, keyword_decays
 from adamflow.optimizers.hyperparameters import beside, number_called
 from adamflow.optimizers.optimizer import Optimizer
 from adamflow.optimizers.rmsprop import RMSpropStage
+from adamflow.optimizers.settings import Setting
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput
 from adamflow.types import Leaf, Scalar
 
@@ -23,6 +24,7 @@ class ScheduleFreeStage(AbstractStage):
 
     uses_params: ClassVar[bool] = True
     memory_moves: ClassVar[bool] = True
+    needs_constant_rate: ClassVar[str] = "the average of iterates takes the place of a schedule; give a number"
 
     interpolation: jax.Array = eqx.field(converter=number_called("interpolation"))
     weight_decay: jax.Array = eqx.field(converter=number_called("weight_decay"), default=0.0)
@@ -64,7 +66,7 @@ class ScheduleFreeStage(AbstractStage):
 
 @keyword_decays
 def schedule_free(
-    learning_rate: Scalar,
+    learning_rate: Setting,
     *,
     beta: Scalar = 0.999,
     interpolation: Scalar = 0.9,

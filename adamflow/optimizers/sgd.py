@@ -8,6 +8,7 @@ import jax
 from adamflow.checks import check_range, keyword_decays
 from adamflow.optimizers.hyperparameters import is_zero, number_called
 from adamflow.optimizers.optimizer import Optimizer
+from adamflow.optimizers.settings import Setting
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput
 from adamflow.types import Leaf, Scalar
 
@@ -44,7 +45,7 @@ class MomentumStage(AbstractStage):
 
 
 @keyword_decays
-def sgd(learning_rate: Scalar, gamma: Scalar = 0.0, *, weight_decay: Scalar = 0.0) -> Optimizer:
+def sgd(learning_rate: Setting, gamma: Scalar = 0.0, *, weight_decay: Setting = 0.0) -> Optimizer:
     """Gradient descent, with heavy-ball momentum where γ > 0.
 
         mₙ = γ mₙ₋₁ + (1−γ) gₙ,   m₋₁ = 0,   θₙ₊₁ = θₙ − η (λ θₙ + mₙ),

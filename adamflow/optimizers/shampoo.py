@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from adamflow.checks import check_range
 from adamflow.optimizers.hyperparameters import beside, number_called
 from adamflow.optimizers.optimizer import Optimizer
+from adamflow.optimizers.settings import Setting
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput
 from adamflow.types import Leaf, Scalar
 
@@ -80,7 +81,7 @@ def _as_matrix(leaf: Leaf) -> Leaf:
     return leaf.reshape(leaf.shape[0], -1) if leaf.ndim else leaf.reshape(1, 1)
 
 
-def shampoo(learning_rate: Scalar, *, initial_diagonal: Scalar = 1e-4, weight_decay: Scalar = 0.0) -> Optimizer:
+def shampoo(learning_rate: Setting, *, initial_diagonal: Scalar = 1e-4, weight_decay: Setting = 0.0) -> Optimizer:
     """Shampoo (Gupta, Koren and Singer, 2018): Adagrad with a matrix for the rows and one for the columns.
 
         Lₙ = Lₙ₋₁ + Gₙ Gₙᵀ,   Rₙ = Rₙ₋₁ + Gₙᵀ Gₙ,   L₋₁ = R₋₁ = ε·1,   uₙ = Lₙ^{−1/4} Gₙ Rₙ^{−1/4}.

@@ -5,6 +5,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from adamflow.optimizers.optimizer import Optimizer
+from adamflow.optimizers.settings import Setting
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput
 from adamflow.types import Leaf, Scalar
 
@@ -26,7 +27,7 @@ class SignStage(AbstractStage):
         return 1.0
 
 
-def signsgd(learning_rate: Scalar, *, weight_decay: Scalar = 0.0) -> Optimizer:
+def signsgd(learning_rate: Setting, *, weight_decay: Setting = 0.0) -> Optimizer:
     """Sign descent (Bernstein et al., 2018): θₙ₊₁ = θₙ − η (λ θₙ + sign gₙ), Adam's limit β, γ → 0 at ε = 0.
 
     Args:

@@ -102,6 +102,7 @@ class AbstractStage(Record):
 
     - `takes_signs = True`: the direction is a sign, or another function with a jump;
     - `mixes_entries = True`: an entry of the direction depends on other entries in more than a common factor;
+    - `needs_constant_rate`: a sentence that says why η must not vary with the iteration, where it must not;
     - `no_limit`: a sentence that says why this stage has no limit equations; flows of [GT] refuse it with that;
     - `bound(...)`: the largest entry of its direction, where lemma L3 (`af.analysis.direction_bound`) finds none.
 
@@ -117,6 +118,7 @@ class AbstractStage(Record):
     takes_signs: ClassVar[bool] = False
     mixes_entries: ClassVar[bool] = False
     no_limit: ClassVar[str] = ""
+    needs_constant_rate: ClassVar[str] = ""
 
     @abc.abstractmethod
     def filters(self) -> tuple[Filter, ...]:
@@ -226,6 +228,10 @@ class Refiltered(AbstractStage):
     @property
     def no_limit(self) -> str:  # pyright: ignore
         return self.stage.no_limit
+
+    @property
+    def needs_constant_rate(self) -> str:  # pyright: ignore
+        return self.stage.needs_constant_rate
 
     def filters(self) -> tuple[Filter, ...]:
         return tuple(map(self.change, self.stage.filters()))

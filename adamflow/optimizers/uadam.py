@@ -7,6 +7,7 @@ import numpy as np
 from adamflow.checks import check_range, is_concrete, keyword_decays
 from adamflow.optimizers.hyperparameters import beside, check_decays, number, number_called
 from adamflow.optimizers.optimizer import Optimizer
+from adamflow.optimizers.settings import Setting
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput, moment_filters
 from adamflow.types import Leaf, Scalar
 
@@ -52,13 +53,13 @@ class InterpolatedMomentumStage(AbstractStage):
 
 @keyword_decays
 def uadam(
-    learning_rate: Scalar,
+    learning_rate: Setting,
     *,
     beta: Scalar | None = 0.999,
     gamma: Scalar = 0.9,
     interpolation: Scalar = 0.0,
     epsilon: Scalar = 0.0,
-    weight_decay: Scalar = 0.0,
+    weight_decay: Setting = 0.0,
     bias_correction: bool = False,
 ) -> Optimizer:
     """UAdam (Jiang et al., 2023): Adam, NAdam, RMSprop and all between in one interpolated momentum.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from adamflow.checks import check_range, keyword_decays
 from adamflow.optimizers.hyperparameters import beside, check_decays, flag_called, number_called
 from adamflow.optimizers.optimizer import Optimizer
+from adamflow.optimizers.settings import Setting
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput, weight_sum_of
 from adamflow.types import Leaf, Scalar
 
@@ -58,14 +59,14 @@ class YogiStage(AbstractStage):
 
 @keyword_decays
 def yogi(
-    learning_rate: Scalar,
+    learning_rate: Setting,
     *,
     beta: Scalar = 0.999,
     gamma: Scalar = 0.9,
     epsilon: Scalar = 1e-3,
     initial_second: Scalar = 1e-6,
     initial_first: Scalar = 0.0,
-    weight_decay: Scalar = 0.0,
+    weight_decay: Setting = 0.0,
     bias_correction: bool = False,
 ) -> Optimizer:
     """Yogi (Zaheer et al., 2018): v moves by ±(1−β) g², so that it falls linearly and not exponentially.

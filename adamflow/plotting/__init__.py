@@ -5,6 +5,7 @@ from adamflow.plotting import (
     family,
     generalization,
     kadam,
+    noise,
     observed_region,
     phase,
     region,
@@ -13,6 +14,7 @@ from adamflow.plotting import (
     worst_case,
 )
 from adamflow.plotting.runs import convergence, errors, sharpness, trajectories
+from adamflow.plotting.sweep import sweep_lines, sweep_map
 
 __all__ = [
     "convergence",
@@ -21,11 +23,14 @@ __all__ = [
     "family",
     "generalization",
     "kadam",
+    "noise",
     "observed_region",
     "phase",
     "region",
     "scale_invariance",
     "sharpness",
+    "sweep_lines",
+    "sweep_map",
     "trajectories",
     "two_branch_flow",
     "worst_case",

@@ -98,6 +98,29 @@ def losses(ax: Axes, iterations: Times, loss: Table) -> Axes:
     return ax
 
 
+def updates(ax: Axes, iterations: Times, largest: Table, bound: Times, labels: Sequence[str]) -> Axes:
+    """The largest entry of the update of several runs over the iterations, and the bound on it, dashed.
+
+    Args:
+        ax: where to draw.
+        iterations: n.
+        largest: ‖uₙ‖∞ of each run.
+        bound: B_n.
+        labels: the names of the runs.
+    """
+    iterations, largest, bound = check_data(
+        {"iterations": (iterations, "times"), "largest": (largest, "runs times"), "bound": (bound, "times")}
+    )
+    check_labels("labels", labels, len(largest), "runs")
+    _curves(ax, iterations, largest)
+    for line, label in zip(ax.lines, labels, strict=False):
+        line.set_label(label)
+    ax.plot(iterations, bound, label="bound", **_EDGE)
+    ax.set_ylabel("largest entry of the update")
+    ax.legend()
+    return ax
+
+
 def hovering(ax: Axes, ratios: Float[np.ndarray, "runs seeds times"], labels: Sequence[str]) -> Axes:
     """Where η s over the edge stays in the last part of runs: the central 90% (line), middle half (bar) and medians.
 

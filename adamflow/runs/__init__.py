@@ -5,6 +5,7 @@ from adamflow.runs.continuous import solve
 from adamflow.runs.diffrax_methods import CHORD_ROOT_FINDER
 from adamflow.runs.discrete import iterate
 from adamflow.runs.failure import IncompleteRunError, IncompleteRunWarning
+from adamflow.runs.loading import load
 from adamflow.runs.oscillation import MeanAndOscillation, mean_and_oscillation
 from adamflow.runs.trajectory import OUTCOMES, Outcome, Stats, Trajectory
 
@@ -21,6 +22,7 @@ __all__ = [
     "Trajectory",
     "compare",
     "iterate",
+    "load",
     "mean_and_oscillation",
     "measure_convergence",
     "solve",

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffrax
@@ -18,10 +19,11 @@ import numpy as np
 
 from adamflow.checks import check_count, check_flag, is_concrete
 from adamflow.flows import Snapshot
+from adamflow.flows.flow import Start
 from adamflow.losses import count_program, loss_and_aux, program
 from adamflow.optimizers import Optimizer, OptimizerState
 from adamflow.runs.failure import OnFailure, check_on_failure, tell_failure
-from adamflow.runs.input_checks import check_observe, check_optimizer, check_run
+from adamflow.runs.input_checks import check_observe, check_optimizer, check_restart, check_run
 from adamflow.runs.trajectory import (
     DIVERGED,
     INTERRUPTED,
@@ -47,7 +49,10 @@ def iterate(
     steps: int,
     *,
     save_at: Any = None,
+    start: Start | None = None,
     observe: Callable[[Snapshot], Any] | None = None,
+    stream: str | Path | None = None,
+    stream_every: int | None = None,
     batches: Callable[[Any], Batch] | None = None,
     has_aux: bool = False,
     progress: bool = False,
@@ -62,11 +67,18 @@ def iterate(
             warning says so, and from time to time all programs are released), and an object whose attributes
             have changed since its first run, or the object behind a bound method, still runs what it was then. Make it
             an `equinox.Module`, whose arrays are inputs of the program.
-        params: θ₀, any pytree of float32 or float64 arrays.
-        steps: number of iterations, at least 1.
-        save_at: increasing whole iterations in [0, steps]; by default each of 0 … steps.
+        params: θ₀, or with `start` θ at its iteration; any pytree of float32 or float64 arrays.
+        steps: the iteration at which the run ends, at least 1: without `start` the number of iterations.
+        save_at: increasing whole iterations in [0, steps], or from that of `start` on; by default each.
+        start: where the run goes on: (n₀, memory), with the `OptimizerState` before the gradient at θ. With
+            `params, start = run.restart` it is, with the same optimizer, bit for bit the run that did not end there,
+            and with another optimizer of the same stages a fork.
         observe: a jax-traceable function of a `Snapshot`, called at the saved iterations; what it returns is kept in
             `observed` *instead of* the parameters. That of the last iteration costs a gradient of its own.
+        stream: a folder, in which the run is kept while it goes on: what is saved, and the state. Each file is complete
+            or not there, so that a run that is killed keeps all but the last piece. `af.load(folder)` is the run, also
+            of one that goes on there by `start=af.load(folder).restart[1]` with the same folder.
+        stream_every: how many saved iterations a file holds; by default a twentieth of them.
         batches: a jax-traceable function from the iteration to the batch that the loss gets. Batches 0 … steps − 1 are
             drawn, and batch `steps` only if the last iteration is saved and `observe` uses more there than `iteration`
             and `params`.
@@ -100,7 +112,8 @@ def iterate(
     check_observe(observe)
     check_on_failure(on_failure)
     check_count("steps", steps, high=jnp.iinfo(jnp.result_type(int)).max - 1)
-    params, steps, rows = check_run(loss, params, steps, save_at)
+    first, state = check_restart(start, optimizer, params)
+    params, steps, rows = check_run(loss, params, steps, save_at, first)
     if batches is not None and not callable(batches):
         raise ValueError(f"batches must be a function of the iteration, got {type(batches).__name__}")
     if np.any(rows != np.round(rows)):
@@ -109,20 +122,34 @@ def iterate(
         )
     count_program(loss)
     has_aux = check_flag("has_aux", has_aux)
-    started = time.perf_counter()
     meter = diffrax.TqdmProgressMeter() if progress else diffrax.NoProgressMeter()
-    task = _Task(optimizer, loss, params, observe, batches, has_aux, meter, jnp.asarray(rows.astype(int)))
-    plan = _plan(steps, rows, observe is not None)
+    task = _Task(optimizer, loss, params, observe, batches, has_aux, meter, rows, first, state)
+    if stream is None:
+        trajectory = _run(task, steps, rows)
+    else:
+        if progress:
+            raise ValueError("progress shows the bar of a run in one piece, but stream= makes several; leave one out")
+        trajectory = _run_in_pieces(task, steps, rows, Path(stream), stream_every)
+    return tell_failure(trajectory, on_failure, rows[0])
+
+
+def _run(task: "_Task", steps: int, rows: np.ndarray) -> Trajectory:
+    """The run of a task up to an iteration, with the rows that are to be saved."""
+    started, first, observe = time.perf_counter(), task.first, task.observe
+    relative = (rows - first).astype(int)
+    task = task._replace(saved_at=jnp.asarray(relative), first=jnp.asarray(first, int))
+    plan = _plan(steps - first, relative, observe is not None)
     # A loss may close over a tracer that only the result shows: then the run is part of a larger program, too.
     ended = _in_parts(task, plan) if is_concrete(task) else None
     saved, carry, looked = _in_one_program(task, plan) if ended is None else ended
     code, last = carry.code, carry.reached
-    if is_concrete(code, last) and np.any(np.asarray(last) < 0):
+    if is_concrete(code, last) and np.any(np.asarray(last) < 0) and not first:
         raise ValueError("the loss or its gradient is not finite at the start; check the loss at `params`")
     # By NumPy where numbers are known: each operation of jax on its own would be compiled at the first call.
     xp = np if is_concrete(code, last) else jnp
     code, last = xp.asarray(code), xp.asarray(last)
-    counts = _counts(xp, last, steps, looked)
+    counts = _counts(xp, last, steps - first, looked)
+    last = last + first
     reached = last if steps > largest_exact_float() else last.astype(jnp.result_type(float))
     code, reached, counts = jax.tree.map(jnp.asarray, (code, reached, counts))
     gradients, accepted, rejected, jacobians = counts
@@ -130,13 +157,53 @@ def iterate(
         iterations=exact_iterations(rows),
         params=saved if observe is None else None,
         observed=None if observe is None else saved,
-        initial_params=params,
+        initial_params=task.params,
         final_state=(carry.params, carry.state),
         outcome=Outcome(code, reached, carry.underflowed),
         stats=Stats(gradients, accepted, rejected, jacobians, None, accepted),
-        name=f"{optimizer.name}, discrete",
+        name=f"{task.optimizer.name}, discrete",
     )
-    return tell_failure(conclude(trajectory, started), on_failure, rows[0])
+    return conclude(trajectory, started)
+
+
+#: In so many pieces a run is streamed, if it is not said otherwise.
+_PIECES = 20
+
+
+def _run_in_pieces(task: "_Task", steps: int, rows: np.ndarray, folder: Path, count: int | None) -> Trajectory:
+    """A run of which each piece is written into a folder before the next one begins.
+
+    Pieces of as many iterations and rows share one compiled program.
+    """
+    from adamflow.runs.storage import file_for, files_of, joined, save
+
+    if not is_concrete(task):
+        raise ValueError("stream= writes files, which a run under jit, vmap or grad cannot; leave it out")
+    count = -(-len(rows) // _PIECES) if count is None else check_count("stream_every", count)
+    folder.mkdir(parents=True, exist_ok=True)
+    ends = [last for _, last, _ in files_of(folder)]
+    if ends and ends[-1] != task.first:
+        raise ValueError(
+            f"{folder} holds a run up to iteration {ends[-1]}, but this one starts at {task.first}; go on from it by "
+            "params, start = af.load(folder).restart, or give a new folder"
+        )
+    pieces, begin = [], task.first
+    starts = list(range(0, len(rows), count))
+    if len(starts) > 1 and rows[starts[-1]] == steps:
+        # A piece of no iterations: its row is one of the piece before.
+        starts.pop()
+    for index, following in zip(starts, [*starts[1:], len(rows)], strict=True):
+        own, behind = rows[index:following], rows[following:]
+        end = int(behind[0]) if len(behind) else steps
+        piece = _run(task._replace(first=begin), end, own)
+        reached = int(piece.outcome.last_valid_iteration) + (piece.outcome.name == "interrupted")
+        save(piece, file_for(folder, begin, reached), wanted=steps)
+        pieces.append(piece)
+        if not piece.outcome.successful:
+            break
+        begin, (params, state) = end, piece.final_state
+        task = task._replace(params=params, state=state)
+    return joined(pieces)
 
 
 def _counts(xp: Any, last: Any, steps: int, looked: bool) -> tuple[Any, Any, Any, Any]:
@@ -166,11 +233,15 @@ class _Task(NamedTuple):
     batches: Callable[[Any], Batch] | None
     has_aux: bool
     meter: Any
-    saved_at: jax.Array
+    #: The iterations that are saved, from that of the start on.
+    saved_at: Any
+    #: The iteration of the start, and the memory before the gradient there; `None` for that of a new run.
+    first: Any
+    state: OptimizerState | None
 
 
 class _Plan(NamedTuple):
-    """The shape of a run.
+    """The shape of a run, in iterations from its start on, so that the pieces of one share a program.
 
     In one program it is a scan over blocks of `stride` iterations, the longest such that every saved iteration starts
     one (or ends the last). A look at the end takes a block more, if it is in the loop: outside of it that would be
@@ -231,19 +302,22 @@ class _Driver(NamedTuple):
     def start(self) -> _Loop:
         zero = jnp.zeros((), int)
         params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), self.task.params)
-        carry = _Carry(params, self.task.optimizer.initial_state(params), zero - 1, zero, zero)
+        given = self.task.state
+        state = self.task.optimizer.initial_state(params) if given is None else jax.tree.map(_copied, given)
+        carry = _Carry(params, state, zero - 1, zero, zero)
         size = len(self.task.saved_at)
         rows = jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype), self.shape_of_row())
         return _Loop(carry, zero, zero, rows, self.task.meter.init())
 
     def value(self, params: Params, n: jax.Array) -> tuple[jax.Array, Any]:
-        batch = () if self.task.batches is None else (self.task.batches(n),)
+        batch = () if self.task.batches is None else (self.task.batches(self.task.first + n),)
         return loss_and_aux(self.task.loss, params, *batch, has_aux=self.task.has_aux)
 
     def evaluate(self, params: Params, state: OptimizerState, n: jax.Array) -> tuple[Snapshot, OptimizerState]:
         (value, aux), gradient = jax.value_and_grad(self.value, has_aux=True)(params, n)
-        direction, state = self.task.optimizer.update(gradient, state, n, params)
-        snapshot = Snapshot(n, params, gradient, direction, state.filters, value, aux=aux, memory=state.memory)
+        iteration = self.task.first + n
+        direction, state = self.task.optimizer.update(gradient, state, iteration, params)
+        snapshot = Snapshot(iteration, params, gradient, direction, state.filters, value, aux=aux, memory=state.memory)
         return snapshot, state
 
     def look(self, snapshot: Snapshot) -> Any:
@@ -278,7 +352,7 @@ class _Driver(NamedTuple):
             snapshot, state = self.evaluate(carry.params, carry.state, n)
             if self.task.observe is not None:
                 row = jax.lax.cond(wanted, self.look, lambda _: row, snapshot)
-            params = self.task.optimizer.apply(carry.params, snapshot.direction)
+            params = self.task.optimizer.at(self.task.first + n).apply(carry.params, snapshot.direction)
             alive, ends = carry.code == 0, n == self.plan.steps
             finite = jnp.where(ends, jnp.isfinite(snapshot.loss), _is_finite(snapshot))
 
@@ -326,7 +400,7 @@ class _Driver(NamedTuple):
             row, finite = self.look(snapshot), jnp.isfinite(snapshot.loss)
         elif self.plan.looks_at_end:
             blank = _zeros_like(self.shape_of_snapshot())
-            row = self.look(dataclasses.replace(blank, iteration=n, params=carry.params))
+            row = self.look(dataclasses.replace(blank, iteration=self.task.first + n, params=carry.params))
         else:
             row = carry.params
         if not self.end_is_evaluated and self.task.batches is None:
@@ -475,6 +549,11 @@ def _is_finite(snapshot: Snapshot) -> jax.Array:
     """Whether the loss, the gradient and its square, which the filters keep, are finite."""
     finite = [jnp.all(jnp.isfinite(leaf * leaf)) for leaf in jax.tree.leaves(snapshot.gradient)]
     return jnp.stack([jnp.isfinite(snapshot.loss), *finite]).all()
+
+
+def _copied(leaf: jax.Array) -> jax.Array:
+    """A new array: one that is also the caller's could not be donated to the program."""
+    return jnp.array(leaf, copy=True)
 
 
 def _zeros_like(shapes: Any) -> Any:

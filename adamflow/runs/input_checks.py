@@ -10,6 +10,7 @@ from adamflow.checks import check_count, check_params, check_single, describe, i
 from adamflow.flows import AbstractFlow
 from adamflow.losses import check_loss
 from adamflow.optimizers import Optimizer, OptimizerState
+from adamflow.optimizers.settings import Schedule, parts
 from adamflow.types import Loss, Params
 
 
@@ -35,14 +36,17 @@ def check_optimizer(optimizer: Any) -> None:
         if isinstance(optimizer, AbstractFlow):
             hint = "; for a flow call af.solve, or take its `optimizer`"
         raise TypeError(f"optimizer must be a record such as af.adam(1e-3), got {describe(optimizer)}{hint}")
-    numbers = {name: getattr(optimizer, name) for name in ("learning_rate", "weight_decay", "epsilon")}
-    if optimizer.l2 is not None:
-        numbers["l2"] = optimizer.l2
+    numbers: list[tuple[str, Any]] = [("epsilon", optimizer.epsilon)]
+    for name in ("learning_rate", "weight_decay"):
+        numbers += [(name, part) for part in parts(getattr(optimizer, name)) if not isinstance(part, Schedule)]
+    for name in ("l2", "clip_norm", "clip_value"):
+        if getattr(optimizer, name) is not None:
+            numbers.append((name, getattr(optimizer, name)))
     for index, stage in enumerate(optimizer.stages):
         for filter in stage.filters():
             if not callable(filter.decay):
-                numbers[f"the decay of {filter.name!r} in stage {index}"] = filter.decay
-    for name, value in numbers.items():
+                numbers.append((f"the decay of {filter.name!r} in stage {index}", filter.decay))
+    for name, value in numbers:
         if jnp.shape(value) != ():
             raise ValueError(
                 f"{name} must be a single number in a run, got an array of shape {jnp.shape(value)}, one number for "
@@ -97,6 +101,25 @@ def check_start(start: Any, optimizer: Optimizer, params: Params) -> int:
             "other filters or shapes"
         )
     return first
+
+
+def check_restart(start: Any, optimizer: Optimizer, params: Params) -> tuple[int, OptimizerState | None]:
+    """The iteration and the state from which a discrete run goes on: 0 and `None` for one from the beginning.
+
+    Raises:
+        TypeError: if `start` is neither `None` nor a pair of an iteration and an `OptimizerState`.
+        ValueError: if the state is that of another optimizer or of other parameters.
+    """
+    if start is None:
+        return 0, None
+    if not isinstance(start, tuple):
+        raise TypeError(
+            f"start must be None or (n₀, memory), as in params, start = run.restart, got {describe(start)}; iterate "
+            "has no first iterations that another method makes"
+        )
+    first = check_start(start, optimizer, params)
+    like = jax.eval_shape(optimizer.initial_state, check_params(params))
+    return first, jax.tree.map(lambda leaf, wanted: jnp.asarray(leaf, wanted.dtype), start[1], like)
 
 
 def check_first_iterations(count: int, steps: int, saved: np.ndarray) -> None:

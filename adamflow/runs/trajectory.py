@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float, Int, Real
 
 from adamflow.checks import is_concrete
 from adamflow.display import fields_text, html_table
+from adamflow.optimizers import OptimizerState
 from adamflow.optimizers.record import Record
 from adamflow.runs.summary import summary, summary_rows
 from adamflow.runs.underflow import REMEDY
@@ -43,8 +45,8 @@ _SENTENCES = {
         "rtol, or use float64."
     ),
     "interrupted": (
-        "interrupted: Ctrl-C ended the run after iteration {iteration}. What came before is kept, and `final_state` is "
-        "the state from which it would have gone on."
+        "interrupted: the run ended after iteration {iteration}, by Ctrl-C or with its process. What came before is "
+        "kept, and `restart` says where it goes on."
     ),
 }
 
@@ -252,6 +254,47 @@ class Trajectory(Record):
         from adamflow.runs.dataset import dataset_of
 
         return dataset_of(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the run into a netCDF file, from which `af.load` reads it back bit for bit.
+
+        The file is a Dataset, that of `to_xarray`, with `initial_params` and `final_state`: `xarray.open_dataset` reads
+        it, and so does every program that knows netCDF. It is netCDF-3 with 64-bit offsets, which SciPy writes: no more
+        has to be installed, and one file can be put in its place at one stroke, which a zarr folder cannot. A variable
+        may have up to 4 GiB. Its attribute `adamflow_format` is the version of what `af.load` reads.
+
+        Args:
+            path: of the file, "run.nc" for one; a file that exists is replaced once the new one is complete.
+
+        Raises:
+            ValueError: if the run is a batch, jax is tracing it, or it observed something that is not made of numbers.
+            FileNotFoundError: if there is no such folder.
+        """
+        from adamflow.runs.storage import save
+
+        save(self, path)
+
+    @property
+    def restart(self) -> tuple[Params, tuple[int, OptimizerState]]:
+        """Where a discrete run goes on: `params, start = run.restart`, for `af.iterate` and `af.solve`.
+
+        With the same optimizer the run goes on as if it had not ended, with another it is a fork.
+
+        Raises:
+            ValueError: if it is the run of a flow, a batch, or did not complete for another reason than Ctrl-C.
+        """
+        final = self.final_state
+        if not (isinstance(final, tuple) and len(final) == 2 and isinstance(final[1], OptimizerState)):
+            raise ValueError(f"{self.name!r} is the run of a flow, whose state is none of an optimizer")
+        if self.iterations.ndim != 1 or not is_concrete(self):
+            raise ValueError(f"{self.name!r} must be a single run with known numbers; take one of a batch")
+        ended = self.outcome.name
+        if ended not in ("completed", "interrupted"):
+            raise ValueError(
+                f"{self.name!r} cannot go on from where it ended: {self.outcome.message} Restart from an earlier state"
+            )
+        last = int(self.outcome.last_valid_iteration)
+        return final[0], (last + (ended == "interrupted"), final[1])
 
     def __repr__(self) -> str:
         return summary(self) if self._holds_arrays() else super().__repr__()

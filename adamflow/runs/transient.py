@@ -108,7 +108,7 @@ def _first_iterations(settings: tuple, count: int, saved: jax.Array, keeps_alway
 
     def evaluate(params: Params, memory: OptimizerState, n: jax.Array) -> tuple[Snapshot, OptimizerState]:
         value, gradient = jax.value_and_grad(lambda p: scalar_loss(loss, p))(params)
-        direction, memory = optimizer.update(gradient, memory, n)
+        direction, memory = optimizer.update(gradient, memory, n, params)
         time = n.astype(jnp.result_type(*jax.tree.leaves(params)))
         return Snapshot(time, params, gradient, direction, memory.filters, value), memory
 
@@ -125,7 +125,7 @@ def _first_iterations(settings: tuple, count: int, saved: jax.Array, keeps_alway
             row = jax.lax.cond(saved[slot] == n, row_of, lambda _: old, snapshot)
             rows = jax.tree.map(lambda leaf, new: leaf.at[slot].set(new), rows, row)
             rows_are_finite = rows_are_finite.at[slot].set(jnp.where(saved[slot] == n, finite, rows_are_finite[slot]))
-        moved = (optimizer.apply(carry.params, snapshot.direction), memory)
+        moved = (optimizer.at(n).apply(carry.params, snapshot.direction), memory)
         # The last iteration is looked at alone: the flow starts there.
         after = jax.tree.map(lambda new, old: jnp.where(n < count, new, old), moved, (carry.params, carry.memory))
         return _Carry(
@@ -182,15 +182,15 @@ def initial_state(flow: AbstractFlow, loss: Loss, params: Params, early: FirstIt
 def start_flow(flow: AbstractFlow, loss: Loss, params: Params, start: Start | None) -> FlowStart:
     """Where a flow starts, at 0 or at what the user gave."""
     value, state = scalar_loss(loss, params), flow.initial_state(loss, params, start)
-    optimizer = flow.optimizer
+    optimizer, first = flow.optimizer, 0 if start is None else start[0]
     gradient = jax.grad(loss)(params)
-    direction, memory = optimizer.update(gradient, optimizer.initial_state(params), 0)
+    direction, memory = optimizer.update(gradient, optimizer.initial_state(params), 0, params)
     underflowed = count_underflowed(optimizer, gradient, memory.filters)
     moving = jnp.stack([jnp.sum(leaf != 0, dtype=int) for leaf in jax.tree.leaves(gradient)]).sum()
     return FlowStart(
         state=state,
         is_finite=_all_finite((state, value)),
-        largest_change=largest(optimizer.increment(params, direction)),
+        largest_change=largest(optimizer.at(first).increment(params, direction)),
         is_frozen=(underflowed > 0) & (underflowed == moving),
     )
 

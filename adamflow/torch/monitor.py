@@ -12,7 +12,8 @@ from jax.flatten_util import ravel_pytree
 
 from adamflow.analysis import TrainingReport
 from adamflow.analysis.stability.training import LocalLoss, ReportSettings, in_working_precision, report_of
-from adamflow.checks import check_count, check_flag
+from adamflow.checks import check_count, check_flag, check_range
+from adamflow.optimizers import with_clipping
 from adamflow.torch.model_loss import (
     Closure,
     check_deterministic,
@@ -100,8 +101,10 @@ class Monitor:
             tolerance=tolerance,
             max_products=max_products,
             seed=seed,
-            clip_norm=clip_norm,
         )
+        if clip_norm is not None:
+            check_range("clip_norm", clip_norm, 0, low_open=True, hint="give None for no clipping")
+        self._clip_norm = clip_norm
         self._calls = 0
 
     def __call__(self, *_: Any) -> dict[str, float]:
@@ -123,7 +126,9 @@ class Monitor:
         iteration = self._calls if type(self.optimizer) is torch.optim.SGD else None
         reading = from_torch(self.optimizer, self.model, iteration=iteration)
         last = self.reports[-1] if self.reports else None
-        settings = dataclasses.replace(self._settings, start=last, **reading.groups)
+        if self._clip_norm is not None:
+            reading = dataclasses.replace(reading, optimizer=with_clipping(reading.optimizer, self._clip_norm))
+        settings = dataclasses.replace(self._settings, start=last)
         params = in_working_precision(reading.params)
         with undisturbed(self.model):
             check_deterministic(self.model, self.closure)

@@ -10,7 +10,21 @@ import numpy as np
 import torch
 
 from adamflow.checks import check_count, describe
-from adamflow.optimizers import MomentumStage, Optimizer, OptimizerReading, RMSpropStage, adamw, kadam, rmsprop, sgd
+from adamflow.optimizers import (
+    AMSGradStage,
+    MomentumStage,
+    NAdamScheduleStage,
+    Optimizer,
+    OptimizerReading,
+    OptimizerState,
+    RMSpropStage,
+    adamw,
+    by_leaf,
+    kadam,
+    nadam,
+    rmsprop,
+    sgd,
+)
 from adamflow.torch.kadam import KAdam, state_names
 from adamflow.torch.model_loss import check_real_and_dense, numpy_of
 
@@ -34,9 +48,9 @@ def from_torch(
 ) -> TorchReading:
     """The optimizer, its state and the iteration of a PyTorch optimizer, for the analysis.
 
-    It reads `torch.optim.Adam`, `AdamW`, `RMSprop`, `SGD` and `KAdam`, with any number of parameter groups, which may
-    differ in learning rate and weight decay; states of foreach, fused and plain steps are alike. Adam's weight decay,
-    and that of RMSprop and SGD, is a penalty on the loss: `penalties`.
+    It reads `torch.optim.Adam`, `AdamW`, `NAdam`, `RMSprop`, `SGD` and `KAdam`, also with amsgrad, with any number of
+    parameter groups, which may differ in learning rate and weight decay; states of foreach, fused and plain steps are
+    alike. Adam's weight decay, and that of NAdam, RMSprop and SGD, is a penalty on the loss: `penalties`.
 
     Args:
         optimizer: after at least one step.
@@ -49,7 +63,7 @@ def from_torch(
 
     Raises:
         TypeError: `optimizer` is none that this reader knows.
-        ValueError: it has made no step, ascends, or uses amsgrad, Nesterov's momentum or a centred variance; its groups
+        ValueError: it has made no step, ascends, or uses Nesterov's momentum in SGD or a centred variance; its groups
             differ in what adamflow has one number for; its parameters have made different numbers of steps, or are
             complex or sparse; all learning rates are 0.
 
@@ -77,20 +91,23 @@ def from_torch(
     states = {name: optimizer.state.get(parameter, {}) for name, (parameter, _) in named.items()}
     count, notes = _steps(kind, states, iteration)
     decoupled = kind.is_decoupled(group)
-    largest = max(decays.values()) if decoupled else 0.0
-    declared = kind.declare(group, max(rates.values()), largest)
+    declared = kind.declare(group, _setting_of(rates), _setting_of(decays) if decoupled else 0.0)
     params = {name: jnp.asarray(numpy_of(parameter, _precision(parameter))) for name, (parameter, _) in named.items()}
     return TorchReading(
         optimizer=declared,
-        optimizer_state=_filled(declared, params, states, kind.moments(group)),
+        optimizer_state=_filled(declared, params, states, kind.moments(group), kind.memory(group)),
         iteration=count,
         found=(f"{type(optimizer).__name__} with {len(optimizer.param_groups)} parameter groups",),
         not_described=tuple(notes),
-        learning_rates=rates if len(set(rates.values())) > 1 else None,
-        weight_decays=decays if decoupled and len(set(decays.values())) > 1 else None,
         params=params,
         penalties=None if decoupled or not any(decays.values()) else decays,
     )
+
+
+def _setting_of(numbers: dict[str, float]) -> Any:
+    """The number that all parameters have, or one for each."""
+    values = set(numbers.values())
+    return by_leaf(numbers) if len(values) > 1 else values.pop()
 
 
 def parameters_of(optimizer: torch.optim.Optimizer, model: torch.nn.Module | None) -> dict[str, torch.Tensor]:
@@ -100,6 +117,8 @@ def parameters_of(optimizer: torch.optim.Optimizer, model: torch.nn.Module | Non
 
 #: For each stage the filters by name: the key in torch's state, and what that is to be multiplied by.
 Moments = list[dict[str, tuple[str, float]]]
+#: For each stage other memory by name: the key in torch's state, and the function that makes ours of it.
+Memory = list[dict[str, tuple[str, Callable[[Any], Any]]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,31 +131,51 @@ class _Kind:
         scale: what its learning rate is multiplied by, to be ours.
         declare: the optimizer, from a group, the learning rate and the weight decay.
         moments: where the filters stand.
+        memory: where memory that is no average stands, and what it is made of.
         is_decoupled: whether weight decay is that of AdamW.
         counts: whether its state counts steps.
     """
 
     shared: tuple[str, ...]
     refused: dict[str, str]
-    declare: Callable[[dict[str, Any], float, float], Optimizer]
+    declare: Callable[[dict[str, Any], Any, Any], Optimizer]
     moments: Callable[[dict[str, Any]], Moments]
     scale: Callable[[dict[str, Any]], float] = lambda group: 1.0
     is_decoupled: Callable[[dict[str, Any]], bool] = lambda group: False
     counts: bool = True
+    memory: Callable[[dict[str, Any]], Memory] = lambda group: []
 
 
-_AMSGRAD = "it divides by the largest v so far, which adamflow's Adam does not describe"
-
-
-def _adam(group: dict[str, Any], learning_rate: float, weight_decay: float) -> Optimizer:
+def _adam(group: dict[str, Any], learning_rate: Any, weight_decay: Any) -> Optimizer:
     b1, b2 = map(float, group["betas"])
-    return adamw(learning_rate, b1=b1, b2=b2, epsilon=float(group["eps"]), weight_decay=weight_decay)
+    plain = adamw(learning_rate, b1=b1, b2=b2, epsilon=float(group["eps"]), weight_decay=weight_decay)
+    return _with_maximum(plain) if group.get("amsgrad") else plain
 
 
-def _k_adam(group: dict[str, Any], learning_rate: float, weight_decay: float) -> Optimizer:
+def _with_maximum(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that divides by the largest v so far in every stage, before bias correction, as torch does."""
+    decays = [{filter.name: filter.decay for filter in stage.filters()} for stage in optimizer.stages]
+    stages = tuple(AMSGradStage(own["second_moment"], own.get("first_moment", 0.0), maximum="raw") for own in decays)
+    return dataclasses.replace(optimizer, stages=stages, name=f"{optimizer.name} with amsgrad")
+
+
+def _nadam(group: dict[str, Any], learning_rate: Any, weight_decay: Any) -> Optimizer:
+    b1, b2 = map(float, group["betas"])
+    plain = nadam(learning_rate, b1=b1, b2=b2, epsilon=float(group["eps"]), weight_decay=weight_decay)
+    # Torch's momentum starts at half of b1 for a momentum_decay of 0, too, and stays there.
+    stage = NAdamScheduleStage(b2, b1, float(group["momentum_decay"]))
+    return dataclasses.replace(plain, stages=(stage,))
+
+
+def _nadam_memory(group: dict[str, Any]) -> Memory:
+    return [{"weight_sum": ("mu_product", lambda product: 1 - product)}]
+
+
+def _k_adam(group: dict[str, Any], learning_rate: Any, weight_decay: Any) -> Optimizer:
     b1, b2 = map(float, group["betas"])
     numbers = dict(epsilon=float(group["eps"]), weight_decay=weight_decay, strategy=group["strategy"])
-    return kadam(group["k"], learning_rate, b1=b1, b2=b2, **numbers)
+    plain = kadam(group["k"], learning_rate, b1=b1, b2=b2, **numbers)
+    return _with_maximum(plain) if group["amsgrad"] else plain
 
 
 def _adam_moments(group: dict[str, Any]) -> Moments:
@@ -144,7 +183,14 @@ def _adam_moments(group: dict[str, Any]) -> Moments:
     return [{"first_moment": (first, 1.0), "second_moment": (second, 1.0)} for first, second in names]
 
 
-def _rmsprop(group: dict[str, Any], learning_rate: float, weight_decay: float) -> Optimizer:
+def _adam_memory(group: dict[str, Any]) -> Memory:
+    if not group.get("amsgrad"):
+        return []
+    names = state_names(group.get("k", 1), amsgrad=True)
+    return [{"maximum": (largest, lambda square: square)} for _, _, largest in names]
+
+
+def _rmsprop(group: dict[str, Any], learning_rate: Any, weight_decay: Any) -> Optimizer:
     plain = rmsprop(learning_rate, float(group["alpha"]), float(group["eps"]), bias_correction=False)
     if not group["momentum"]:
         return plain
@@ -171,24 +217,35 @@ def _sgd_moments(group: dict[str, Any]) -> Moments:
 _ASCENT = "it ascends; minimize the negative"
 _KINDS: dict[type, _Kind] = {
     KAdam: _Kind(
-        ("betas", "eps", "k", "strategy"),
-        {"amsgrad": _AMSGRAD, "maximize": _ASCENT},
+        ("betas", "eps", "k", "strategy", "amsgrad"),
+        {"maximize": _ASCENT},
         _k_adam,
         _adam_moments,
+        memory=_adam_memory,
         is_decoupled=lambda group: True,
     ),
     torch.optim.AdamW: _Kind(
-        ("betas", "eps"),
-        {"amsgrad": _AMSGRAD, "maximize": _ASCENT},
+        ("betas", "eps", "amsgrad"),
+        {"maximize": _ASCENT},
         _adam,
         _adam_moments,
+        memory=_adam_memory,
         is_decoupled=lambda group: True,
     ),
     torch.optim.Adam: _Kind(
-        ("betas", "eps", "decoupled_weight_decay"),
-        {"amsgrad": _AMSGRAD, "maximize": _ASCENT},
+        ("betas", "eps", "amsgrad", "decoupled_weight_decay"),
+        {"maximize": _ASCENT},
         _adam,
         _adam_moments,
+        memory=_adam_memory,
+        is_decoupled=lambda group: bool(group.get("decoupled_weight_decay", False)),
+    ),
+    torch.optim.NAdam: _Kind(
+        ("betas", "eps", "momentum_decay", "decoupled_weight_decay"),
+        {"maximize": _ASCENT},
+        _nadam,
+        _adam_moments,
+        memory=_nadam_memory,
         is_decoupled=lambda group: bool(group.get("decoupled_weight_decay", False)),
     ),
     torch.optim.RMSprop: _Kind(
@@ -292,7 +349,9 @@ def _precision(parameter: torch.Tensor) -> Any:
     return np.float64 if parameter.dtype == torch.float64 else np.float32
 
 
-def _filled(declared: Optimizer, params: dict[str, Any], states: dict[str, Any], moments: Moments) -> Any:
+def _filled(
+    declared: Optimizer, params: dict[str, Any], states: dict[str, Any], moments: Moments, memory: Memory
+) -> Any:
     """The state of the declared optimizer with torch's moments; 0 where a parameter has none."""
     state = declared.initial_state(params)
     for index, filters in enumerate(moments):
@@ -302,7 +361,14 @@ def _filled(declared: Optimizer, params: dict[str, Any], states: dict[str, Any],
                 for leaf, zero in jax.tree.map(jnp.zeros_like, params).items()
             }
             state = declared.with_moment(state, name, value, index)
-    return state
+    memories = [dict(own) for own in state.memory]
+    for own, sources in zip(memories, memory, strict=False):
+        for name, (key, made) in sources.items():
+            own[name] = {
+                leaf: zero if states[leaf].get(key) is None else made(_moment(states[leaf][key], zero))
+                for leaf, zero in own[name].items()
+            }
+    return OptimizerState(state.filters, tuple(memories), state.previous_inputs)
 
 
 def _moment(tensor: torch.Tensor, like: Any) -> Any:

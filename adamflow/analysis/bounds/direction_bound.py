@@ -56,7 +56,7 @@ def direction_bound(optimizer: Optimizer, iteration: int) -> float:
         if known is not None:
             bound = float(known)
             continue
-        alone = dataclasses.replace(optimizer, stages=(stage,), l2=None)
+        alone = dataclasses.replace(optimizer, stages=(stage,), l2=None, clip_norm=None, clip_value=None)
         coefficients, form = _reading(alone, n)
         if form is None:
             bound = 0.0 if not coefficients.any() else bound * float(np.abs(coefficients).sum())
@@ -104,7 +104,7 @@ def _reading(optimizer: Optimizer, n: int) -> tuple[np.ndarray, np.ndarray | Non
     """c, and Q or `None` where the stage divides by nothing."""
     fields = {field.name: getattr(optimizer, field.name) for field in dataclasses.fields(Optimizer)}
     numerator, square, one, zero = (_Reading(**fields, reads=what) for what in ("numerator", "square", "one", "zero"))
-    params = jnp.zeros((), jnp.result_type(optimizer.learning_rate))
+    params = jnp.zeros((), optimizer.dtype)
     sample = jnp.asarray(np.random.default_rng(0).standard_normal(n + 1), params.dtype)
     nothing = jnp.zeros_like(sample)
     stage = optimizer.stages[0]

@@ -11,9 +11,10 @@ from adamflow.analysis.bounds.formulas import bound_growth_rate, check_kind, log
 from adamflow.checks import is_concrete
 from adamflow.flows import Snapshot
 from adamflow.optimizers import Optimizer, OptimizerState, SignStage, check_standard, reads_as_adam
+from adamflow.optimizers.settings import Schedule, parts
 from adamflow.runs import Trajectory
 from adamflow.runs.trajectory import check_rows, largest
-from adamflow.types import Dataset
+from adamflow.types import Dataset, Params
 
 #: For each variable of a report: its long name.
 _LONG_NAMES = {
@@ -164,6 +165,10 @@ def bound_report(
     return report.assign_attrs(summary=_summary(report, _REASON if _is_discrete(trajectory) else ""))
 
 
+#: The relative error of a rate that a schedule returns.
+_ROUNDING_OF_RATES = 16 * float(np.finfo(np.float32).eps)
+
+
 def _is_discrete(trajectory: Trajectory) -> bool:
     final = trajectory.final_state
     return isinstance(final, tuple) and len(final) == 2 and isinstance(final[1], OptimizerState)
@@ -214,17 +219,40 @@ def _recovered(trajectory: Trajectory, optimizer: Optimizer) -> _Updates:
             "updates follow from the parameters at two iterations in a row, but the run saved none such; run it with "
             "observe=af.analysis.largest_update, or leave save_at out"
         )
-    eta, decay = (_number(name, getattr(optimizer, name)) for name in ("learning_rate", "weight_decay"))
+    rates, weight_decays = _rates(optimizer, trajectory.initial_params, iterations[place])
     sizes, errors, spacing = np.zeros(place.size), np.zeros(place.size), 0.0
-    for leaf in jax.tree.leaves(trajectory.params):
+    for leaf, eta, decay in zip(jax.tree.leaves(trajectory.params), rates, weight_decays, strict=True):
         theta = np.asarray(leaf, np.float64).reshape(len(leaf), -1)
         now, then = theta[place], theta[place + 1]
         unit = float(jnp.finfo(leaf.dtype).eps)
         scale = np.maximum(np.abs(now), np.abs(then)).max(axis=1, initial=0.0)
-        sizes = np.maximum(sizes, np.abs((now - then) / eta - decay * now).max(axis=1, initial=0.0))
-        errors = np.maximum(errors, unit * scale * (1 / eta + decay))
+        sizes = np.fmax(sizes, np.abs((now - then) / eta[:, None] - decay[:, None] * now).max(axis=1, initial=0.0))
+        errors = np.fmax(errors, unit * scale * (1 / eta + decay))
         spacing = max(spacing, unit)
+    if optimizer.recipe(clipping=False):
+        # Schedules of whole iterations are computed in single precision, and round as their programs do.
+        errors = errors + _ROUNDING_OF_RATES * sizes
     return _Updates(iterations[place], sizes, errors, spacing)
+
+
+def _rates(optimizer: Optimizer, params: Params, iterations: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """η and λ of each leaf, over the iterations; a rate of 0, which hides the direction, is nan."""
+    for name in ("learning_rate", "weight_decay"):
+        for part in parts(getattr(optimizer, name)):
+            if not isinstance(part, Schedule):
+                _number(name, part)
+
+    def at(n: jax.Array) -> tuple[Params, Params]:
+        now = optimizer.at(n)
+        return now.learning_rates(params), now.weight_decays(params)
+
+    found = (
+        jax.vmap(at)(jnp.asarray(iterations.astype(int))) if optimizer.recipe(clipping=False) else at(jnp.asarray(0))
+    )
+    rates, decays = (
+        [np.broadcast_to(np.asarray(leaf, float), iterations.shape) for leaf in jax.tree.leaves(tree)] for tree in found
+    )
+    return [np.where(rate > 0, rate, np.nan) for rate in rates], decays
 
 
 def _decays_of_last_stage(optimizer: Optimizer) -> dict[str, float]:

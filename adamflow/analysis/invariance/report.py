@@ -23,7 +23,7 @@ from adamflow.analysis.invariance.norm_law import (
 from adamflow.checks import is_concrete
 from adamflow.flows import GouldTanakaFlow, Snapshot
 from adamflow.flows.norms import norm, numpy_norm
-from adamflow.optimizers import Optimizer, reads_as_adam
+from adamflow.optimizers import Optimizer, check_constant, reads_as_adam
 from adamflow.runs import Trajectory
 from adamflow.types import Dataset, Params
 
@@ -179,6 +179,8 @@ def scale_invariance_report(trajectory: Trajectory, model: Optimizer | GouldTana
     optimizer, order, rate = _reading(model)
     rows, n = _rows(trajectory)
     gamma = _gamma(optimizer)
+    hint = "run it with a constant rate; the parameters that are not scale-invariant do not enter the law"
+    check_constant("the law of the norm", optimizer, hint, takes_clipping=True)
     eta, decay = float(optimizer.learning_rate), float(optimizer.weight_decay)
     factor = float(norm_factor(gamma, order, rate))
 
@@ -241,7 +243,7 @@ def _gamma(optimizer: Optimizer) -> float:
     plain = len(optimizer.stages) == 1 and optimizer.l2 is None
     known = plain and any(reads_as_adam(optimizer.stages[0], name) for name in ("second_moment", "mean_square"))
     gamma = filters.get("first_moment", 0.0)
-    if not known or callable(gamma) or not is_concrete(optimizer) or np.ndim(gamma) or np.ndim(optimizer.learning_rate):
+    if not known or callable(gamma) or not is_concrete(optimizer) or np.ndim(gamma):
         raise ValueError(
             f"the laws of the norm are those of one stage of Adam or RMSprop with constant numbers, but "
             f"{optimizer.name!r} has another form, or is a batch of records"

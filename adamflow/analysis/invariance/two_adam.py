@@ -17,7 +17,7 @@ from adamflow.analysis.invariance.report import named_leaves
 from adamflow.checks import check_count, check_params, check_range, is_concrete
 from adamflow.flows.norms import norm, numpy_norm
 from adamflow.losses import admit_loss, program
-from adamflow.optimizers import Optimizer, PerTensorRMSpropStage, check_optimizer, reads_as_adam
+from adamflow.optimizers import Optimizer, PerTensorRMSpropStage, check_constant, check_optimizer, reads_as_adam
 from adamflow.runs import Outcome, Stats, Trajectory
 from adamflow.runs.failure import OnFailure, check_on_failure, tell_failure
 from adamflow.runs.trajectory import check_rows
@@ -57,6 +57,7 @@ def equivalent_two_adam(
     (['AdamStage', 'PerTensorRMSpropStage'], 0.0577)
     """
     check_optimizer("equivalent_two_adam", optimizer)
+    check_constant("equivalent_two_adam", optimizer, "take the optimizer of one iteration, optimizer.at(iteration)")
     filters = {filter.name: filter.decay for filter in optimizer.stages[0].filters()}
     if len(optimizer.stages) != 1 or optimizer.l2 is not None or not _is_adam(optimizer):
         raise ValueError(f"2-Adam stands in for one stage of Adam or RMSprop, but {optimizer.name!r} has another form")
@@ -229,7 +230,10 @@ def _run(optimizer, other_optimizer, loss, params, names: tuple[str, ...], rows:
         gradients = jax.grad(value, argnums=(0, 1))(tensors, others, n)
         direction, memory = optimizer.update(gradients[0], memory, n, tensors)
         other_direction, other_memory = other_optimizer.update(gradients[1], other_memory, n, others)
-        moved = normalized(optimizer.apply(tensors, direction)), other_optimizer.apply(others, other_direction)
+        moved = (
+            normalized(optimizer.at(n).apply(tensors, direction)),
+            other_optimizer.at(n).apply(others, other_direction),
+        )
         return (moved, (memory, other_memory)), None
 
     def block(state: Any, row: jax.Array) -> tuple[Any, Params]:

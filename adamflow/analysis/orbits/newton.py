@@ -16,7 +16,7 @@ from numpy import ndarray
 from adamflow.analysis.differentiability import NOT_DIFFERENTIABLE, lacks_derivative
 from adamflow.checks import check_count, check_params, check_range, check_single, is_concrete
 from adamflow.losses import admit_loss, program
-from adamflow.optimizers import Optimizer, OptimizerState, check_optimizer
+from adamflow.optimizers import Optimizer, OptimizerState, check_constant, check_optimizer
 from adamflow.optimizers.record import Record
 from adamflow.types import Loss, Params
 
@@ -129,6 +129,7 @@ def periodic_orbit(
     period, settle = check_count("period", period), check_count("settle", settle, low=0)
     max_steps = check_count("max_steps", max_steps)
     check_optimizer("periodic_orbit", optimizer)
+    check_constant("periodic_orbit", optimizer, "take optimizer.at(iteration)", takes_clipping=True)
     if not is_concrete(optimizer, guess):
         raise ValueError("periodic_orbit works on concrete numbers only: call it outside of jit and vmap, in a loop")
     chain = _Chain(dataclasses.replace(optimizer, bias_correction=False), admit_loss(loss, has_aux))

@@ -13,9 +13,16 @@ from jax import Array
 from jaxtyping import Float
 
 from adamflow.analysis.stability.eigenvalues import characteristic_polynomial, dominant_by_numpy, dominant_of
-from adamflow.analysis.stability.linear import Model, check_model, linear_system, sample_of, systems_by_numpy
+from adamflow.analysis.stability.linear import (
+    ONE_ITERATION,
+    Model,
+    check_model,
+    linear_system,
+    sample_of,
+    systems_by_numpy,
+)
 from adamflow.checks import is_concrete
-from adamflow.optimizers import Optimizer, check_optimizer
+from adamflow.optimizers import Optimizer, check_constant, check_optimizer
 
 #: Where larger systems are searched for the first crossing: ηs from 1e-6 to 1e9, 20 samples per decade.
 _LOG_SAMPLES = np.log(10.0) * np.linspace(-6, 9, 301)
@@ -64,6 +71,7 @@ def critical_curvature(optimizer: Optimizer, *, model: Model = "discrete") -> Fl
     2.111111
     """
     check_optimizer("linear stability", optimizer)
+    check_constant("critical_curvature", optimizer, ONE_ITERATION, takes_clipping=True)
     checked_model = check_model(optimizer, model)
     sample = sample_of(optimizer, checked_model)
     is_closed = sample.rows <= 3 and sample.is_affine

@@ -21,12 +21,18 @@ from adamflow.analysis.stability.eigenvalues import characteristic_polynomial, d
 from adamflow.analysis.stability.uncompiled import NotEvaluableError, evaluate
 from adamflow.checks import check_range, is_concrete
 from adamflow.flows import AbstractFlow
-from adamflow.optimizers import Optimizer, check_optimizer
+from adamflow.optimizers import Optimizer, check_constant, check_optimizer
 from adamflow.optimizers.linearization import Build, System, at_rest, jacobian, step_system, without_bias, zero_of
 from adamflow.types import Loss, Numbers
 
 #: What is linearized: the discrete step, or a flow, of which only the settings count.
 Model: TypeAlias = AbstractFlow | Literal["discrete"]
+
+#: What to do where the numbers of an optimizer vary.
+ONE_ITERATION = (
+    "take optimizer.at(iteration), with the numbers of one iteration, and where leaves differ "
+    "optimizer.uniform(params), with the largest rate"
+)
 
 #: Batches of at most so many systems are evaluated by NumPy, larger ones by a compiled program.
 _FEW = 1024
@@ -149,8 +155,9 @@ def linear_system(
 def _checked(optimizer: Optimizer, curvature: Numbers, model: Model) -> tuple[Optimizer, Array, Model]:
     """The arguments as arrays; the model with a record of its own, of which only the structure counts."""
     check_optimizer("linear stability", optimizer)
+    check_constant("linear stability", optimizer, ONE_ITERATION, takes_clipping=True)
     check_range("curvature", curvature, -math.inf, math.inf, low_open=True, high_open=True, hint="pass s per direction")
-    dtype = jnp.result_type(optimizer.learning_rate)
+    dtype = optimizer.dtype
     # A Python number would become an array of jax by a compiled program.
     curvature = curvature if isinstance(curvature, jax.Array) else np.asarray(curvature, dtype)
     return optimizer, jnp.asarray(curvature, dtype), check_model(optimizer, model)

@@ -6,7 +6,7 @@ this file are derivations of this project.
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
@@ -23,8 +23,9 @@ from adamflow.flows.lanczos import lanczos
 from adamflow.flows.norms import norm
 from adamflow.losses import admit_loss, program
 from adamflow.optimizers import Optimizer, check_optimizer
+from adamflow.optimizers.hyperparameters import beside
 from adamflow.optimizers.record import Record
-from adamflow.types import Loss, Numbers, Params, Scalar
+from adamflow.types import Leaf, Loss, Numbers, Params, Scalar
 
 #: An eigenvalue has converged if its residual is at most this share of it; its error is about the square of that.
 TOLERANCE = 1e-3
@@ -176,10 +177,24 @@ class SharpnessObserver(eqx.Module):
 
     def __call__(self, snapshot: Snapshot) -> ObservedSharpness:
         preconditioner = self.optimizer.preconditioner(snapshot.filters, snapshot.iteration)
+        preconditioner = self._relative_to_rates(preconditioner, snapshot)
         sharpness = preconditioned_sharpness(
             self.loss, snapshot.params, preconditioner, iterations=self.iterations, seed=self.seed
         )
         return ObservedSharpness(sharpness.value, sharpness.residual, sharpness.lowest_eigenvalue_bound)
+
+    def _relative_to_rates(self, preconditioner: Params, snapshot: Snapshot) -> Params:
+        """P, where rates differ between leaves divided by the rate of the leaf over the largest."""
+        optimizer = self.optimizer.at(snapshot.iteration)
+        uniform = optimizer.uniform(snapshot.params)
+        if uniform is optimizer:
+            return preconditioner
+
+        def divided(leaf: Leaf, rate: Any) -> Leaf:
+            share = rate / jnp.where(uniform.learning_rate > 0, uniform.learning_rate, 1.0)
+            return leaf / beside(share, leaf)
+
+        return jax.tree.map(divided, preconditioner, optimizer.learning_rates(snapshot.params))
 
 
 def sharpness_observer(
@@ -188,8 +203,9 @@ def sharpness_observer(
     r"""The `preconditioned_sharpness` along a run, as its `observe=`, with the record's own $P$.
 
     $P = \sqrt{\hat v} + \varepsilon$, or $\sqrt{\hat v + \varepsilon}$, is read from the filters at each iteration. η
-    times the value meets `adaptive_edge` where Adam's discrete step turns unstable. Each saved iteration takes
-    `iterations` + 2 Hessian-vector products, so give the run a `save_at`.
+    times the value meets `adaptive_edge` where Adam's discrete step turns unstable; where leaves have rates of their
+    own η is the largest, and P is divided by the rate of the leaf over that. Each saved iteration takes `iterations` +
+    2 Hessian-vector products, so give the run a `save_at`.
 
     Args:
         optimizer: the record, with one stage and a filter "second_moment".

@@ -22,7 +22,7 @@ from adamflow.analysis.stability.critical import critical_curvature
 from adamflow.analysis.stability.critical_step import CriticalStep, critical_step
 from adamflow.analysis.stability.leading_pair import LeadingPair, leading_pair
 from adamflow.checks import check_count, check_params, check_range, describe, is_concrete
-from adamflow.flows.norms import numpy_norm, tree_norm
+from adamflow.flows.norms import numpy_norm
 from adamflow.losses import check_loss, program, scalar_loss
 from adamflow.optimizers import AdamStage, Optimizer, OptimizerState, RMSpropStage, StageInput, check_optimizer
 from adamflow.optimizers.hyperparameters import beside
@@ -58,16 +58,11 @@ class ReportSettings:
     tolerance: float = 1e-3
     max_products: int = 40
     seed: int = 0
-    learning_rates: Any = None
-    weight_decays: Any = None
-    clip_norm: float | None = None
 
     def __post_init__(self):
         check_range("tolerance", self.tolerance, 0.0, 1.0, low_open=True, high_open=True)
         check_count("max_products", self.max_products, low=2)
         check_count("seed", self.seed, low=0)
-        if self.clip_norm is not None:
-            check_range("clip_norm", self.clip_norm, 0.0, low_open=True, hint="give None for no clipping")
         if self.start is not None and not isinstance(self.start, TrainingReport):
             raise TypeError(f"start must be the TrainingReport of an earlier state, got {describe(self.start)}")
 
@@ -191,9 +186,6 @@ def training_report(
     plain_sharpness: bool = True,
     start: TrainingReport | None = None,
     batches: Sequence[Batch] | None = None,
-    learning_rates: Any = None,
-    weight_decays: Any = None,
-    clip_norm: float | None = None,
     tolerance: float = 1e-3,
     max_products: int = 40,
     seed: int = 0,
@@ -211,7 +203,9 @@ def training_report(
         loss: `loss(params)`, or `loss(params, batch)` with `batches`; a real scalar with second derivatives. Programs
             are cached by the function, so in a loop pass the same one.
         params: θ, any pytree of floating-point arrays.
-        optimizer: the optimizer, with the learning rate of this iteration.
+        optimizer: the optimizer. Of schedules the numbers of this iteration count; the gradient is clipped as it says.
+            Where rates differ between leaves the edge is that of the largest rate and of the largest weight decay, and
+            P of a leaf is divided by its rate over the largest one.
         optimizer_state: its state before the gradient at θ: that of `run.final_state`, of `from_optax` or of
             `adamflow.torch.from_torch`.
         iteration: n, how many gradients the state has consumed.
@@ -221,10 +215,6 @@ def training_report(
         start: the report of an earlier state of the run. Its eigenvectors, with 3% of a random vector, are where the
             iteration starts: where little has changed it takes 4 to 8 products.
         batches: batches over which the loss, the gradient and each product are averaged, one at a time.
-        learning_rates: for parameter groups, η of each leaf: a pytree prefix of `params`. The edge is then that of
-            `optimizer.learning_rate`, and P is divided by η of the leaf over that.
-        weight_decays: λ of each leaf likewise; only the step d depends on it. The edge has the λ of `optimizer`.
-        clip_norm: the global norm at which the gradient is clipped before the optimizer gets it.
         tolerance: the residual, as a share of the eigenvalue, at which the iteration ends.
         max_products: the most products for each eigenvalue; as many vectors of the size of the parameters are kept, and
             two more.
@@ -236,8 +226,8 @@ def training_report(
     Raises:
         TypeError: `optimizer` is none, its direction is not linear in the gradients (sign descent), or the state is no
             `OptimizerState`.
-        ValueError: the loss or its gradient is not finite, the state is not one of these parameters, or a number is out
-            of its range.
+        ValueError: the loss or its gradient is not finite, the state is not one of these parameters, the learning rate
+            of this iteration is 0, or a number is out of its range.
 
     >>> import adamflow as af
     >>> problem, optimizer = af.problems.quadratic([1.0, 3.0]), af.adam(0.01)
@@ -246,9 +236,7 @@ def training_report(
     >>> print(f"{report.scaled_sharpness:.4f} of {report.edge:.4f}")
     0.0111 of 38.0000
     """
-    settings = ReportSettings(
-        cheap, plain_sharpness, start, tolerance, max_products, seed, learning_rates, weight_decays, clip_norm
-    )
+    settings = ReportSettings(cheap, plain_sharpness, start, tolerance, max_products, seed)
     check_loss(loss)
     if not is_concrete(params, optimizer, optimizer_state):
         raise ValueError("training_report needs numbers, but jax is tracing the parameters; call it outside of jit")
@@ -270,12 +258,20 @@ def report_of(
     iteration = check_count("iteration", iteration, low=0)
     optimizer_state = _checked_state(optimizer, params, optimizer_state)
     unravel = ravel_pytree(params)[1]
-    edge = float(optimizer.learning_rate * critical_curvature(optimizer))
+    optimizer = optimizer.at(iteration)
+    uniform = optimizer.uniform(params)
+    learning_rate = float(uniform.learning_rate)
+    if not learning_rate > 0:
+        raise ValueError(
+            f"the learning rate is 0 at iteration {iteration} (a warm-up that starts there?), so there is no step to "
+            "report on; look at a later iteration"
+        )
+    edge = learning_rate * float(critical_curvature(uniform))
     loss, gradient = local.gradient()
     if not (math.isfinite(loss) and np.all(np.isfinite(gradient))):
         what = "its gradient is not finite" if math.isfinite(loss) else f"is {loss}"
         raise ValueError(f"the loss {what} at these parameters, so there is no curvature; look at an earlier state")
-    step = _step_measures(optimizer, params, unravel(jnp.asarray(gradient)), optimizer_state, iteration, settings)
+    step = _step_measures(optimizer, uniform, params, unravel(jnp.asarray(gradient)), optimizer_state, iteration)
     numbers: dict[str, Any] = _curvatures(local, gradient, step)
     products = 2
     if not settings.cheap:
@@ -284,7 +280,6 @@ def report_of(
         numbers |= eigenvalues
     # dᵀHd, by which a parabola would say where the loss is back at its value.
     bend = numbers["update_curvature"] * float(numpy_norm(step.increment)) ** 2
-    learning_rate = float(optimizer.learning_rate)
     search = _critical_step(local, loss, gradient, step, _guess(gradient, step, bend, settings.start, learning_rate))
     return TrainingReport(
         iteration=iteration,
@@ -337,18 +332,13 @@ class _StepMeasures(NamedTuple):
 
 def _step_measures(
     optimizer: Optimizer,
+    uniform: Optimizer,
     params: Params,
     gradient: Params,
     state: OptimizerState,
     iteration: int,
-    settings: ReportSettings,
 ) -> _StepMeasures:
-    rates = _by_leaf("learning_rates", settings.learning_rates, optimizer.learning_rate, params)
-    decays = _by_leaf("weight_decays", settings.weight_decays, optimizer.weight_decay, params)
-    own_groups = settings.learning_rates is not None or settings.weight_decays is not None
-    clip = jnp.asarray(jnp.inf if settings.clip_norm is None else settings.clip_norm)
-    groups = (rates, decays) if own_groups else None
-    arrays, lagging = _consume(optimizer, params, gradient, state, jnp.asarray(iteration), groups, clip)
+    arrays, lagging = _consume(optimizer, uniform, params, gradient, state, jnp.asarray(iteration))
     direction, increment, inverse, previous = (np.asarray(array) for array in arrays)
     return _StepMeasures(direction, increment, inverse, previous, float(lagging))
 
@@ -356,31 +346,25 @@ def _step_measures(
 @eqx.filter_jit
 def _consume(
     optimizer: Optimizer,
+    uniform: Optimizer,
     params: Params,
     gradient: Params,
     state: OptimizerState,
     iteration: Any,
-    groups: Any,
-    clip: Any,
 ) -> Any:
     """The direction, increment, 1/P and 1/P of the iteration before, flat; and the lagging share."""
-    length = tree_norm(gradient)
-    factor = jnp.where(length > clip, clip / jnp.where(length > 0, length, 1.0), 1.0)
-    gradient = jax.tree.map(lambda leaf: (factor * leaf).astype(leaf.dtype), gradient)
     direction, new_state = optimizer.update(gradient, state, iteration)
     inverse = _inverse_preconditioner(optimizer, params, new_state, iteration)
     previous = _inverse_preconditioner(optimizer, params, state, jnp.maximum(iteration - 1, 0))
     previous = jax.tree.map(lambda leaf: jnp.where(iteration > 0, leaf, 0.0), previous)
     increment = optimizer.increment(params, direction)
-    if groups is not None:
-        rates, decays = groups
-        relative = jax.tree.map(lambda rate: rate / optimizer.learning_rate, rates)
-        inverse, previous = (jax.tree.map(jnp.multiply, tree, relative) for tree in (inverse, previous))
-        increment = jax.tree.map(
-            lambda rate, decay, leaf, u: -rate * (decay * leaf + u), rates, decays, params, direction
+    if uniform is not optimizer:
+        relative = jax.tree.map(lambda rate: rate / uniform.learning_rate, optimizer.learning_rates(params))
+        inverse, previous = (
+            jax.tree.map(lambda leaf, share: leaf * beside(share, leaf), tree, relative) for tree in (inverse, previous)
         )
     flat = tuple(ravel_pytree(tree)[0] for tree in (direction, increment, inverse, previous))
-    return flat, _lagging_share(optimizer, new_state, gradient, iteration)
+    return flat, _lagging_share(optimizer, new_state, optimizer.clipped(gradient), iteration)
 
 
 def _inverse_preconditioner(optimizer: Optimizer, params: Params, state: OptimizerState, iteration: Any) -> Params:
@@ -412,19 +396,6 @@ def _lagging_share(optimizer: Optimizer, state: OptimizerState, gradient: Params
     known = flat > 0
     lags = known & (jnp.abs(values) <= LAGGING_SHARE**0.5 * jnp.sqrt(flat))
     return jnp.where(known.any(), lags.sum() / jnp.maximum(known.sum(), 1), jnp.nan)
-
-
-def _by_leaf(name: str, values: Any, default: Any, params: Params) -> Params:
-    """A number for each leaf of the parameters, from a prefix of them."""
-    if values is None:
-        values = default
-    for value in jax.tree.leaves(values):
-        check_range(name, value, 0.0, math.inf, high_open=True, hint="give a number for each leaf, or group of leaves")
-    try:
-        spread = jax.tree.map(lambda value, part: jax.tree.map(lambda leaf: beside(value, leaf), part), values, params)
-    except ValueError as error:
-        raise ValueError(f"{name} must be a number, or a pytree prefix of params: {error}") from None
-    return spread
 
 
 def _curvatures(local: LocalLoss, gradient: np.ndarray, step: _StepMeasures) -> dict[str, Any]:

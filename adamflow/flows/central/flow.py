@@ -15,7 +15,7 @@ from adamflow.flows.central.complementarity import complementary
 from adamflow.flows.flow import Snapshot, Start
 from adamflow.flows.lanczos import lanczos
 from adamflow.flows.norms import unit_of
-from adamflow.optimizers import GradientStage, Optimizer, RMSpropStage, check_standard
+from adamflow.optimizers import GradientStage, Optimizer, RMSpropStage, check_constant, check_standard
 from adamflow.optimizers.hyperparameters import count_called, number_called
 from adamflow.types import Filters, Leaf, Loss, Params, Scalar
 
@@ -103,6 +103,7 @@ class CentralFlow(AbstractAveragesFlow):
 
     def __check_init__(self):
         check_standard("CentralFlow", self.optimizer, "take af.TwoBranchFlow, which needs the discrete step alone")
+        check_constant("CentralFlow", self.optimizer, "take af.TwoBranchFlow, which needs the discrete step alone")
         stages = self.optimizer.stages
         if len(stages) != 1 or type(stages[0]) not in (GradientStage, RMSpropStage):
             raise TypeError(

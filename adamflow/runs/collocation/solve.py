@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from adamflow.flows import AbstractFlow, GouldTanakaFlow, Snapshot
 from adamflow.flows.averages import FlowState
 from adamflow.losses import program
-from adamflow.optimizers import AbstractStage, Optimizer, overrides
+from adamflow.optimizers import AbstractStage, Optimizer, check_constant, overrides
 from adamflow.runs.collocation.integration import IntegrationProblem, IntegrationState, SavedStates, flatten_state
 from adamflow.runs.collocation.newton import DiagonalResult, NewtonIntegrator
 from adamflow.runs.collocation.step_integrator import unflatten_filters
@@ -44,6 +44,7 @@ def check_collocation(flow: AbstractFlow, params: Params) -> None:
             'solver="collocation" has equations of its own for the step of Optimizer and for GouldTanakaFlow, but '
             f'{" and ".join(overridden)}, which it would ignore; take solver="auto"'
         )
+    check_constant('solver="collocation"', flow.optimizer, 'take solver="auto", which integrates them')
     if not supports_collocation(flow, params):
         dtypes = sorted({leaf.dtype.name for leaf in jax.tree.leaves(params)})
         raise ValueError(
@@ -61,7 +62,7 @@ def supports_collocation(flow: AbstractFlow, params: Params) -> bool:
     """
     if not isinstance(flow, GouldTanakaFlow) or flow.order != 1 or len(flow.optimizer.stages) != 1 or _overridden(flow):
         return False
-    if flow.optimizer.l2 is not None or not _is_plain(flow.optimizer.stages[0]):
+    if flow.optimizer.recipe() or flow.optimizer.l2 is not None or not _is_plain(flow.optimizer.stages[0]):
         return False
     filters = flow.optimizer.stages[0].filters()
     constant = bool(filters) and not any(callable(moving_average.decay) for moving_average in filters)

@@ -1,0 +1,304 @@
+"""Where minibatch noise moves Adam's edge: the spectral edge index Q of digits perceptrons, over batch sizes.
+
+The network has one hidden layer; the loss is the square loss of one output (the digit as a number) or of ten, or the
+cross-entropy. a: Q along runs of three batch sizes, one output. b: Q in the second half of the runs (median) against
+the batch size, over learning rates, decays γ, widths, weight decay, both ways to sample, and losses. c: for the base
+runs, on the same axis, η times the largest eigenvalue and η times batch sharpness in the metric of P, in units of the
+edge of a full batch, (2+2γ)/(1−γ). d: as b, for Q with the law factor of the examples.
+
+Claim: with one output Q rises towards 1 along the runs and then changes far less with the batch size than the largest
+eigenvalue does. It is no law for all losses: with ten outputs the Gaussian Q ends far above 1, and the law factor, near
+a tenth, accounts for most of that; under the cross-entropy, whose curvature vanishes with it, Q falls.
+
+Source: docs/noise.md. Run time on 2 cores: 5 minutes; --quick 25 seconds.
+"""
+
+import dataclasses
+import itertools
+import sys
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+import adamflow as af
+from adamflow.figures import figure
+
+jax.config.update("jax_enable_x64", True)
+
+BETA = 0.999
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings: examples, iterations, saved states, batch sizes of the base runs and of the variations."""
+
+    examples: int = 64
+    steps: int = 6000
+    saved: int = 8
+    batches: tuple = (1, 2, 4, 8, 16, 32, 64)
+    few: tuple = (1, 16)
+    variations: int = 11
+    seeds: int = 1
+    probes: int = 4
+
+
+CONFIGS = {
+    "quick": Config(steps=3000, saved=4, batches=(1, 16), few=(), variations=0, seeds=1),
+    "default": Config(),
+    "full": Config(examples=256, steps=20000, saved=16, seeds=4, few=(1, 2, 4, 8, 16, 32), probes=8),
+}
+
+
+class Setting(NamedTuple):
+    """One run: all but width and loss are numbers of one program."""
+
+    group: str = "base"
+    width: int = 8
+    loss: str = "one output"
+    learning_rate: float = 0.005
+    gamma: float = 0.9
+    weight_decay: float = 0.0
+    epochs: bool = False
+    batch_size: int = 1
+    seed: int = 0
+
+
+VARIATIONS = (
+    Setting("ten outputs", loss="ten outputs"),
+    Setting("cross-entropy", loss="cross-entropy"),
+    Setting("η/3", learning_rate=0.005 / 3),
+    Setting("3η", learning_rate=0.015),
+    Setting("γ = 0", gamma=0.0),
+    Setting("γ = .5", gamma=0.5),
+    Setting("width 4", width=4),
+    Setting("width 16", width=16),
+    Setting("decay .1", weight_decay=0.1),
+    Setting("epochs", epochs=True),
+    Setting("ten outputs, 3η", loss="ten outputs", learning_rate=0.015),
+)
+
+
+class WeightedLoss(eqx.Module):
+    """The mean loss of digits under weights of the examples: batches of any size are one program."""
+
+    network: Any
+    features: jax.Array
+    labels: jax.Array
+    kind: str = eqx.field(static=True)
+
+    def __call__(self, params: Any, weights: Any = None) -> jax.Array:
+        each = self.of_examples(params, (self.features, self.labels))
+        return jnp.mean(each) if weights is None else jnp.vdot(weights, each)
+
+    def of_examples(self, params: Any, examples: Any) -> jax.Array:
+        """The loss of each example."""
+        features, labels = examples
+        outputs = self.network(params, features)
+        if self.kind == "one output":
+            return (outputs[:, 0] - (labels - 4.5) / 3) ** 2 / 2
+        hot = jax.nn.one_hot(labels, 10, dtype=outputs.dtype)
+        if self.kind == "ten outputs":
+            return jnp.sum((outputs - hot) ** 2, axis=1) / 2
+        return -jnp.sum(jax.nn.log_softmax(outputs) * hot, axis=1)
+
+
+class MeanLoss(eqx.Module):
+    """The mean over the examples of a batch."""
+
+    weighted: WeightedLoss
+
+    def __call__(self, params: Any, batch: Any) -> jax.Array:
+        return jnp.mean(self.weighted.of_examples(params, batch))
+
+
+class Weights(eqx.Module):
+    """The weights of the examples in the batch of an iteration: drawn with replacement, or by reshuffled epochs."""
+
+    key: Any
+    batch_size: Any
+    epochs: Any
+    examples: int = eqx.field(static=True)
+
+    def __call__(self, n: Any) -> jax.Array:
+        places = jnp.arange(self.examples)
+        drawn = jax.random.randint(jax.random.fold_in(self.key, n), (self.examples,), 0, self.examples)
+        independent = jnp.zeros(self.examples).at[drawn].add(jnp.where(places < self.batch_size, 1.0, 0.0))
+        per_epoch = self.examples // self.batch_size
+        order = jax.random.permutation(jax.random.fold_in(self.key, n // per_epoch), self.examples)
+        mine = order // self.batch_size == n % per_epoch
+        return jnp.where(self.epochs, mine, independent) / self.batch_size
+
+
+def settings_of(config: Config) -> list[Setting]:
+    """All runs, those of one program side by side."""
+    found = [
+        Setting(batch_size=size, seed=seed, epochs=size == config.examples)
+        for size, seed in itertools.product(config.batches, range(config.seeds))
+    ]
+    for varied in VARIATIONS[: config.variations]:
+        found += [varied._replace(batch_size=size) for size in config.few]
+    return sorted(found, key=lambda setting: (setting.width, setting.loss))
+
+
+def compute(config: Config) -> figure.Data:
+    settings = settings_of(config)
+    saved = np.unique(np.linspace(0, config.steps, config.saved + 1).astype(int))[1:]
+    rows: dict[str, list[np.ndarray]] = {}
+    groups = [list(members) for _, members in itertools.groupby(settings, key=lambda s: (s.width, s.loss))]
+    for members in figure.progress(groups, "programs"):
+        problem, loss = problem_of(members[0], config.examples)
+        runs = train(members, problem, loss, config.steps, saved)
+        for place, setting in enumerate(members):
+            states = jax.tree.map(lambda leaf, place=place: leaf[place], runs)
+            for name, row in measure(setting, loss, states, config).items():
+                rows.setdefault(name, []).append(row)
+    data = {name: np.stack(row) for name, row in rows.items()}
+    fields = {name: np.array([getattr(s, name) for s in settings]) for name in Setting._fields}
+    return data | fields | {"saved": saved, "examples": np.array(config.examples)}
+
+
+def problem_of(setting: Setting, examples: int) -> tuple[af.Problem, WeightedLoss]:
+    problem = af.problems.mlp((setting.width,), activation="tanh")
+    features, labels = problem.loss.examples
+    return problem, WeightedLoss(problem.loss.network, features[:examples], labels[:examples], setting.loss)
+
+
+def record(setting: Setting) -> af.Optimizer:
+    eta, gamma, decay = setting.learning_rate, setting.gamma, setting.weight_decay
+    return af.adamw(eta, beta=BETA, gamma=gamma, weight_decay=decay)
+
+
+def train(members: list[Setting], problem: Any, loss: WeightedLoss, steps: int, saved: np.ndarray) -> Any:
+    """States (θ, filters) of all runs of a program at the saved iterations."""
+
+    def run(numbers: Any, key: Any, size: Any, epochs: Any) -> Any:
+        eta, gamma, decay = numbers
+        optimizer = af.Optimizer(eta, (af.AdamStage(beta=BETA, gamma=gamma),), weight_decay=decay)
+        batches = Weights(key, size, epochs, loss.labels.shape[0])
+        look = lambda snapshot: (snapshot.params, snapshot.filters)  # noqa: E731
+        options = {"save_at": saved, "observe": look, "batches": batches, "on_failure": "ignore"}
+        return af.iterate(optimizer, loss, problem.params, steps, **options).observed
+
+    numbers = tuple(
+        jnp.array([getattr(s, name) for s in members]) for name in ("learning_rate", "gamma", "weight_decay")
+    )
+    keys = jnp.stack([jax.random.key(s.seed) for s in members])
+    sizes, epochs = jnp.array([s.batch_size for s in members]), jnp.array([s.epochs for s in members])
+    return jax.jit(jax.vmap(run))(numbers, keys, sizes, epochs)
+
+
+def measure(setting: Setting, loss: WeightedLoss, states: Any, config: Config) -> dict[str, np.ndarray]:
+    """Q, its error, the pole, λ_max, batch sharpness and the loss at each saved state."""
+    optimizer = record(setting)
+    if setting.gamma == 0:
+        states = (states[0], tuple({"second_moment": stage["second_moment"]} for stage in states[1]))
+    examples = config.examples if setting.epochs else None
+    batches = Weights(jax.random.key(99), jnp.array(setting.batch_size), jnp.array(setting.epochs), config.examples)
+    found: dict[str, list[float]] = {}
+    for place in range(len(jax.tree.leaves(states)[0])):
+        params, filters = jax.tree.map(lambda leaf, place=place: leaf[place], states)
+        metric = af.noise.metric_of(optimizer, params, filters, 1e9)
+        data = (loss.features, loss.labels)
+        factor = float(af.noise.law_factor(MeanLoss(loss), params, metric, data, probes=config.probes))
+        options = {"examples": examples, "probes": config.probes, "depth": 24}
+        index = af.noise.edge_index(loss, params, optimizer, filters, setting.batch_size, **options)
+        own = af.noise.edge_index(loss, params, optimizer, filters, setting.batch_size, law_factor=factor, **options)
+        sharpness = af.noise.batch_sharpness(loss, params, batches, metric, draws=40)
+        edge = setting.learning_rate / float(af.analysis.adaptive_edge(setting.gamma))
+        numbers = {
+            "index": float(index.value),
+            "own_index": float(own.value),
+            "law_factor": factor,
+            "index_error": float(index.error),
+            "pole": float(index.pole),
+            "sharpness": edge * float(index.leading[-1]),
+            "batch_sharpness": edge * float(sharpness.value),
+            "loss_value": float(loss(params)),
+        }
+        for name, number in numbers.items():
+            found.setdefault(name, []).append(number)
+    return {name: np.array(row) for name, row in found.items()}
+
+
+def late(data: figure.Data, name: str) -> np.ndarray:
+    """The median over the second half of each run."""
+    return np.median(data[name][:, data[name].shape[1] // 2 :], axis=1)
+
+
+def members(data: figure.Data, group: str) -> np.ndarray:
+    """Which runs belong to a group and have batches smaller than the data."""
+    return (data["group"] == group) & (data["batch_size"] < data["examples"])
+
+
+def by_size(data: figure.Data, group: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Batch sizes of a group, and the median over seeds of a late number."""
+    chosen = members(data, group)
+    sizes = np.unique(data["batch_size"][chosen])
+    values = late(data, name)
+    return sizes, np.array([np.median(values[chosen & (data["batch_size"] == size)]) for size in sizes])
+
+
+def spread_of(values: np.ndarray) -> float:
+    """The largest over the smallest."""
+    return float(values.max() / values.min())
+
+
+def check(data: figure.Data) -> list[figure.Claim]:
+    _, index = by_size(data, "base", "index")
+    _, sharpness = by_size(data, "base", "sharpness")
+    numbers = {"smallest Q": index.min(), "largest Q": index.max(), "Q, largest over smallest": spread_of(index)}
+    numbers["sharpness, largest over smallest"] = spread_of(sharpness)
+    base = "one output: Q ends between .4 and 2.5 for every batch size, and its largest value is at most a third as far"
+    base += " above its smallest as that of the sharpness is"
+    near = index.min() > 0.4 and index.max() < 2.5 and spread_of(index) < spread_of(sharpness) / 3
+    claims = [figure.Claim(base, bool(near), numbers)]
+    chosen = members(data, "base")
+    first, last = data["index"][chosen, 0], late(data, "index")[chosen]
+    rises = "one output: Q is higher in the second half of every run than at its first look"
+    rise = {"least rise": (last / first).min()}
+    claims.append(figure.Claim(rises, bool(np.all(last > first)), rise))
+    ten = np.isin(data["group"], ("ten outputs", "ten outputs, 3η"))
+    if ten.any():
+        factors, gaussian, own = (late(data, name)[ten] for name in ("law_factor", "index", "own_index"))
+        outputs = "ten outputs: the law factor is below .25 in every run, and with it no index ends above 1.5"
+        numbers = {"largest factor": factors.max(), "largest Q": gaussian.max(), "largest with factor": own.max()}
+        claims.append(figure.Claim(outputs, bool(factors.max() < 0.25 and own.max() < 1.5), numbers))
+    entropy = data["group"] == "cross-entropy"
+    if entropy.any():
+        first, last = data["index"][entropy, 0], data["index"][entropy, -1]
+        falls = "cross-entropy: Q falls along every run"
+        claims.append(figure.Claim(falls, bool(np.all(last < first)), {"largest at the end": last.max()}))
+    return claims
+
+
+def draw(data: figure.Data) -> Figure:
+    drawn, panels = plt.subplots(1, 4, figsize=(14, 3.8))
+    chosen = [place for place in np.flatnonzero(members(data, "base")) if data["seed"][place] == 0]
+    shown = [place for place in chosen if data["batch_size"][place] in (1, 4, 16)]
+    rows = {f"B = {data['batch_size'][place]}": data["index"][place] for place in shown}
+    af.plotting.noise.along_runs(panels[0], data["saved"].astype(float), rows, label="edge index Q")
+    groups = [group for group in dict.fromkeys(data["group"].tolist()) if members(data, group).any()]
+    for ax, name, label in ((panels[1], "index", "Q, late"), (panels[3], "own_index", "Q with the law factor, late")):
+        lines = {group: by_size(data, group, name) for group in groups}
+        af.plotting.noise.against_batch(ax, lines, label=label)
+    measures = {"η λ": "sharpness", "η batch sharpness": "batch_sharpness"}
+    lines = {name: by_size(data, "base", key) for name, key in measures.items()}
+    af.plotting.noise.against_batch(panels[2], lines, label="over the edge of a full batch")
+    titles = (
+        "a  Along runs, one output",
+        "b  Index, Gaussian law",
+        "c  Sharpness, one output",
+        "d  With the law factor",
+    )
+    for ax, title in zip(panels, titles, strict=True):
+        ax.set_title(title)
+    return drawn
+
+
+if __name__ == "__main__":
+    sys.exit(figure.main(__file__, __doc__, CONFIGS, compute, check, draw))
