@@ -205,7 +205,10 @@ def doctor(as_json: Json = False) -> None:
     started = time.perf_counter()
     packages = ("adamflow", "jax", "jaxlib", "diffrax", "equinox", "optax", "numpy")
     numbers: dict[str, Any] = {name: importlib.metadata.version(name) for name in packages}
-    numbers |= {"devices": [str(device) for device in jax.devices()], "float64": bool(jax.config.jax_enable_x64)}
+    numbers |= {
+        "devices": [str(device) for device in jax.devices()],
+        "float64": jax.numpy.zeros(()).dtype == jax.numpy.float64,
+    }
     optimizer = af.adam(1e-3, beta=0.999, gamma=0.9)
     problem = af.problems.chain(dimension=4)
     discrete = af.iterate(optimizer, problem.loss, problem.params, 100)

@@ -84,7 +84,7 @@ def seconds_of_task(count: int = 1000) -> float:
     import distributed
 
     with (
-        distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=":0") as cluster,
         distributed.Client(cluster) as client,
     ):
         client.submit(abs, -1, pure=False).result()

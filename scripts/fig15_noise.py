@@ -164,8 +164,9 @@ def compute(config: Config) -> figure.Data:
 
 def problem_of(setting: Setting, examples: int) -> tuple[af.Problem, WeightedLoss]:
     problem = af.problems.mlp((setting.width,), activation="tanh")
-    features, labels = problem.loss.examples
-    return problem, WeightedLoss(problem.loss.network, features[:examples], labels[:examples], setting.loss)
+    whole: Any = problem.loss
+    features, labels = whole.examples
+    return problem, WeightedLoss(whole.network, features[:examples], labels[:examples], setting.loss)
 
 
 def record(setting: Setting) -> af.Optimizer:

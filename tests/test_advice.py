@@ -6,6 +6,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -262,3 +263,18 @@ def test_failure_explain(chain, unchecked):
         af.explain(*runs, optimizer, chain.loss, flow=optimizer)
     with pytest.raises(ValueError, match="tolerance"):
         af.explain(*runs, optimizer, chain.loss, tolerance=0.0)
+
+
+def test_failure_a_schedule_is_no_number(chain):
+    scheduled = af.adam(optax.constant_schedule(1e-3))
+    words = "has equations for numbers alone, .* take optimizer.at\\(iteration\\)"
+    for call in (
+        lambda: af.assess(scheduled),
+        lambda: af.recommend(scheduled, chain.loss, chain.params),
+        lambda: af.scale_batch(scheduled, 2),
+        lambda: af.noise.svag(scheduled, chain.loss, lambda n: None, 2),
+        lambda: af.noise.mean_square_edge(scheduled, [1.0], 4),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+    assert af.assess(scheduled.at(3)).learning_rate == pytest.approx(1e-3)

@@ -11,7 +11,7 @@ from adamflow.analysis.bounds import bound_growth_rate, bound_report, direction_
 from adamflow.analysis.stability import critical_curvature
 from adamflow.checks import describe, is_concrete
 from adamflow.display import html_table
-from adamflow.optimizers import AdamStage, Optimizer, RMSpropStage, adam, check_optimizer
+from adamflow.optimizers import AdamStage, Optimizer, RMSpropStage, adam, check_constant, check_optimizer
 from adamflow.runs import Trajectory
 
 #: The iterations at which bounds without a formula are computed.
@@ -107,6 +107,9 @@ def assess(optimizer: Optimizer, trajectory: Trajectory | None = None) -> Assess
 
 def _of(optimizer: Optimizer, trajectory: Trajectory | None) -> Assessment:
     check_optimizer("assess", optimizer)
+    check_constant(
+        "assess", optimizer, "take optimizer.at(iteration), which has those of one iteration", takes_clipping=True
+    )
     if not is_concrete(optimizer) or any(np.ndim(x) for x in (optimizer.learning_rate, optimizer.epsilon)):
         raise ValueError("assess takes one optimizer with known numbers, got a batch or one that jax is tracing")
     learning_rate, epsilon = float(optimizer.learning_rate), float(optimizer.epsilon)

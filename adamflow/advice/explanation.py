@@ -16,7 +16,7 @@ from adamflow.checks import check_range, describe
 from adamflow.display import html_table
 from adamflow.flows import AbstractFlow, Snapshot
 from adamflow.losses import check_loss
-from adamflow.optimizers import Optimizer, check_optimizer
+from adamflow.optimizers import Optimizer, check_constant, check_optimizer
 from adamflow.runs import Comparison, Trajectory, compare, iterate, solve
 from adamflow.runs.underflow import count_underflowed
 from adamflow.types import Loss, Params
@@ -147,6 +147,9 @@ def explain(
     ['young filters']
     """
     check_optimizer("explain", optimizer)
+    check_constant(
+        "explain", optimizer, "take optimizer.at(iteration), which has those of one iteration", takes_clipping=True
+    )
     check_loss(loss)
     check_range("tolerance", tolerance, 0.0, low_open=True)
     if flow is not None and not isinstance(flow, AbstractFlow):

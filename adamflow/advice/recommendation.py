@@ -14,7 +14,7 @@ from adamflow.display import html_table
 from adamflow.flows import AbstractFlow, GouldTanakaFlow, InterpolatingFlow, ModifiedFlow, TwoBranchFlow
 from adamflow.flows.kinks import has_kinks
 from adamflow.losses import as_scalar, check_loss
-from adamflow.optimizers import Optimizer, check_optimizer
+from adamflow.optimizers import Optimizer, check_constant, check_optimizer
 from adamflow.runs import iterate
 from adamflow.types import Loss, Params
 
@@ -114,6 +114,9 @@ def recommend(optimizer: Optimizer, loss: Loss, params: Params) -> Recommendatio
     ('ModifiedFlow', 2, {'rtol': 1e-05})
     """
     check_optimizer("recommend", optimizer)
+    check_constant(
+        "recommend", optimizer, "take optimizer.at(iteration), which has those of one iteration", takes_clipping=True
+    )
     check_loss(loss)
     params = check_params(params)
     if not is_concrete(optimizer, params):

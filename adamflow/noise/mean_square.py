@@ -15,6 +15,7 @@ rank-one features with eigenvalues λᵢ both are where
 which without weight decay is Σᵢ 1/(B(2/(ηλᵢ) − k) − 1), k = (1−γ)/(1+γ). Derivation of this project.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from scipy.sparse.linalg import LinearOperator, eigs
 
 from adamflow.checks import check_choice, check_count, check_flag, check_real, describe, is_concrete
 from adamflow.noise.covariance import effective_batch_size
-from adamflow.optimizers import Optimizer, check_optimizer
+from adamflow.optimizers import Optimizer, check_constant, check_optimizer
 from adamflow.optimizers.reading import reads_as_adam
 from adamflow.optimizers.record import Record
 from adamflow.optimizers.sgd import GradientStage, MomentumStage
@@ -233,7 +234,8 @@ def dynamics_of(where: str, optimizer: Any) -> Dynamics:
             "optimizer among these that is nearest"
         )
     decays = [filter.decay for filter in stage.filters() if filter.name == "first_moment"]
-    numbers = (optimizer.learning_rate, decays[0] if decays else 0.0, optimizer.weight_decay)
+    check_constant(where, optimizer, "take optimizer.at(iteration), which has those of one iteration")
+    numbers: Any = (optimizer.learning_rate, decays[0] if decays else 0.0, optimizer.weight_decay)
     if not is_concrete(numbers) or any(np.ndim(number) for number in numbers):
         raise ValueError(f"{where} needs the numbers of one record; call it outside of jit and vmap")
     eta, gamma, decay = (float(number) for number in numbers)
@@ -256,7 +258,8 @@ def _checked(curvatures: Any, law: str) -> np.ndarray:
     return array
 
 
-class _Moments(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Moments:
     """The second moments of a linear step in the modes of the mean curvature.
 
     Attributes:
@@ -370,7 +373,7 @@ def _perron(map_: Callable[[np.ndarray], np.ndarray], size: int) -> float:
         dense = np.stack([on_vectors(row) for row in np.eye(count)], axis=1)
         return float(np.abs(np.linalg.eigvals(dense)).max())
     operator = LinearOperator((count, count), matvec=on_vectors, dtype=float)  # pyright: ignore
-    found = eigs(operator, k=1, which="LR", v0=np.eye(size).ravel(), tol=1e-10, return_eigenvectors=False)
+    found = eigs(operator, k=1, which="LR", v0=np.eye(size).ravel(), tol=1e-10, return_eigenvectors=False)  # pyright: ignore
     return float(np.real(np.asarray(found)[0]))
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from adamflow.checks import check_count, check_range, is_concrete
 from adamflow.losses import admit_loss
-from adamflow.optimizers import Optimizer, check_optimizer
+from adamflow.optimizers import Optimizer, check_constant, check_optimizer
 from adamflow.optimizers.reading import reads_as_adam
 from adamflow.optimizers.sgd import GradientStage, MomentumStage
 from adamflow.types import Batch, Loss, Params, Scalar
@@ -55,6 +55,7 @@ def scale_batch(optimizer: Optimizer, factor: Scalar) -> Optimizer:
         0.002 0.996 0.6
     """
     check_optimizer("scale_batch", optimizer)
+    check_constant("scale_batch", optimizer, "take optimizer.at(iteration), which has those of one iteration")
     check_range("factor", factor, 0, low_open=True, high=float("inf"), high_open=True)
     stage = optimizer.stages[0]
     has_moment = reads_as_adam(stage)
@@ -124,6 +125,7 @@ def svag(optimizer: Optimizer, loss: Loss, batches: Callable[[Any], Batch], infl
         4 0.0005 0.975
     """
     check_optimizer("svag", optimizer)
+    check_constant("svag", optimizer, "take optimizer.at(iteration), which has those of one iteration")
     loss, inflation = admit_loss(loss), check_count("inflation", inflation)
     stage = optimizer.stages[0]
     adaptive = reads_as_adam(stage)

@@ -40,7 +40,7 @@ from adamflow.flows.tree_math import scaled
 from adamflow.losses import admit_loss, as_scalar, program
 from adamflow.noise.covariance import GradientNoise, MinibatchNoise
 from adamflow.noise.ensemble import Ensemble
-from adamflow.optimizers import Optimizer, OptimizerState, check_optimizer
+from adamflow.optimizers import Optimizer, OptimizerState, check_constant, check_optimizer
 from adamflow.optimizers.hyperparameters import choice_called, count_called
 from adamflow.optimizers.reading import reads_as_adam
 from adamflow.optimizers.record import Record
@@ -97,6 +97,9 @@ class StochasticFlow(Record):
 
     def __check_init__(self):
         check_optimizer("StochasticFlow", self.optimizer)
+        check_constant(
+            "StochasticFlow", self.optimizer, "take optimizer.at(iteration), which has those of one iteration"
+        )
         if not isinstance(self.noise, GradientNoise | MinibatchNoise):
             raise TypeError(
                 f"noise must be a GradientNoise or a MinibatchNoise, got {describe(self.noise)}; make one by "
@@ -549,12 +552,11 @@ def _like(state: InterpolatingState, params: Params, filters: Any, weight_sums: 
 
 
 def _weighted(trees: list[Any], weights: list[float]) -> Any:
-    return jax.tree.map(
-        lambda *leaves: sum(weight * leaf for weight, leaf in zip(weights, leaves, strict=True)).astype(
-            leaves[0].dtype
-        ),
-        *trees,
-    )
+    def combined(*leaves: jax.Array) -> jax.Array:
+        terms = [weight * leaf for weight, leaf in zip(weights, leaves, strict=True)]
+        return sum(terms[1:], terms[0]).astype(leaves[0].dtype)
+
+    return jax.tree.map(combined, *trees)
 
 
 @jax.custom_jvp

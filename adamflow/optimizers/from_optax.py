@@ -308,7 +308,7 @@ class _Settings:
                 epsilon_inside_root=True if inside is None else inside,
                 bias_correction=bool(bias_correction),
             )
-        numbers = dict(
+        numbers: dict[str, Any] = dict(
             beta=self.shared("b2"), gamma=self.shared("b1"), epsilon=self.shared("eps"), weight_decay=weight_decay
         )
         if self.kind == "Amsgrad":
