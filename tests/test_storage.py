@@ -122,7 +122,7 @@ def test_identity_parameters_of_own_classes_are_read_back_like_others(tmp_path: 
     with pytest.raises(ValueError, match="made of classes that a file does not hold; give like="):
         af.load(tmp_path / "run.nc")
     with pytest.raises(ValueError, match="like has 2 leaves, but the parameters of the run 1"):
-        af.load(tmp_path / "run.nc", like=[1.0, 2.0])
+        af.load(tmp_path / "run.nc", like=[jnp.zeros(()), jnp.zeros(())])
 
 
 def test_identity_a_streamed_run_is_the_run(tmp_path: Path):
