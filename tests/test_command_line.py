@@ -69,7 +69,7 @@ def test_failure_exit_codes_tell_failures_apart():
     outside = call("region", "--beta", "0.95", "--gamma", "1.5")
     assert outside.exit_code == 3
     assert "gamma must lie in [0, 1), got 1.5" in outside.output
-    failed = call("compare", "--lr", "1e30", "--steps", "5", "--flow", "interpolating", "--order", "1")
+    failed = call("compare", "--lr", "1e30", "--steps", "5", "--flow", "gould-tanaka", "--order", "1")
     assert failed.exit_code == 1
     assert "diverged" in failed.output
 

@@ -210,29 +210,29 @@ def test_formula_diffusive_adam_has_the_stationary_variance_linear_in_the_deviat
     assert abs(variances[1] / variances[0] - 3) < 0.3
 
 
-def test_identity_without_noise_a_stochastic_flow_is_the_interpolating_flow(key):
+@pytest.mark.parametrize("order", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_identity_without_noise_a_stochastic_flow_is_the_interpolating_flow(order, key):
     problem = af.problems.chain(dimension=4)
     optimizer = af.adamw(1e-2, beta=0.99, weight_decay=0.1)
     noise = af.noise.known_covariance(0.0, problem.params)
-    for order in (1, 2):
-        flow = af.StochasticFlow(optimizer, noise, order=order)
-        runs = flow.solve(problem.loss, problem.params, 60, key=key, paths=2, save_at=[30, 60], start=10)
-        first = af.iterate(optimizer, problem.loss, problem.params, 10)
-        other = af.solve(
-            af.InterpolatingFlow(optimizer, order=order),
-            problem.loss,
-            first.final_state[0],
-            60,
-            save_at=[30, 60],
-            start=(10, first.final_state[1]),
-            solver=diffrax.Dopri5(),
-            rtol=1e-8,
-            atol=1e-10,
-        )
-        np.testing.assert_allclose(runs.observed[0], runs.observed[1])
-        distance = np.abs(np.asarray(other.params) - problem.params).max()
-        # Order 2 as a Jacobian-vector product and as differences agree to the next order.
-        np.testing.assert_allclose(runs.observed[0], other.params, atol=(1e-4 if order == 1 else 1e-3) * distance)
+    flow = af.StochasticFlow(optimizer, noise, order=order)
+    runs = flow.solve(problem.loss, problem.params, 60, key=key, paths=2, save_at=[30, 60], start=10)
+    first = af.iterate(optimizer, problem.loss, problem.params, 10)
+    other = af.solve(
+        af.InterpolatingFlow(optimizer, order=order),
+        problem.loss,
+        first.final_state[0],
+        60,
+        save_at=[30, 60],
+        start=(10, first.final_state[1]),
+        solver=diffrax.Dopri5(),
+        rtol=1e-8,
+        atol=1e-10,
+    )
+    np.testing.assert_allclose(runs.observed[0], runs.observed[1])
+    distance = np.abs(np.asarray(other.params) - problem.params).max()
+    # Order 2 as a Jacobian-vector product and as differences agree to the next order.
+    np.testing.assert_allclose(runs.observed[0], other.params, atol=(1e-4 if order == 1 else 1e-3) * distance)
 
 
 def test_formula_minibatch_noise_follows_the_parameters(key):

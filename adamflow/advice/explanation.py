@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamflow.advice.recommendation import NEAR_THE_EDGE
-from adamflow.advice.words import paragraph
+from adamflow.advice.words import paragraph, percent
 from adamflow.analysis.stability import critical_curvature, preconditioned_sharpness
 from adamflow.checks import check_range, describe
 from adamflow.display import html_table
@@ -79,14 +79,15 @@ class Explanation:
     def __str__(self) -> str:
         if self.departs_at is None:
             return paragraph(
-                f"Both agree within {self.error:.1%} of the distance moved, up to iteration {self.agrees_until:g}.",
+                f"Both agree within {percent(self.error)} of the distance moved, up to iteration "
+                f"{self.agrees_until:g}.",
                 self.ends,
             )
         open_ones = [cause for cause in self.causes if cause.met is None]
         found = [f"{cause.name.capitalize()}: {cause.evidence}" for cause in self.met]
         return paragraph(
-            f"The flow is within {self.tolerance:.1%} of the distance moved until iteration {self.agrees_until:g}, and "
-            f"{self.error:.1%} off at {self.departs_at:g}.",
+            f"The flow is within {percent(self.tolerance)} of the distance moved until iteration "
+            f"{self.agrees_until:g}, and {percent(self.error)} off at {self.departs_at:g}.",
             *(found or ["None of the known causes is met."]),
             *(f"Not told: {cause.name} ({cause.evidence})" for cause in open_ones),
             self.ends,
@@ -143,7 +144,7 @@ def explain(
     >>> problem, optimizer = af.problems.chain(dimension=4), af.adam(1e-3)
     >>> discrete = af.iterate(optimizer, problem.loss, problem.params, 100)
     >>> continuous = af.solve(af.GouldTanakaFlow(optimizer), problem.loss, problem.params, 100)
-    >>> [cause.name for cause in explain(discrete, continuous, optimizer, problem.loss).met]
+    >>> [cause.name for cause in explain(discrete, continuous, optimizer, problem.loss, tolerance=2e-3).met]
     ['young filters']
     """
     check_optimizer("explain", optimizer)
