@@ -364,8 +364,8 @@ def curves(draw: Draw) -> str:
 
 def region_maps(draw: Draw) -> str:
     arguments: dict[str, Any] = {
-        "betas": np.sort([draw.random.uniform(0.5, 0.999) for _ in range(3)]),
-        "gammas": np.sort([draw.random.uniform(0.1, 0.999) for _ in range(2)]),
+        "beta": np.sort([draw.random.uniform(0.5, 0.999) for _ in range(3)]),
+        "gamma": np.sort([draw.random.uniform(0.1, 0.999) for _ in range(2)]),
         "iteration": draw.random.randint(1, 1000),
     }
     data = af.analysis.bounded_update_region(**draw.spoil(arguments, share=0.5))

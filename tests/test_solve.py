@@ -625,3 +625,14 @@ def test_formula_both_tolerances_of_flows_with_a_finite_edge_are_a_quarter():
         by_hand = af.solve(flow, problem.loss, problem.params, 60, solver=diffrax.Dopri8(), **quarter)
         np.testing.assert_allclose(auto.params, by_hand.params, rtol=1e-12)
         assert auto.stats.accepted_steps == by_hand.stats.accepted_steps
+
+
+@pytest.mark.parametrize("solver", ["collocation", diffrax.Tsit5()], ids=["collocation", "Tsit5"])
+def test_identity_more_steps_than_programs_count_to_are_no_limit(solver):
+    """max_steps = 2⁶³, for "as many as it takes"."""
+    problem = af.problems.chain(3)
+    flow = af.GouldTanakaFlow(af.adam(1e-3))
+    runs = [
+        af.solve(flow, problem.loss, problem.params, 10, solver=solver, max_steps=most).params for most in (1000, 2**63)
+    ]
+    np.testing.assert_allclose(runs[0], runs[1], rtol=1e-12)

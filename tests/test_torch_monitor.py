@@ -99,7 +99,9 @@ def test_identity_the_reading_makes_the_next_step_of_torch(name):
     expected = reading.optimizer.apply(params, direction)
     train(model, optimizer, closure, 1)
     for key, leaf in params_of(model).items():
-        np.testing.assert_allclose(leaf, expected[key], rtol=1e-10, atol=1e-13)
+        # NAdam of PyTorch keeps the product of its momenta in single precision.
+        atol = 1e-11 if name.startswith("NAdam") else 1e-13
+        np.testing.assert_allclose(leaf, expected[key], rtol=1e-10, atol=atol)
 
 
 @pytest.mark.parametrize("name", ["AdamW", "AdamW in groups", "Adam with a penalty", "KAdam", "SGD with momentum"])

@@ -175,6 +175,9 @@ def solve(
     return tell_failure(conclude(trajectory, started), on_failure, rows[0])
 
 
+#: More steps than any run takes, and the largest that programs count to.
+_MOST_STEPS = 2**31 - 1
+
 #: One for the initial state of a flow, and one for the size of its first change.
 _START_GRADIENTS = 2
 
@@ -304,7 +307,7 @@ def _checked_steps(params: Params, rtol, atol, step_size, length, max_steps) -> 
         check_range("atol", check_single("atol", atol), 0, 1, high_open=True)
     if step_size is not None:
         check_range("step_size", check_single("step_size", step_size), 0, length, low_open=True)
-    return rtol, atol, check_count("max_steps", max_steps)
+    return rtol, atol, min(check_count("max_steps", max_steps), _MOST_STEPS)
 
 
 #: Steps that derivatives through a run by collocation may take at least: diffrax takes more of them.
