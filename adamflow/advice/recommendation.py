@@ -11,7 +11,7 @@ from adamflow.advice.words import paragraph
 from adamflow.analysis.stability import critical_curvature, preconditioned_sharpness
 from adamflow.checks import check_params, is_concrete
 from adamflow.display import html_table
-from adamflow.flows import AbstractFlow, GouldTanakaFlow, InterpolatingFlow, ModifiedFlow, TwoBranchFlow
+from adamflow.flows import AbstractFlow, GouldTanakaFlow, InterpolatingFlow, ModifiedFlow, TwoBranchFlow, averages
 from adamflow.flows.kinks import has_kinks
 from adamflow.losses import as_scalar, check_loss
 from adamflow.optimizers import Optimizer, check_constant, check_optimizer
@@ -129,7 +129,7 @@ def recommend(optimizer: Optimizer, loss: Loss, params: Params) -> Recommendatio
 
 
 def _measure(optimizer: Optimizer, loss: Loss, params: Params) -> _Measured:
-    count = _first_iterations(optimizer)
+    count = averages.transient_iterations(optimizer)
     looks = np.unique(np.linspace(0, count, _LOOKS).round())
     run = iterate(
         optimizer,
@@ -159,13 +159,6 @@ def _measure(optimizer: Optimizer, loss: Loss, params: Params) -> _Measured:
 
 def _gradient(snapshot: Any) -> Params:
     return snapshot.gradient
-
-
-def _first_iterations(optimizer: Optimizer) -> int:
-    """Twice the memory of the fastest filter, at least 10 and at most 50."""
-    decays = [float(filter.decay_at(0)) for stage in optimizer.stages for filter in stage.filters()]
-    memory = 1 / (1 - min(decays, default=0.0))
-    return int(np.clip(np.ceil(2 * memory), 10, 50))
 
 
 def _has_second_derivatives(loss: Loss, params: Params) -> bool:

@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +22,7 @@ from adamflow.losses import count_program, loss_and_aux, program
 from adamflow.optimizers import Optimizer, OptimizerState
 from adamflow.runs.failure import OnFailure, check_on_failure, tell_failure
 from adamflow.runs.input_checks import check_observe, check_optimizer, check_restart, check_run
+from adamflow.runs.interruption import Interruption
 from adamflow.runs.trajectory import (
     DIVERGED,
     INTERRUPTED,
@@ -445,7 +444,7 @@ def _in_parts(task: _Task, plan: _Plan) -> tuple | None:
     # Without `observe` the start knows nothing of the loss, so that all losses share its program.
     beginning = task if task.observe is not None else task._replace(loss=_no_loss, batches=None)
     loop, stop, size = _begin(beginning, plan), 0, _FIRST_PART
-    with _Interruption() as interruption:
+    with Interruption() as interruption:
         while True:
             stop = min(stop + size, plan.steps + 1)
             begun = time.perf_counter()
@@ -454,7 +453,7 @@ def _in_parts(task: _Task, plan: _Plan) -> tuple | None:
                 return None
             if bool(finished):
                 break
-            if interruption.asked:
+            if interruption.asked.is_set():
                 code = jnp.full_like(loop.carry.code, INTERRUPTED)
                 loop = loop._replace(carry=loop.carry._replace(code=code))
                 break
@@ -505,29 +504,6 @@ def _advance(given: tuple[_Task, _Plan, jax.Array], loop: _Loop) -> tuple[_Loop,
     if not driver.end_is_evaluated:
         loop = jax.lax.cond(at_end & ~failed, driver.end, lambda unchanged: unchanged, loop)
     return loop, failed | at_end, driver.end_is_evaluated
-
-
-class _Interruption:
-    """Ctrl-C as a flag, while a run is at work; a second one raises `KeyboardInterrupt` as ever."""
-
-    asked = False
-
-    def __enter__(self) -> "_Interruption":
-        # Signals are for the main thread; whoever has a handler of their own keeps it.
-        handler = signal.getsignal(signal.SIGINT)
-        at_main = threading.current_thread() is threading.main_thread()
-        self._listens = at_main and handler is signal.default_int_handler
-        if self._listens:
-            signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self._listens:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def _ask(self, *_: Any) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _depends_on_inputs(program: Any) -> bool:

@@ -13,6 +13,7 @@ import jax
 import xarray as xr
 
 from adamflow.runs import IncompleteRunWarning
+from adamflow.runs.interruption import Interruption
 from adamflow.sweeps.choice import Trial, Wishes, choose
 from adamflow.sweeps.dataset import attributes_of
 from adamflow.sweeps.isolated import compute_apart
@@ -20,7 +21,7 @@ from adamflow.sweeps.lanes import Chunk, Lanes, Layout
 from adamflow.sweeps.settings import difference, settings_digest, settings_of, versions
 from adamflow.sweeps.store import Store, SweepStoreError, alone, check_path, zarr_module
 from adamflow.sweeps.stored import create, dataset_of_store, is_there, unfinished
-from adamflow.sweeps.work import Interruption, count_of_lanes, lane_bar
+from adamflow.sweeps.work import count_of_lanes, lane_bar
 
 #: So many chunks are with the scheduler for each thread of a worker, so that its memory does not grow with the sweep.
 _AHEAD = 4

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from adamflow.runs.interruption import Interruption
 from adamflow.sweeps.choice import Trial, Wishes, choose, workers
 from adamflow.sweeps.dataset import attributes_of, coordinates_of, dataset_of, messages_of
 from adamflow.sweeps.lanes import Chunk, Lanes, Layout, Plan
 from adamflow.sweeps.results import outcome_variable
 from adamflow.sweeps.settings import settings_digest, settings_of
 from adamflow.sweeps.store import Store, alone, check_path, zarr_module
-from adamflow.sweeps.work import InMemory, Interruption, compute_here, count_of_lanes, lane_bar, warn_at_caller
+from adamflow.sweeps.work import InMemory, compute_here, count_of_lanes, lane_bar, warn_at_caller
 
 #: Results of up to so many bytes are read at once, larger ones when they are used.
 _READ_AT_ONCE = 2**24

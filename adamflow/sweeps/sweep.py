@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from adamflow.checks import check_count, check_flag
+from adamflow.runs.interruption import Interruption
 from adamflow.sweeps.accessor import remember
 from adamflow.sweeps.choice import Wishes, check_wishes, choose, workers
 from adamflow.sweeps.dataset import attributes_of, dataset_of, messages_of
@@ -16,7 +17,6 @@ from adamflow.sweeps.lanes import Chunk, Lanes, Layout
 from adamflow.sweeps.settings import settings_digest, settings_of
 from adamflow.sweeps.work import (
     InMemory,
-    Interruption,
     compute_here,
     count_of_lanes,
     lane_bar,
