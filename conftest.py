@@ -3,34 +3,15 @@
 import gc
 import importlib.util
 import os
-import subprocess
-import sys
+import runpy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
-
-#: What makes XLA compile twice as fast, for programs that run slower: tests compile much and compute little.
-FAST_COMPILATION = (
-    "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
-)
-
-
-def _compile_fast() -> None:
-    """Set these flags, unless this XLA does not know them: it ends the process of whoever gives an unknown one.
-
-    Workers of pytest-xdist inherit the environment, so this asks once for all of them.
-    """
-    if "XLA_FLAGS" not in os.environ:
-        known = subprocess.run(
-            [sys.executable, "-c", "import jax; jax.devices('cpu')"],
-            env={**os.environ, "XLA_FLAGS": FAST_COMPILATION},
-            capture_output=True,
-        )
-        os.environ["XLA_FLAGS"] = FAST_COMPILATION if known.returncode == 0 else ""
-
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["MPLBACKEND"] = "Agg"
-_compile_fast()
+# By its path: importing it as a part of adamflow would be too early.
+runpy.run_path(str(Path(__file__).parent / "adamflow/figures/fast_compilation.py"))["compile_fast"]()
 
 import diffrax
 import hypothesis

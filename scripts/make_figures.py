@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adamflow.figures import cores, figure
+from adamflow.figures.fast_compilation import compile_fast
 
 #: Every figure has one script, figNN_name.py, beside this one.
 SCRIPTS = {path.stem: path for path in sorted(Path(__file__).resolve().parent.glob("fig[0-9][0-9]_*.py"))}
@@ -33,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = sorted({find(name, parser) for name in flags.names} or SCRIPTS, key=last_seconds, reverse=True)
     jobs = min(flags.jobs or min(2, len(cores.available())), len(chosen))
     size = [] if mode == "default" else [f"--{mode}"]
+    if mode == "quick":
+        compile_fast()
 
     state = Progress(chosen, jobs)
 

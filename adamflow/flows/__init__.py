@@ -2,7 +2,7 @@
 
 from adamflow.flows.averages import FlowState
 from adamflow.flows.central.flow import CentralFlow, CentralSnapshot
-from adamflow.flows.flow import AbstractFlow, ChangeOfVariables, Snapshot, Start
+from adamflow.flows.flow import AbstractFlow, ChangeOfVariables, Snapshot, Start, StartLike
 from adamflow.flows.gould_tanaka import GouldTanakaFlow
 from adamflow.flows.interpolating import InterpolatingFlow, InterpolatingState
 from adamflow.flows.memoryless import MemorylessFlow
@@ -22,6 +22,7 @@ __all__ = [
     "ModifiedFlow",
     "Snapshot",
     "Start",
+    "StartLike",
     "TwoBranchFlow",
     "TwoBranchSnapshot",
     "TwoBranchState",

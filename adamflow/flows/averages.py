@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamflow.checks import is_concrete
-from adamflow.flows.flow import AbstractFlow, ChangeOfVariables, Snapshot, Start, check_start
+from adamflow.flows.flow import AbstractFlow, ChangeOfVariables, Snapshot, StartLike, start_of
 from adamflow.losses import as_scalar
 from adamflow.optimizers import AbstractStage, Optimizer, StageInput
 from adamflow.optimizers.record import Record
@@ -94,11 +94,11 @@ def check_no_l2(optimizer: Optimizer, flow: str) -> None:
         )
 
 
-def initial_state(optimizer: Optimizer, loss: Loss, params: Params, start: Start | None) -> tuple[FlowState, Params]:
+def initial_state(
+    optimizer: Optimizer, loss: Loss, params: Params, start: StartLike | None
+) -> tuple[FlowState, Params]:
     """The state when the first gradient has been consumed, x̄(0) = (1−α) x(0) at n = 0, and the direction there."""
-    if start is not None:
-        check_start(start)
-    iteration, memory = (0, optimizer.initial_state(params)) if start is None else start
+    iteration, memory = start_of(start, optimizer, params)
     direction, state = optimizer.update(jax.grad(as_scalar(loss))(params), memory, iteration, params)
     return FlowState(params, None, state.filters, state.memory if any(state.memory) else None), direction
 

@@ -13,14 +13,33 @@ from adamflow.optimizers import Optimizer, OptimizerState
 from adamflow.optimizers.record import Record
 from adamflow.types import Filters, Leaf, Loss, Params, Scalar
 
-#: Where a run starts that does not start at 0: an iteration, and the optimizer's memory before the gradient there.
-Start: TypeAlias = tuple[Scalar, OptimizerState]
+
+class Start(NamedTuple):
+    """Where a run starts that does not start at 0; a plain pair does as well.
+
+    Attributes:
+        iteration: n₀, that of the parameters that the run is given.
+        optimizer_state: the memory before the gradient there.
+    """
+
+    iteration: Scalar
+    optimizer_state: OptimizerState
 
 
-def check_start(start: Any) -> None:
-    """Raise `TypeError` unless `start` is a pair of an iteration and an `OptimizerState`."""
+#: What functions take for a start.
+StartLike: TypeAlias = Start | tuple[Scalar, OptimizerState]
+
+
+def start_of(start: Any, optimizer: Optimizer, params: Params) -> Start:
+    """Where a run starts: what the user gave, and for `None` iteration 0 with a new memory.
+
+    Raises:
+        TypeError: unless `start` is `None` or a pair of an iteration and an `OptimizerState`.
+    """
+    if start is None:
+        return Start(0, optimizer.initial_state(params))
     if isinstance(start, tuple) and len(start) == 2 and isinstance(start[1], OptimizerState):
-        return
+        return Start(*start)
     raise TypeError(
         f"start must be (iteration, memory) with the OptimizerState before the gradient there, got {describe(start)}; "
         "with iterates = af.iterate(..., steps=n) take start=(n, iterates.final_state[1])"
@@ -78,7 +97,7 @@ class AbstractFlow(Record):
     optimizer: eqx.AbstractVar[Optimizer]
 
     @abc.abstractmethod
-    def initial_state(self, loss: Loss, params: Params, start: Start | None = None) -> Any:
+    def initial_state(self, loss: Loss, params: Params, start: StartLike | None = None) -> Any:
         """The state when the gradient at `params` has been consumed: a pytree of arrays, of the flow's choice.
 
         It is that at n = 0, or at the iteration of `start`.

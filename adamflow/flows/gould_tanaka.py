@@ -7,7 +7,7 @@ import jax
 
 from adamflow.flows import averages
 from adamflow.flows.averages import AbstractAveragesFlow, FlowState
-from adamflow.flows.flow import Start
+from adamflow.flows.flow import Start, StartLike
 from adamflow.losses import as_scalar
 from adamflow.optimizers import Optimizer, check_optimizer
 from adamflow.optimizers.hyperparameters import choice_called, count_called
@@ -72,9 +72,9 @@ class GouldTanakaFlow(AbstractAveragesFlow):
     def name(self) -> str:
         return f"flow of order {self.order}, {_RATE_NAMES[self.rate]}"
 
-    def initial_state(self, loss: Loss, params: Params, start: Start | None = None) -> FlowState:
+    def initial_state(self, loss: Loss, params: Params, start: StartLike | None = None) -> FlowState:
         state, direction = averages.initial_state(self.optimizer, loss, params, start)
-        first = 0 if start is None else start[0]
+        first = 0 if start is None else Start(*start).iteration
         velocity = self.optimizer.at(first).increment(params, direction) if self.order == 2 else None
         return FlowState(params, velocity, state.filters, state.memory)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamflow.flows import averages
-from adamflow.flows.flow import AbstractFlow, ChangeOfVariables, Snapshot, Start, check_start
+from adamflow.flows.flow import AbstractFlow, ChangeOfVariables, Snapshot, StartLike, start_of
 from adamflow.losses import as_scalar
 from adamflow.optimizers import Optimizer, OptimizerState, check_optimizer
 from adamflow.optimizers.hyperparameters import count_called
@@ -118,10 +118,9 @@ class InterpolatingFlow(AbstractFlow):
     def transient_iterations(self) -> int:
         return averages.transient_iterations(self.optimizer) if self.order > 1 else 0
 
-    def initial_state(self, loss: Loss, params: Params, start: Start | None = None) -> InterpolatingState:
+    def initial_state(self, loss: Loss, params: Params, start: StartLike | None = None) -> InterpolatingState:
         if start is not None:
-            check_start(start)
-            iteration, optimizer_state = start
+            iteration, optimizer_state = start_of(start, self.optimizer, params)
             return InterpolatingState(params, optimizer_state, self._masses_after(iteration - 1, params))
         memory = self.optimizer.initial_state(params)
         _, after = self.optimizer.update(jax.grad(as_scalar(loss))(params), memory, 0, params)

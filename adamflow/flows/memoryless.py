@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from adamflow.checks import check_precision
 from adamflow.flows.averages import check_no_l2, levels
-from adamflow.flows.flow import AbstractFlow, Snapshot, Start
+from adamflow.flows.flow import AbstractFlow, Snapshot, StartLike
 from adamflow.losses import as_scalar
 from adamflow.optimizers import AbstractStage, Filter, Optimizer, StageInput, check_constant, check_standard, overrides
 from adamflow.optimizers.hyperparameters import flag_called
@@ -97,7 +97,7 @@ class MemorylessFlow(AbstractFlow):
     def gradients_per_evaluation(self) -> int:
         return 3
 
-    def initial_state(self, loss: Loss, params: Params, start: Start | None = None) -> Params:
+    def initial_state(self, loss: Loss, params: Params, start: StartLike | None = None) -> Params:
         check_precision("params", params)
         return params
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from adamflow.flows import averages
 from adamflow.flows.averages import AbstractAveragesFlow, FlowState
-from adamflow.flows.flow import Start
+from adamflow.flows.flow import StartLike
 from adamflow.flows.kinks import has_kinks
 from adamflow.losses import as_scalar
 from adamflow.optimizers import Optimizer, check_optimizer
@@ -111,7 +111,7 @@ class ModifiedFlow(AbstractAveragesFlow):
     def transient_iterations(self) -> int:
         return averages.transient_iterations(self.optimizer) if self.order > 1 else 0
 
-    def initial_state(self, loss: Loss, params: Params, start: Start | None = None) -> FlowState:
+    def initial_state(self, loss: Loss, params: Params, start: StartLike | None = None) -> FlowState:
         if self.order > 1 and has_kinks(loss, params):
             warnings.warn(
                 f"{self.name} differentiates the loss {self.order + 1} times, but the loss takes the larger of numbers "

@@ -11,7 +11,7 @@ import numpy as np
 
 from adamflow.checks import check_range
 from adamflow.flows import tree_math as trees
-from adamflow.flows.flow import AbstractFlow, ChangeOfVariables, Snapshot, Start
+from adamflow.flows.flow import AbstractFlow, ChangeOfVariables, Snapshot, StartLike, start_of
 from adamflow.flows.instability_warning import warn_of_rotation
 from adamflow.flows.interpolating import InterpolatingFlow, InterpolatingState, weights
 from adamflow.flows.norms import tree_norm
@@ -170,7 +170,7 @@ class TwoBranchFlow(AbstractFlow):
     def _map(self) -> InterpolatingFlow:
         return InterpolatingFlow(self.optimizer, order=self.order)
 
-    def initial_state(self, loss: Loss, params: Params, start: Start | None = None) -> TwoBranchState:
+    def initial_state(self, loss: Loss, params: Params, start: StartLike | None = None) -> TwoBranchState:
         mean, source = self._map.initial_state(loss, params, start), self._source(params)
         seed = trees.scaled(trees.signed(params), source)
         if self.seed_rate is None:
@@ -243,9 +243,9 @@ class TwoBranchFlow(AbstractFlow):
         dtype = jnp.result_type(*jax.tree.leaves(params))
         return jnp.asarray(jnp.finfo(dtype).eps / 2 if self.seed_rate is None else self.seed_rate, dtype)
 
-    def _found(self, loss: Loss, params: Params, start: Start | None) -> Params:
+    def _found(self, loss: Loss, params: Params, start: StartLike | None) -> Params:
         """δ of the parameters in the first K iterates, Σ (−1)ʲ C(K, j) θⱼ/2ᴷ: what is slow has no part in it."""
-        first, memory = (0, self.optimizer.initial_state(params)) if start is None else start
+        first, memory = start_of(start, self.optimizer, params)
 
         def visit(carry: tuple, term: tuple) -> tuple[tuple, None]:
             state, total = carry

@@ -34,7 +34,7 @@ from jaxtyping import Array, Float, Key
 
 from adamflow.checks import check_count, check_params, check_range, describe, is_concrete
 from adamflow.flows import InterpolatingFlow, Snapshot, averages
-from adamflow.flows.flow import Start
+from adamflow.flows.flow import StartLike
 from adamflow.flows.interpolating import InterpolatingState
 from adamflow.flows.tree_math import scaled
 from adamflow.losses import admit_loss, as_scalar, program
@@ -153,7 +153,7 @@ class StochasticFlow(Record):
     def _mean_flow(self) -> InterpolatingFlow:
         return InterpolatingFlow(self.optimizer, order=1)
 
-    def initial_state(self, loss: Loss, params: Params, start: Start | None = None) -> InterpolatingState:
+    def initial_state(self, loss: Loss, params: Params, start: StartLike | None = None) -> InterpolatingState:
         """The state at n = 0, before the gradient there is consumed, or at the iteration of `start`."""
         return self._mean_flow.initial_state(loss, params, start)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamflow.checks import check_count, check_flag, check_range, check_single, is_concrete
-from adamflow.flows import AbstractFlow, ChangeOfVariables, GouldTanakaFlow, Snapshot, Start
+from adamflow.flows import AbstractFlow, ChangeOfVariables, GouldTanakaFlow, Snapshot, StartLike
 from adamflow.losses import ScalarLoss, count_program, loss_and_aux, program
 from adamflow.runs.collocation import (
     RunInputs,
@@ -73,7 +73,7 @@ def solve(
     steps: int,
     *,
     save_at: Any = None,
-    start: Start | int | Literal["auto"] | None = "auto",
+    start: StartLike | int | Literal["auto"] | None = "auto",
     observe: Callable[[Snapshot], Any] | None = None,
     solver: diffrax.AbstractSolver | Literal["auto", "collocation"] = "auto",
     rtol: Scalar = 1e-5,
@@ -188,7 +188,7 @@ class _Problem(NamedTuple):
     flow: AbstractFlow
     loss: Loss
     params: Params
-    start: Start | int | Literal["auto"] | None
+    start: StartLike | int | Literal["auto"] | None
     observe: Callable[[Snapshot], Any] | None
     rows: Any
     solver: Any

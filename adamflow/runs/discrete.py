@@ -17,7 +17,7 @@ import numpy as np
 
 from adamflow.checks import check_count, check_flag, is_concrete
 from adamflow.flows import Snapshot
-from adamflow.flows.flow import Start
+from adamflow.flows.flow import StartLike
 from adamflow.losses import count_program, loss_and_aux, program
 from adamflow.optimizers import Optimizer, OptimizerState
 from adamflow.runs.failure import OnFailure, check_on_failure, tell_failure
@@ -35,6 +35,7 @@ from adamflow.runs.trajectory import (
     exact_iterations,
     largest,
     largest_exact_float,
+    on_device,
     within,
 )
 from adamflow.runs.underflow import count_underflowed
@@ -48,7 +49,7 @@ def iterate(
     steps: int,
     *,
     save_at: Any = None,
-    start: Start | None = None,
+    start: StartLike | None = None,
     observe: Callable[[Snapshot], Any] | None = None,
     stream: str | Path | None = None,
     stream_every: int | None = None,
@@ -136,7 +137,7 @@ def _run(task: "_Task", steps: int, rows: np.ndarray) -> Trajectory:
     """The run of a task up to an iteration, with the rows that are to be saved."""
     started, first, observe = time.perf_counter(), task.first, task.observe
     relative = (rows - first).astype(int)
-    task = task._replace(saved_at=jnp.asarray(relative), first=jnp.asarray(first, int))
+    task = task._replace(saved_at=on_device(relative), first=on_device(first))
     plan = _plan(steps - first, relative, observe is not None)
     # A loss may close over a tracer that only the result shows: then the run is part of a larger program, too.
     ended = _in_parts(task, plan) if is_concrete(task) else None
@@ -150,7 +151,7 @@ def _run(task: "_Task", steps: int, rows: np.ndarray) -> Trajectory:
     counts = _counts(xp, last, steps - first, looked)
     last = last + first
     reached = last if steps > largest_exact_float() else last.astype(jnp.result_type(float))
-    code, reached, counts = jax.tree.map(jnp.asarray, (code, reached, counts))
+    code, reached, counts = jax.tree.map(on_device, (code, reached, counts))
     gradients, accepted, rejected, jacobians = counts
     trajectory = Trajectory(
         iterations=exact_iterations(rows),
@@ -345,31 +346,31 @@ class _Driver(NamedTuple):
 
     def step(self, loop: tuple[_Carry, Any], place: tuple[jax.Array, jax.Array]) -> tuple[tuple[_Carry, Any], None]:
         """Iteration n, if the run has not failed: look at it if that is wanted, then move on, unless n is the end."""
-        n, wanted = place
+        (carry, row), (n, wanted) = loop, place
+        snapshot, state = self.evaluate(carry.params, carry.state, n)
+        if self.task.observe is not None:
+            row = jax.lax.cond(wanted, self.look, lambda _: row, snapshot)
+        params = self.task.optimizer.at(self.task.first + n).apply(carry.params, snapshot.direction)
+        alive, ends = carry.code == 0, n == self.plan.steps
+        finite = jnp.where(ends, jnp.isfinite(snapshot.loss), _is_finite(snapshot))
 
-        def work(carry: _Carry, row: Any) -> tuple[_Carry, Any]:
-            snapshot, state = self.evaluate(carry.params, carry.state, n)
-            if self.task.observe is not None:
-                row = jax.lax.cond(wanted, self.look, lambda _: row, snapshot)
-            params = self.task.optimizer.at(self.task.first + n).apply(carry.params, snapshot.direction)
-            alive, ends = carry.code == 0, n == self.plan.steps
-            finite = jnp.where(ends, jnp.isfinite(snapshot.loss), _is_finite(snapshot))
+        def classify() -> tuple[jax.Array, jax.Array]:
+            failure = jnp.where(finite & jnp.isfinite(largest(params)), DIVERGED, NOT_FINITE)
+            return jnp.where(alive, failure, carry.code), jnp.where(alive & finite, n, carry.reached)
 
-            def classify() -> tuple[jax.Array, jax.Array]:
-                failure = jnp.where(finite & jnp.isfinite(largest(params)), DIVERGED, NOT_FINITE)
-                return jnp.where(alive, failure, carry.code), jnp.where(alive & finite, n, carry.reached)
+        good = alive & finite & (ends | within(params, self.limit))
+        code, reached = jax.lax.cond(good, lambda: (carry.code, n), classify)
+        new, old = (params, state), (carry.params, carry.state)
+        kept = jax.tree.map(lambda moved, stayed: jnp.where(good & ~ends, moved, stayed), new, old)
+        underflowed = count_underflowed(self.task.optimizer, snapshot.gradient, snapshot.filters)
+        underflowed = jnp.where(alive & ~ends, underflowed, carry.underflowed)
+        return (_Carry(kept[0], kept[1], reached, code, underflowed), row), None
 
-            good = alive & finite & (ends | within(params, self.limit))
-            code, reached = jax.lax.cond(good, lambda: (carry.code, n), classify)
-            new, old = (params, state), (carry.params, carry.state)
-            kept = jax.tree.map(lambda moved, stayed: jnp.where(good & ~ends, moved, stayed), new, old)
-            underflowed = count_underflowed(self.task.optimizer, snapshot.gradient, snapshot.filters)
-            underflowed = jnp.where(alive & ~ends, underflowed, carry.underflowed)
-            return _Carry(kept[0], kept[1], reached, code, underflowed), row
-
-        # Of a batch all lanes work while one is alive, so that `wanted` stays one for all.
-        alive = eqx.internal.unvmap_any(loop[0].code == 0) & (n <= self.plan.steps)
-        return jax.lax.cond(alive, work, lambda *unchanged: unchanged, *loop), None
+    def step_if_alive(self, loop: tuple[_Carry, Any], place: tuple[jax.Array, jax.Array]) -> tuple[tuple, None]:
+        """`step` in a scan, which goes on behind the end. Of a batch all lanes work while one is alive."""
+        # So `wanted` stays one for all.
+        alive = eqx.internal.unvmap_any(loop[0].code == 0) & (place[0] <= self.plan.steps)
+        return jax.lax.cond(alive, lambda loop: self.step(loop, place)[0], lambda unchanged: unchanged, loop), None
 
     def block(self, loop: _Loop, repeat: Callable[..., Any]) -> _Loop:
         """Iterations of which only the first may be saved: how many, `repeat` knows."""
@@ -423,7 +424,7 @@ def _in_one_program(task: _Task, plan: _Plan) -> tuple:
         if plan.stride == 1:
             return driver.step(work, (n, wanted))[0], n + 1
         places = (n + jnp.arange(plan.stride), wanted & (jnp.arange(plan.stride) == 0))
-        return jax.lax.scan(driver.step, work, places)[0], n + plan.stride
+        return jax.lax.scan(driver.step_if_alive, work, places)[0], n + plan.stride
 
     def block(loop: _Loop, _: None) -> tuple[_Loop, None]:
         return driver.block(loop, repeat), None
@@ -448,7 +449,7 @@ def _in_parts(task: _Task, plan: _Plan) -> tuple | None:
         while True:
             stop = min(stop + size, plan.steps + 1)
             begun = time.perf_counter()
-            loop, finished, looked = _advance((task, plan, jnp.asarray(stop)), loop)
+            loop, finished, looked = _advance((task, plan, on_device(stop)), loop)
             if not is_concrete(loop, finished):
                 return None
             if bool(finished):

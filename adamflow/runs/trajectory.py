@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Real
 
 from adamflow.checks import is_concrete
 from adamflow.display import fields_text, html_table
+from adamflow.flows import Start
 from adamflow.optimizers import OptimizerState
 from adamflow.optimizers.record import Record
 from adamflow.runs.summary import summary, summary_rows
@@ -275,7 +276,7 @@ class Trajectory(Record):
         save(self, path)
 
     @property
-    def restart(self) -> tuple[Params, tuple[int, OptimizerState]]:
+    def restart(self) -> tuple[Params, Start]:
         """Where a discrete run goes on: `params, start = run.restart`, for `af.iterate` and `af.solve`.
 
         With the same optimizer the run goes on as if it had not ended, with another it is a fork.
@@ -294,7 +295,7 @@ class Trajectory(Record):
                 f"{self.name!r} cannot go on from where it ended: {self.outcome.message} Restart from an earlier state"
             )
         last = int(self.outcome.last_valid_iteration)
-        return final[0], (last + (ended == "interrupted"), final[1])
+        return final[0], Start(last + (ended == "interrupted"), final[1])
 
     def __repr__(self) -> str:
         return summary(self) if self._holds_arrays() else super().__repr__()
@@ -336,7 +337,12 @@ def exact_iterations(rows: np.ndarray) -> jax.Array:
     """Saved iterations as floats, or as integers if they are whole and floats do not hold them exactly."""
     whole = np.all(rows == np.round(rows))
     dtype = jnp.result_type(int if whole and rows[-1] > largest_exact_float() else float)
-    return jnp.asarray(np.asarray(rows, dtype))
+    return on_device(np.asarray(rows, dtype))
+
+
+def on_device(value: Any) -> jax.Array:
+    """An array of known numbers, without the program that `jnp.asarray` would compile for each new shape."""
+    return value if isinstance(value, jax.Array) else jax.device_put(np.asarray(value))
 
 
 def divergence_limit(params: Params) -> jax.Array:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from adamflow.checks import is_concrete
-from adamflow.flows import AbstractFlow, Snapshot, Start
+from adamflow.flows import AbstractFlow, Snapshot, Start, StartLike
 from adamflow.losses import program, scalar_loss
 from adamflow.optimizers import OptimizerState
 from adamflow.runs.trajectory import largest
@@ -166,7 +166,7 @@ def initial_state(flow: AbstractFlow, loss: Loss, params: Params, early: FirstIt
     """Where a flow starts: at 0, or behind the first iterations."""
 
     def behind() -> FlowStart:
-        return start_flow(flow, loss, early.params, (early.gradient_evaluations - 1, early.memory))
+        return start_flow(flow, loss, early.params, Start(early.gradient_evaluations - 1, early.memory))
 
     if is_concrete(early.is_kept):
         return behind() if bool(early.is_kept) else start_flow(flow, loss, params, None)
@@ -179,10 +179,10 @@ def initial_state(flow: AbstractFlow, loss: Loss, params: Params, early: FirstIt
 
 
 @program
-def start_flow(flow: AbstractFlow, loss: Loss, params: Params, start: Start | None) -> FlowStart:
+def start_flow(flow: AbstractFlow, loss: Loss, params: Params, start: StartLike | None) -> FlowStart:
     """Where a flow starts, at 0 or at what the user gave."""
     value, state = scalar_loss(loss, params), flow.initial_state(loss, params, start)
-    optimizer, first = flow.optimizer, 0 if start is None else start[0]
+    optimizer, first = flow.optimizer, 0 if start is None else Start(*start).iteration
     gradient = jax.grad(loss)(params)
     direction, memory = optimizer.update(gradient, optimizer.initial_state(params), 0, params)
     underflowed = count_underflowed(optimizer, gradient, memory.filters)

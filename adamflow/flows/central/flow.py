@@ -12,7 +12,7 @@ from adamflow.checks import check_range, describe
 from adamflow.flows import averages
 from adamflow.flows.averages import AbstractAveragesFlow, FlowState
 from adamflow.flows.central.complementarity import complementary
-from adamflow.flows.flow import Snapshot, Start
+from adamflow.flows.flow import Snapshot, StartLike
 from adamflow.flows.lanczos import lanczos
 from adamflow.flows.norms import unit_of
 from adamflow.optimizers import GradientStage, Optimizer, RMSpropStage, check_constant, check_standard
@@ -127,7 +127,7 @@ class CentralFlow(AbstractAveragesFlow):
     def gradients_per_evaluation(self) -> int:
         return 1 + 2 * (self.iterations + 2) + 2 * self.modes * (self.modes + 1)
 
-    def initial_state(self, loss: Loss, params: Params, start: Start | None = None) -> FlowState:
+    def initial_state(self, loss: Loss, params: Params, start: StartLike | None = None) -> FlowState:
         return averages.initial_state(self.optimizer, loss, params, start)[0]
 
     def vector_field(self, time: Scalar, state: FlowState, loss: Loss) -> FlowState:
