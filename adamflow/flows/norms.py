@@ -28,10 +28,10 @@ def norm(values: jax.Array, axis: int = -1) -> jax.Array:
     return jnp.squeeze(unit, axis) * root
 
 
-def row_norms(rows: Params) -> jax.Array:
-    """The norm over all leaves of a pytree at each index of their leading axis, shape (rows,)."""
+def row_norms(rows: Any, xp: Any = jnp) -> Any:
+    """The norm over all leaves of a pytree at each index of their leading axis, shape (rows,); by NumPy if `xp` is."""
     leaves = [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(rows)]
-    return norm(jnp.concatenate(leaves, axis=1))
+    return (numpy_norm if xp is np else norm)(xp.concatenate(leaves, axis=1))
 
 
 def tree_norm(params: Params) -> jax.Array:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -18,7 +18,7 @@ from adamflow.optimizers.record import Record
 from adamflow.runs.continuous import solve
 from adamflow.runs.discrete import iterate
 from adamflow.runs.oscillation import mean_and_oscillation, mean_beside, middles
-from adamflow.runs.trajectory import Trajectory, check_rows, is_array
+from adamflow.runs.trajectory import Trajectory, check_rows, is_array, on_device
 from adamflow.types import Loss, Params
 
 Norm = Literal["euclidean", "maximum"]
@@ -32,14 +32,15 @@ _COLUMNS = ("max. absolute", "max. relative", "at iteration", " at the end")
 class Comparison(Record):
     """The distance of a run from a reference, at each saved iteration.
 
-    `relative` errors are divided by the distance that the reference has moved from its start so far: the largest at the
+    Relative errors are divided by the distance that the reference has moved from its start so far: the largest at the
     iterations saved up to there. An error of 0 is 0 relatively, too.
 
     Attributes:
         iterations: n, shape (saved,).
-        absolute: ‖θ − θ_ref‖ over all parameters, shape (saved,).
-        relative: the same, divided by the distance moved.
-        path: the length of the reference's way from its start, through all that it saved up to there, shape (saved,).
+        absolute_error: ‖θ − θ_ref‖ over all parameters, shape (saved,).
+        relative_error: the same, divided by the distance moved.
+        path_length: the length of the reference's way from its start, through all that it saved up to there, shape
+            (saved,).
         absolute_error_by_leaf, relative_error_by_leaf: the same for each leaf alone: pytrees like the parameters.
         names: of the reference and of the run.
         norm: "euclidean" or "maximum".
@@ -159,39 +160,74 @@ def compare(
     if average == "period 2":
         every, reference, run = mean_beside(reference, run)
     _check_comparable(reference, run)
-    moved = jax.tree.map(lambda leaf, start: leaf - start, reference.params, reference.initial_params)
-    error = jax.tree.map(jnp.subtract, run.params, reference.params)
-
-    def size(*leaves: jax.Array) -> jax.Array:
-        if norm == "euclidean":
-            return row_norms(leaves)
-        rows = jnp.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
-        return jnp.max(jnp.abs(rows), axis=1, initial=0.0)
-
-    def relative(absolute: jax.Array, way: jax.Array) -> jax.Array:
-        return _quotient(absolute, jax.lax.cummax(way))
-
-    def step(leaf: jax.Array, start: jax.Array) -> jax.Array:
-        return jnp.diff(leaf, axis=0, prepend=start[None])
-
-    by_leaf, ways = jax.tree.map(size, error), jax.tree.map(size, moved)
-    absolute = size(*jax.tree.leaves(error))
+    found = _distances(every, reference, run, norm)
     if average == "none":
-        _warn_of_oscillation(reference, run, absolute, size(*jax.tree.leaves(moved)))
-    lengths = jnp.cumsum(size(*jax.tree.leaves(jax.tree.map(step, every.params, every.initial_params))))
+        _warn_of_oscillation(reference, run, found.absolute, found.moved)
+    found = _Distances(*jax.tree.map(on_device, tuple(found)))
     return Comparison(
         iterations=reference.iterations,
-        absolute_error=absolute,
-        relative_error=relative(absolute, size(*jax.tree.leaves(moved))),
-        path_length=lengths[jnp.searchsorted(every.iterations, reference.iterations)],
-        absolute_error_by_leaf=by_leaf,
-        relative_error_by_leaf=jax.tree.map(relative, by_leaf, ways),
+        absolute_error=found.absolute,
+        relative_error=found.relative,
+        path_length=found.path_length,
+        absolute_error_by_leaf=found.absolute_by_leaf,
+        relative_error_by_leaf=found.relative_by_leaf,
         names=(reference.name, run.name),
         norm=norm,
     )
 
 
-def _quotient(absolute: jax.Array, unit: jax.Array) -> jax.Array:
+class _Distances(NamedTuple):
+    """What `_distances` finds, with how far the reference has moved from its start, each of shape (saved,)."""
+
+    absolute: Any
+    relative: Any
+    path_length: Any
+    moved: Any
+    absolute_by_leaf: Any
+    relative_by_leaf: Any
+
+
+@np.errstate(all="ignore")
+def _distances(every: Trajectory, reference: Trajectory, run: Trajectory, norm: Norm) -> _Distances:
+    """Distances between two runs, and along `every`, which is the reference with all that it saved.
+
+    By NumPy where numbers are known: each operation of jax on its own would be compiled at the first call.
+    """
+    concrete = is_concrete(every, reference, run)
+    xp: Any = np if concrete else jnp
+
+    def size(*leaves: Any) -> Any:
+        if norm == "euclidean":
+            return row_norms(leaves, xp)
+        rows = xp.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
+        return xp.max(xp.abs(rows), axis=1, initial=0.0)
+
+    def relative(absolute: Any, moved: Any) -> Any:
+        return _quotient(absolute, np.maximum.accumulate(moved) if concrete else jax.lax.cummax(moved))
+
+    def step(leaf: Any, start: Any) -> Any:
+        return xp.diff(leaf, axis=0, prepend=start[None])
+
+    way, params, others = (jax.tree.map(xp.asarray, kept.params) for kept in (every, reference, run))
+    way_start, start = (jax.tree.map(xp.asarray, kept.initial_params) for kept in (every, reference))
+    error, moved = (jax.tree.map(xp.subtract, *pair) for pair in ((others, params), (params, start)))
+    lengths = xp.cumsum(size(*jax.tree.leaves(jax.tree.map(step, way, way_start))))
+    absolute, distance = size(*jax.tree.leaves(error)), size(*jax.tree.leaves(moved))
+    absolute_by_leaf = jax.tree.map(size, error)
+    return _Distances(
+        absolute=absolute,
+        relative=relative(absolute, distance),
+        path_length=lengths[xp.searchsorted(xp.asarray(every.iterations), xp.asarray(reference.iterations))],
+        moved=distance,
+        absolute_by_leaf=absolute_by_leaf,
+        relative_by_leaf=jax.tree.map(relative, absolute_by_leaf, jax.tree.map(size, moved)),
+    )
+
+
+def _quotient(absolute: Any, unit: Any) -> Any:
+    """A quotient that is 0 where the dividend is."""
+    if isinstance(absolute, np.ndarray):
+        return np.divide(absolute, unit, out=np.zeros_like(absolute), where=absolute != 0)
     return jnp.where(absolute == 0, 0.0, absolute / unit)
 
 
@@ -238,7 +274,7 @@ def _advice(reference: Trajectory, run: Trajectory) -> str:
     return "give both the same save_at="
 
 
-def _warn_of_oscillation(reference: Trajectory, run: Trajectory, absolute: jax.Array, moved: jax.Array) -> None:
+def _warn_of_oscillation(reference: Trajectory, run: Trajectory, absolute: Any, moved: Any) -> None:
     """Warn where most of the distance of a flow of the mean at the end is the oscillation of the iterates about it."""
     if not run.follows_mean or reference.follows_mean or not is_concrete(reference, run, absolute):
         return

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from adamflow.checks import is_concrete
 from adamflow.flows.norms import row_norms
 from adamflow.optimizers.record import Record
-from adamflow.runs.trajectory import Trajectory, check_rows
+from adamflow.runs.trajectory import Trajectory, check_rows, on_device
 from adamflow.types import Params
 
 
@@ -36,6 +36,8 @@ class MeanAndOscillation(Record):
         """
         if self.oscillation is None:
             raise ValueError("the run holds no parameters, so their amplitude is unknown; run it without observe=")
+        if is_concrete(self.oscillation):
+            return on_device(row_norms(jax.tree.map(np.asarray, self.oscillation), np))
         return row_norms(self.oscillation)
 
 
@@ -73,18 +75,24 @@ def mean_and_oscillation(run: Trajectory) -> MeanAndOscillation:
             "every iteration, or save_at=np.unique(np.add.outer(wanted, [-1, 0, 1]))"
         )
 
-    def mean(rows: jax.Array) -> jax.Array:
+    def mean(rows: Any) -> Any:
         return (rows[places - 1] + 2 * rows[places] + rows[places + 1]) / 4
 
-    def oscillation(rows: jax.Array) -> jax.Array:
+    def oscillation(rows: Any) -> Any:
         return (rows[places - 1] - 2 * rows[places] + rows[places + 1]) / 4
 
-    rows = run.params, run.observed
-    params, observed = jax.tree.map(mean, rows)
+    # By NumPy: each operation of jax on its own would be compiled at the first call.
+    rows = jax.tree.map(np.asarray, (run.params, run.observed))
+    iterations = np.asarray(run.iterations)[places]
+    means, oscillations = (jax.tree.map(on_device, jax.tree.map(part, rows)) for part in (mean, oscillation))
     averaged = dataclasses.replace(
-        run, iterations=run.iterations[places], params=params, observed=observed, name=f"mean of {run.name}"
+        run,
+        iterations=on_device(iterations),
+        params=means[0],
+        observed=means[1],
+        name=f"mean of {run.name}",
     )
-    return MeanAndOscillation(averaged, *jax.tree.map(oscillation, rows))
+    return MeanAndOscillation(averaged, *oscillations)
 
 
 def mean_beside(iterates: Trajectory, run: Trajectory) -> tuple[Trajectory, Trajectory, Trajectory]:
