@@ -155,6 +155,23 @@ def test_identity_whole_iterations_stay_whole_in_single_precision():
         assert few.iterations.dtype == few.outcome.last_valid_iteration.dtype == jnp.float32
 
 
+def test_identity_runs_of_other_lengths_share_a_program():
+    traces = []
+
+    def loss(params):
+        traces.append(params)
+        return jnp.sum(params**2)
+
+    def run(steps):
+        before = len(traces)
+        end = af.iterate(af.sgd(0.1), loss, jnp.ones(2), steps, save_at=[0, steps]).params[-1]
+        np.testing.assert_allclose(end, np.full(2, 0.8**steps))
+        return len(traces) - before
+
+    first, again, longer = run(7), run(7), run(40)
+    assert again == longer < first
+
+
 @pytest.mark.parametrize("observe", [None, lambda s: s.params], ids=["params", "observed"])
 def test_identity_memory_and_tracing_follow_what_is_saved(observe):
     """Ctrl-C in a run of 10⁹ iterations, which keeps what it has; its whole list of iterations has 8 GB."""

@@ -243,13 +243,15 @@ class _Task(NamedTuple):
 class _Plan(NamedTuple):
     """The shape of a run, in iterations from its start on, so that the pieces of one share a program.
 
+    A run by itself has its number of iterations as an array, and no stride.
+
     In one program it is a scan over blocks of `stride` iterations, the longest such that every saved iteration starts
     one (or ends the last). A look at the end takes a block more, if it is in the loop: outside of it that would be
     compiled a second time. But where blocks are few and long, reverse-mode derivatives would store far more for that
     block than for what it does.
     """
 
-    steps: int
+    steps: Any
     stride: int
     saves_all: bool
     #: Whether `observe` looks at the end.
@@ -442,12 +444,14 @@ def _in_parts(task: _Task, plan: _Plan) -> tuple | None:
 
     `None` if the loss turned out to hold a tracer.
     """
+    # The number of iterations is an input, so that runs of any length with as many rows share a program.
+    steps, plan = plan.steps, plan._replace(steps=on_device(plan.steps), stride=0)
     # Without `observe` the start knows nothing of the loss, so that all losses share its program.
     beginning = task if task.observe is not None else task._replace(loss=_no_loss, batches=None)
     loop, stop, size = _begin(beginning, plan), 0, _FIRST_PART
     with Interruption() as interruption:
         while True:
-            stop = min(stop + size, plan.steps + 1)
+            stop = min(stop + size, steps + 1)
             begun = time.perf_counter()
             loop, finished, looked = _advance((task, plan, on_device(stop)), loop)
             if not is_concrete(loop, finished):
