@@ -232,29 +232,32 @@ def test_failure_a_run_that_ended_early_beside_one_that_did_not():
     assert af.compare(shorter, failed).max_relative_error < 1
 
 
-@pytest.mark.parametrize("save_at", [None, [0, 20, 40, 60]], ids=["every", "sparse"])
-def test_failure_flow_of_the_mean_beside_iterates_that_oscillate(save_at):
-    record = af.sgd(0.1)
+@pytest.fixture(scope="module")
+def oscillating():
+    """Iterates past their edge and the flow of their mean, as functions of the rate: one loss, compiled once."""
 
     def loss(p):
         return 10.5 * p[0] ** 2 - p[0] ** 4 + p[1] ** 2 / 2
 
-    start = jnp.array([0.3, 1.0])
-    discrete = af.iterate(record, loss, start, 60, save_at=save_at)
-    flow = af.TwoBranchFlow(record, order=1)
-    run = af.solve(flow, loss, start, 60, save_at=save_at, solver=diffrax.Euler(), step_size=0.5)
+    def runs(rate, save_at):
+        record, start = af.sgd(rate), jnp.array([0.3, 1.0])
+        discrete = af.iterate(record, loss, start, 60, save_at=save_at)
+        flow = af.TwoBranchFlow(record, order=1)
+        return discrete, af.solve(flow, loss, start, 60, save_at=save_at, solver=diffrax.Euler(), step_size=0.5)
+
+    return runs
+
+
+@pytest.mark.parametrize("save_at", [None, [0, 20, 40, 60]], ids=["every", "sparse"])
+def test_failure_flow_of_the_mean_beside_iterates_that_oscillate(save_at, oscillating):
+    discrete, run = oscillating(0.1, save_at)
     assert run.follows_mean
     with pytest.warns(UserWarning, match=r"follows the mean of an oscillation, .* by average=\"period 2\""):
         af.compare(discrete, run)
     if save_at is None:
         assert af.compare(discrete, run, average="period 2").absolute_error[-1] < 0.1
     # Far below the edge there is none to speak of.
-    calm = af.sgd(0.01)
-    slow = af.iterate(calm, loss, start, 20)
-    options = dict(solver=diffrax.Euler(), step_size=0.5)
-    assert (
-        af.compare(slow, af.solve(af.TwoBranchFlow(calm, order=1), loss, start, 20, **options)).max_relative_error < 0.1
-    )
+    assert af.compare(*oscillating(0.01, save_at)).max_relative_error < 0.1
 
 
 @pytest.mark.parametrize(("dtype", "factor"), [(jnp.float32, 1e-25), (jnp.float32, 1e25), (jnp.float64, 1e-250)])

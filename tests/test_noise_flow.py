@@ -185,13 +185,13 @@ def test_formula_stationary_covariance_of_momentum_through_a_brownian_tree(key):
     sigma, curvature = np.array([[1.0, 0.3], [0.3, 0.5]]), np.array([1.0, 2.0])
     problem = af.problems.quadratic(jnp.asarray(curvature))
     noise = af.noise.known_covariance(jnp.asarray(sigma), problem.params)
-    flow = af.StochasticFlow(af.sgd(0.05, gamma=0.5), noise)
+    flow = af.StochasticFlow(af.sgd(0.1, gamma=0.5), noise)
     assert flow.additive
     runs = flow.solve(
-        problem.loss, jnp.zeros(2), 80, key=key, paths=2500, save_at=[80], step_size=0.5, solver=diffrax.ShARK()
+        problem.loss, jnp.zeros(2), 40, key=key, paths=2500, save_at=[40], step_size=0.5, solver=diffrax.ShARK()
     )
     found = runs.covariance()
-    expected = 0.05 * sigma / (curvature[:, None] + curvature)
+    expected = 0.1 * sigma / (curvature[:, None] + curvature)
     assert np.abs((found.value[0] - expected) / found.error[0]).max() < 4.5
 
 
