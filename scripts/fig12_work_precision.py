@@ -238,7 +238,7 @@ def check(data: figure.Data) -> list[figure.Claim]:
 
 
 def draw(data: figure.Data) -> Figure:
-    pairs, colours = data["pairs"], list(figure.COLOURS.values())
+    pairs, colours = data["pairs"], list(LINES)
     drawn, axes = plt.subplots(
         2, len(pairs), figsize=(3.2 * len(pairs) + 1, 7), sharex=True, sharey="row", squeeze=False
     )

@@ -13,23 +13,12 @@ from matplotlib.axes import Axes
 
 from adamflow.checks import check_range
 from adamflow.plotting.arguments import check_data, check_labels, log_scale
+from adamflow.plotting.colours import LINES, VERMILLION, line_styles
 
 Table: TypeAlias = Float[np.ndarray, "runs times"]
 Runs: TypeAlias = Float[np.ndarray, "runs"]
 Times: TypeAlias = Float[np.ndarray, "times"]
 
-_COLOURS = (
-    "#0072B2",
-    "#56B4E9",
-    "#009E73",
-    "#E69F00",
-    "#CC79A7",
-    "#D55E00",
-    "#000000",
-    "#8C8C8C",
-    "#7F3C8D",
-    "#8B5A2B",
-)
 _EDGE: Any = dict(color="0.2", linestyle="--", linewidth=1, zorder=3)
 
 
@@ -74,7 +63,7 @@ def sharpness_over_edge(ax: Axes, iterations: Times, ratios: Table) -> Axes:
     log_scale(ax, ratios)
     later = ratios[:, 1:]
     top = 1.15 * max(later[np.isfinite(later)].max(initial=1.0), 1.0)
-    ax.axhspan(1, top, color="#D55E00", alpha=0.08, linewidth=0)
+    ax.axhspan(1, top, color=VERMILLION, alpha=0.08, linewidth=0)
     ax.axhline(1, **_EDGE)
     ax.set_ylim(top=top)
     for height, side, name in ((0.985, "top", "unstable"), (0.02, "bottom", "stable")):
@@ -135,7 +124,7 @@ def hovering(ax: Axes, ratios: Float[np.ndarray, "runs seeds times"], labels: Se
     if not np.isfinite(ratios).all():
         raise ValueError("ratios must be finite, since others have no quantiles; leave failed runs out")
     for place, values in enumerate(ratios):
-        colour = _COLOURS[place % len(_COLOURS)]
+        colour = LINES[place % len(LINES)]
         low, quarter, middle, three, high = np.quantile(values, (0.05, 0.25, 0.5, 0.75, 0.95))
         ax.plot((low, high), (place, place), color=colour, linewidth=1.5)
         ax.plot((quarter, three), (place, place), color=colour, linewidth=7, solid_capstyle="butt")
@@ -147,7 +136,7 @@ def hovering(ax: Axes, ratios: Float[np.ndarray, "runs seeds times"], labels: Se
     ax.axvline(1, **_EDGE)
     ax.set_yticks(range(len(labels)), labels)
     for place, tick in enumerate(ax.get_yticklabels()):
-        tick.set_color(_COLOURS[place % len(_COLOURS)])
+        tick.set_color(LINES[place % len(LINES)])
     ax.set_ylim(len(labels) - 0.5, -0.8)
     ax.set_xlim(left=-0.05)
     ax.set_xlabel("η s / edge")
@@ -155,8 +144,8 @@ def hovering(ax: Axes, ratios: Float[np.ndarray, "runs seeds times"], labels: Se
 
 
 def _curves(ax: Axes, iterations: Times, table: Table) -> None:
-    for index, values in enumerate(table):
-        ax.plot(iterations, values, color=_COLOURS[index % len(_COLOURS)], linewidth=0.9)
+    for values, style in zip(table, line_styles(len(table)), strict=True):
+        ax.plot(iterations, values, linewidth=0.9, **style)
     if len(iterations) > 1:
         ax.set_xlim(iterations[0], iterations[-1])
     ax.set_xlabel("iteration n")

@@ -12,8 +12,7 @@ from matplotlib.colors import LogNorm
 from scipy.special import stdtrit
 
 from adamflow.checks import check_single
-
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
+from adamflow.plotting.colours import line_styles
 
 #: Colours are logarithmic where the largest number is so many times the smallest.
 _WIDE = 100.0
@@ -123,13 +122,12 @@ def sweep_lines(ax: Axes, runs: Any, name: str, *, x: str, by: str | None = None
     scale, places = _axis(runs, x)
     _apply(ax.set_xscale, scale)
     lines = [None] if by is None else np.asarray(runs[by]).tolist()
-    for number, (line, rows) in enumerate(zip(lines, values, strict=True)):
+    for line, rows, style in zip(lines, values, line_styles(len(lines)), strict=True):
         mean, half = _mean_and_half(rows)
-        colour = _COLOURS[number % len(_COLOURS)]
         label = None if line is None else f"{by} = {line:g}" if isinstance(line, float) else f"{by} = {line}"
-        ax.plot(places, mean, color=colour, label=label)
+        ax.plot(places, mean, label=label, **style)
         if over is not None:
-            ax.fill_between(places, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+            ax.fill_between(places, mean - half, mean + half, color=style["color"], alpha=0.2, linewidth=0)
     if by is not None:
         ax.legend()
     ax.set_xlabel(x)
