@@ -12,7 +12,9 @@ import adamflow
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 CODE = sorted(path for folder in ("adamflow", "bench", "examples", "scripts") for path in (ROOT / folder).rglob("*.py"))
-FIGURES = sorted(path.stem for path in (ROOT / "figures").glob("*.png"))
+#: A figure may have a second picture, such as fig01_agreement.all.png.
+PICTURES = sorted(path.stem for path in (ROOT / "figures").glob("*.png"))
+FIGURES = [name for name in PICTURES if "." not in name]
 # The target of a Markdown link or image, and that of an HTML image, as in the README's gallery.
 LINK = re.compile(r'\]\(([^()\s]+)\)|src="([^"]+)"')
 CODE_BLOCK = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
@@ -77,6 +79,13 @@ def test_identity_each_figure_has_a_page_and_a_line_in_the_readme(figure):
     text = page.read_text()
     for part in (f"figures/{figure}.png", f"figures/{figure}.json", f"scripts/{figure}.py"):
         assert f"(../../{part})" in text
+    for picture in PICTURES:
+        if picture.startswith(f"{figure}."):
+            assert f"(../../figures/{picture}.png)" in text
+    for heading in ("## Measured", "## What is checked", "## How it is made", "- Script:", "- Settings:", "- Time:"):
+        assert heading in text
+    assert re.search(r"^\*\*Claim\.\*\* .+", text, re.MULTILINE)
+    assert re.search(r"^\|---", text, re.MULTILINE), "the measured numbers are a table"
     readme = (ROOT / "README.md").read_text()
     assert f'src="figures/{figure}.png"' in readme
     assert f"(docs/figures/{figure}.md)" in readme

@@ -7,8 +7,8 @@ A script defines three settings and three functions, and hands them to `main`:
 
 Each run writes NAME.png, NAME.pdf, NAME.npz (the data) and NAME.json (the manifest), where NAME is that of the script's
 file, and exits with status 1 if a claim does not hold on the data that it just computed. The four files appear together
-or not at all (`publish`). Settings are changed by `--set steps=300`. With `--redraw` the data are those of the npz in the
-folder, whose claims are checked and whose picture is drawn again.
+or not at all (`publish`). Settings are changed by `--set steps=300`. With `--redraw` the data are those of the npz in
+the folder, whose claims are checked and whose picture is drawn again.
 """
 
 import argparse
@@ -124,8 +124,8 @@ def main(
         configs: settings for "quick", "default" and "full"; every field is recorded in the manifest.
         compute: from the settings to arrays by name. It gets nothing else, so the settings determine the data.
         check: from these arrays to the claims of the figure, at least one.
-        draw: from these arrays to a matplotlib figure, made under `STYLE`, of at most six panels with at most five lines
-            each; or to several by name, where "" is that one, and the others, such as "all", show the rest.
+        draw: from these arrays to a matplotlib figure, made under `STYLE`, of at most six panels with at most five
+            lines each; or to several by name, where "" is that one, and the others, such as "all", show the rest.
         argv: the flags, by default those of the process.
 
     Returns:

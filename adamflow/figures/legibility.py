@@ -71,6 +71,9 @@ def _covered(ax: Axes) -> Iterator[str]:
         box = legend.get_window_extent()
         if not _overlap(box, inside):
             continue
+        for text in ax.texts:
+            if text.get_visible() and _overlap(box, text.get_window_extent()):
+                yield f"the text {text.get_text()!r}"
         if any(isinstance(child, QuadMesh | ContourSet) for child in ax.get_children()):
             yield "a map"
             continue

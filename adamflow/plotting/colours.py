@@ -1,6 +1,7 @@
 """The colours of all pictures: those of Okabe and Ito, which colour-blind readers tell apart.
 
-The order is that in which lines take them. tests/test_plotting_colours.py simulates the three kinds of colour blindness.
+The order is that in which lines take them. A test, tests/test_plotting_colours.py, simulates the three kinds of colour
+blindness.
 More lines than colours repeat them with another line style, and lines that are to be told apart have markers or styles
 of their own as well.
 """

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from adamflow.checks import check_range
 from adamflow.plotting.arguments import check_data, check_labels, log_scale
-from adamflow.plotting.colours import LINES, VERMILLION, line_styles
+from adamflow.plotting.colours import VERMILLION, line_styles
 
 Table: TypeAlias = Float[np.ndarray, "runs times"]
 Runs: TypeAlias = Float[np.ndarray, "runs"]
@@ -62,7 +62,7 @@ def sharpness_over_edge(ax: Axes, iterations: Times, ratios: Table) -> Axes:
     _curves(ax, iterations, ratios)
     log_scale(ax, ratios)
     later = ratios[:, 1:]
-    top = 1.15 * max(later[np.isfinite(later)].max(initial=1.0), 1.0)
+    top = 2.5 * max(later[np.isfinite(later)].max(initial=1.0), 1.0)
     ax.axhspan(1, top, color=VERMILLION, alpha=0.08, linewidth=0)
     ax.axhline(1, **_EDGE)
     ax.set_ylim(top=top)
@@ -110,7 +110,12 @@ def updates(ax: Axes, iterations: Times, largest: Table, bound: Times, labels: S
     return ax
 
 
-def hovering(ax: Axes, ratios: Float[np.ndarray, "runs seeds times"], labels: Sequence[str]) -> Axes:
+def hovering(
+    ax: Axes,
+    ratios: Float[np.ndarray, "runs seeds times"],
+    labels: Sequence[str],
+    colours: Sequence[str] | None = None,
+) -> Axes:
     """Where η s over the edge stays in the last part of runs: the central 90% (line), middle half (bar) and medians.
 
     Args:
@@ -118,26 +123,29 @@ def hovering(ax: Axes, ratios: Float[np.ndarray, "runs seeds times"], labels: Se
         ratios: η s over the edge. A circle marks the median of each seed, bars are of all seeds, and the number is the
             median of all.
         labels: the names of the runs.
+        colours: of the runs; by default those in which the other functions draw them.
     """
     (ratios,) = check_data({"ratios": (ratios, "runs seeds times")})
     check_labels("labels", labels, len(ratios), "runs")
+    if colours is None:
+        colours = [style["color"] for style in line_styles(len(ratios))]
+    check_labels("colours", colours, len(ratios), "runs")
     if not np.isfinite(ratios).all():
         raise ValueError("ratios must be finite, since others have no quantiles; leave failed runs out")
-    for place, values in enumerate(ratios):
-        colour = LINES[place % len(LINES)]
+    for place, (values, colour) in enumerate(zip(ratios, colours, strict=True)):
         low, quarter, middle, three, high = np.quantile(values, (0.05, 0.25, 0.5, 0.75, 0.95))
         ax.plot((low, high), (place, place), color=colour, linewidth=1.5)
-        ax.plot((quarter, three), (place, place), color=colour, linewidth=7, solid_capstyle="butt")
+        ax.plot((quarter, three), (place, place), color=colour, linewidth=6, solid_capstyle="butt")
         medians = np.median(values, axis=-1)
         ax.plot(medians, np.full(medians.shape, place), "o", color="white", markeredgecolor=colour, markersize=4)
-        above: Any = dict(xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)
-        box = dict(boxstyle="square,pad=0.1", facecolor="white", edgecolor="none")
-        ax.annotate(f"{middle:.2f}", (middle, place), bbox=box, zorder=4, **above)
+        beside: Any = dict(xytext=(6, 0), textcoords="offset points", ha="left", va="center", fontsize=8)
+        ax.annotate(f"{middle:.2f}", (max(high, *medians), place), zorder=4, **beside)
     ax.axvline(1, **_EDGE)
     ax.set_yticks(range(len(labels)), labels)
-    for place, tick in enumerate(ax.get_yticklabels()):
-        tick.set_color(LINES[place % len(LINES)])
-    ax.set_ylim(len(labels) - 0.5, -0.8)
+    for tick, colour in zip(ax.get_yticklabels(), colours, strict=True):
+        # Grey, which is for what other panels leave out, is too pale for letters.
+        tick.set_color(colour if colour.startswith("#") else "0.35")
+    ax.set_ylim(len(labels) - 0.5, -0.5)
     ax.set_xlim(left=-0.05)
     ax.set_xlabel("η s / edge")
     return ax

@@ -13,7 +13,6 @@ from adamflow.plotting.colours import LINES, MARKERS
 Row: TypeAlias = Real[np.ndarray, " points"]
 
 
-
 def paths(
     ax: Axes,
     iterates: Float[np.ndarray, "iterations 2"],

@@ -15,7 +15,6 @@ from adamflow.plotting.colours import LINES, MARKERS
 Row: TypeAlias = Real[np.ndarray, "points"]
 
 
-
 def against(
     ax: Axes,
     x: Row,

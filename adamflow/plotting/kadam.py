@@ -18,7 +18,6 @@ from adamflow.plotting.colours import LINES, MARKERS
 Row: TypeAlias = Real[np.ndarray, "points"]
 
 
-
 def paths(
     ax: Axes,
     iterations: Row,

@@ -13,7 +13,6 @@ from adamflow.plotting.colours import LINES, MARKERS
 Row: TypeAlias = Real[np.ndarray, " points"]
 
 
-
 def along_runs(
     ax: Axes, iterations: Row, rows: Mapping[str, Float[np.ndarray, " points"]], *, label: str, edge: float = 1.0
 ) -> Axes:

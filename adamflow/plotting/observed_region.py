@@ -128,7 +128,7 @@ def chances(ax: Axes, learning_rates: Points, rows: Mapping[str, Points]) -> Axe
     _against_learning_rates(ax, learning_rates, rows)
     ax.axhline(0.5, color="black", linestyle="--", linewidth=1, label="no relation")
     ax.set_ylim(top=1.02)
-    ax.legend(loc="lower center")
+    ax.legend(loc="lower right", fontsize=7)
     ax.set_ylabel("P(update outside > update inside)")
     return ax
 

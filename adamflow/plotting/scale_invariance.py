@@ -171,7 +171,7 @@ def distances(
         ax.plot([], [], color=colour, label=name)
     for line, name in zip(_LINES, values, strict=False):
         ax.plot([], [], line, color="black", linewidth=1.2, label=name)
-    ax.set(xlabel="iteration n", ylabel="angle from AdamW / angle moved", ylim=(0, 1.4))
+    ax.set(xlabel="iteration n", ylabel="angle from AdamW / angle moved", ylim=(0, 1.8))
     ax.legend(ncols=2, fontsize=7, loc="upper left")
     return ax
 

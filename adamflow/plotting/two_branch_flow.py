@@ -56,8 +56,10 @@ def distances(
     ]
     log_scale(ax, errors)
     largest = errors[np.isfinite(errors)].max()
+    smallest = errors[errors > 0].min(initial=np.inf)
     if largest > 0:
-        ax.set_ylim(top=4 * largest)
+        # Room for the legends, above and below the lines.
+        ax.set_ylim(smallest / 2 ** len(labels), 4 * largest)
     ax.add_artist(ax.legend(handles=colours, loc="lower right", fontsize=6.5))
     ax.legend(handles=styles, loc="upper left", fontsize=6.5, ncols=4)
     ax.set(xlabel="iteration n", ylabel="distance from the mean / length of its path")
