@@ -272,7 +272,9 @@ def draw_row(ax: Axes, data: figure.Data, optimizer: int, row: str, order: int |
         ax.set_title(f"Error over all {data['parameters']:,} parameters")
     else:
         heights = {"edge of the iterates": float(data["edge"]), "edge of order 2": float(data["edge_of_order_2"])}
-        af.plotting.sharpness(data["iterations"], data["sharpness"][optimizer], heights, label="iterates", ax=ax)
+        af.plotting.edge.sharpness_of_run(
+            data["iterations"], data["sharpness"][optimizer], heights, label="iterates", ax=ax
+        )
         ax.set_title("The sharpness rises through both edges")
         ax.legend(loc="upper right", bbox_to_anchor=(1, 0.75), fontsize=7)
 

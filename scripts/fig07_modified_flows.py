@@ -284,6 +284,7 @@ def draw_panels(data: figure.Data, *, few: bool) -> Figure:
         label = f"{_called(name)}, p = {order:g}: slope {data['slope'][rows][0]:.2f}"
         axes[0, 1].loglog(data["learning_rate"][rows], data["error"][rows], "x-", color="0.6", label=label)
     axes[0, 1].set_ylim(bottom=1e-16 if few else 1e-18)
+    name_rates(axes[0, 1], np.unique(data["learning_rate"][data["problem"] == "quartic"]))
     axes[0, 1].legend(fontsize=6.5, loc="lower right", ncols=2)
     for (beta, gamma), errors in zip(data["drift_pairs"], data["drift"], strict=True):
         result = af.Convergence(data["drift_rates"], errors, f"β = {beta:g}, γ = {gamma:g}")

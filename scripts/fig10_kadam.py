@@ -226,7 +226,10 @@ def draw_results(data: figure.Data) -> Figure:
             base = interval(data[f"{name}_baseline_final"][..., place])[0]
             rows = {label: mean[:, j] for j, label in enumerate(labels)}
             ends = {label: np.stack([low[:, j], high[:, j]]) for j, label in enumerate(labels)}
-            kadam.by_stages(ax, stages, rows, ends, dict(zip(map(str, data["baselines"]), base, strict=True)))
+            references = dict(zip(map(str, data["baselines"]), base, strict=True))
+            if len(set(references.values())) == 1:  # where AdamW chose no decay it is Adam
+                references = {" and ".join(references): next(iter(references.values()))}
+            kadam.by_stages(ax, stages, rows, ends, references)
             words = metric.replace("_", " ")
             ax.set(ylabel=words, title=f"{name}: {words}")
             if mean.max() > 5 * mean.min() and metric != "test_accuracy":

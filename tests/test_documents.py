@@ -1,5 +1,6 @@
 """What the documents name exists: files, headings, functions, pages of figures; the site has every page and name."""
 
+import importlib
 import inspect
 import operator
 import re
@@ -141,3 +142,35 @@ def test_identity_the_reference_has_every_public_name_once():
     ]
     for module in modules:
         assert names_in_reference(f"adamflow.{module}") == ["*"], module
+
+
+def test_identity_optional_arguments_stand_below_those_that_everyone_needs(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "_ext"))
+    groups = importlib.import_module("argument_groups")
+
+    def function(a, b, *, c, d=1, e=2, f=3): ...
+
+    assert groups.optional_names(function) == {"d", "e", "f"}
+    lines = [
+        "Do it.",
+        "",
+        "Args:",
+        "    a: first.",
+        "    d: one",
+        "        more.",
+        "    c: must.",
+        "    e, f: two.",
+        "",
+    ]
+    rest = ["Returns:", "    a number."]
+    assert groups.grouped([*lines, *rest], {"d", "e", "f"}) == [
+        *["Do it.", "", "Args:", "    a: first.", "    c: must.", ""],
+        *["Other Parameters:", "    d: one", "        more.", "    e, f: two.", "", *rest],
+    ]
+    assert groups.grouped(lines, {"e"}) == lines  # f, which shares its line, is needed
+    assert groups.grouped(rest, {"d"}) == rest
+    # The longest list of the package: nothing is lost.
+    lines = inspect.getdoc(adamflow.solve).splitlines()
+    split = groups.grouped(lines, groups.optional_names(adamflow.solve))
+    assert "Other Parameters:" in split
+    assert sorted(filter(str.strip, lines)) == sorted(set(filter(str.strip, split)) - {"Other Parameters:"})

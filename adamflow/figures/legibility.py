@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
-from matplotlib.transforms import Bbox
+from matplotlib.transforms import BboxBase
 
 MOST_PANELS = 6
 MOST_LINES = 5
@@ -60,7 +60,8 @@ def _called(ax: Axes) -> str:
 
 
 def _is_curve(line: Line2D) -> bool:
-    return line.get_visible() and line.get_linestyle() not in ("None", "none", "", " ") and len(line.get_xydata()) > 2
+    drawn = line.get_linestyle() not in ("None", "none", "", " ")
+    return bool(line.get_visible()) and drawn and len(line.get_xydata()) > 2
 
 
 def _covered(ax: Axes) -> Iterator[str]:
@@ -92,7 +93,7 @@ def _covered(ax: Axes) -> Iterator[str]:
                 yield f"the line {line.get_label()!r}"
 
 
-def _texts(drawn: Figure) -> Iterator[tuple[str, Bbox]]:
+def _texts(drawn: Figure) -> Iterator[tuple[str, BboxBase]]:
     """Every text that shows, with its box in pixels; contour labels, which are turned, apart."""
     hidden: set[int] = set()
     for ax in drawn.axes:
@@ -119,7 +120,7 @@ def _hidden_ticks(axis: Axis) -> set[int]:
     }
 
 
-def _overlap(one: Bbox, other: Bbox) -> bool:
+def _overlap(one: BboxBase, other: BboxBase) -> bool:
     width = min(one.x1, other.x1) - max(one.x0, other.x0)
     height = min(one.y1, other.y1) - max(one.y0, other.y0)
-    return width > _TOLERANCE and height > _TOLERANCE
+    return bool(width > _TOLERANCE and height > _TOLERANCE)

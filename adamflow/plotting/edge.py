@@ -4,20 +4,24 @@ Runs keep their colour from one picture to the next. The colours are those of Ok
 readers; `hovering` names them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Float
+from jax import Array
+from jaxtyping import Float, Real
 from matplotlib.axes import Axes
 
 from adamflow.checks import check_range
 from adamflow.plotting.arguments import check_data, check_labels, log_scale
-from adamflow.plotting.colours import VERMILLION, line_styles
+from adamflow.plotting.colours import STYLES, VERMILLION, line_styles
+from adamflow.plotting.new_axes import axes_or_new
 
 Table: TypeAlias = Float[np.ndarray, "runs times"]
 Runs: TypeAlias = Float[np.ndarray, "runs"]
 Times: TypeAlias = Float[np.ndarray, "times"]
+#: A number for each saved iteration.
+Values: TypeAlias = Sequence[float | int] | Real[np.ndarray | Array, "saved"]
 
 _EDGE: Any = dict(color="0.2", linestyle="--", linewidth=1, zorder=3)
 
@@ -47,6 +51,58 @@ def sharpness_of_runs(ax: Axes, iterations: Times, sharpness: Table, edges: Runs
         text = "–".join(dict.fromkeys(f"{edge:.3g}" for edge in group[[0, -1]]))
         ax.annotate(text, (1, np.sqrt(group[0] * group[-1])), va="center", fontsize=8, annotation_clip=False, **place)
     ax.set_ylabel("preconditioned sharpness, η s")
+    return ax
+
+
+def sharpness_of_run(
+    iterations: Values,
+    values: Values,
+    edge: float | Mapping[str, float],
+    *,
+    label: str = "along the run",
+    ax: Axes | None = None,
+) -> Axes:
+    """The preconditioned sharpness along a run, with the edge of stability, on a logarithmic axis.
+
+    Args:
+        iterations: n at each value.
+        values: the learning rate times the sharpness, η s, which has no unit; positive ones show.
+        edge: the η s at which a step or a flow turns unstable, or several by name.
+        label: what the legend calls the values.
+        ax: where to draw; by default axes of a new figure. With a backend without windows, such as Agg, that figure
+            takes the place of the one before in pyplot's list, whose axes stay usable.
+
+    Returns:
+        the axes.
+
+    Raises:
+        ValueError: if there is not one value for each iteration, or an edge is not positive.
+
+    Example:
+        >>> import adamflow as af
+        >>> ax = af.plotting.edge.sharpness_of_run([0, 10, 20], [3.0, 30.0, 37.0], af.analysis.adaptive_edge(0.9))
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['along the run', 'edge of stability, 38']
+    """
+    (iterations,), (values,) = (
+        check_data({name: (given, "saved")}) for name, given in (("iterations", iterations), ("values", values))
+    )
+    if iterations.shape != values.shape:
+        raise ValueError(f"values must hold one number for each iteration, got {values.shape} for {iterations.shape}")
+    edges = dict(edge) if isinstance(edge, Mapping) else {"edge of stability": edge}
+    for name, height in edges.items():
+        (number,) = check_data({name: (height, "")}, finite=False)
+        if not 0 < number < np.inf:
+            raise ValueError(f"{name} must be positive, got {height!r}; it is a learning rate times a sharpness")
+    ax = axes_or_new(ax)
+    log_scale(ax, values)
+    ax.plot(iterations, values, label=label)
+    for index, (name, height) in enumerate(edges.items()):
+        style = STYLES[1:][index % len(STYLES[1:])]
+        ax.axhline(height, linestyle=style, color="black", linewidth=1, label=f"{name}, {height:.3g}")
+    ax.set_xlabel("iteration n")
+    ax.set_ylabel("preconditioned sharpness, η s")
+    ax.legend()
     return ax
 
 
