@@ -75,7 +75,7 @@ def test_formula_mean_and_deviation_of_an_ensemble():
     ax = af.plotting.ensemble(Ensemble.of([0, 5, 9], jnp.asarray(paths), "some paths"), entry=1)
     np.testing.assert_allclose(ax.lines[0].get_xydata(), np.column_stack([[0, 5, 9], paths[..., 1].mean(axis=0)]))
     heights = ax.collections[0].get_paths()[0].vertices[:, 1]
-    upper = paths[..., 1].mean(axis=0) + paths[..., 1].std(axis=0, ddof=1)
+    upper = paths[..., 1].mean(axis=0) + paths[..., 1].std(axis=0)
     assert heights.max() == pytest.approx(upper.max())
 
 
