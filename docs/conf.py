@@ -82,7 +82,8 @@ napoleon_use_ivar = True
 napoleon_attr_annotations = False
 # As prose: napoleon would take what stands before a colon for a type.
 napoleon_custom_sections = ["Returns"]
-napoleon_use_param = True
+# As lists: two groups of parameters would be one again as fields.
+napoleon_use_param = False
 templates_path = ["_templates"]
 
 html_theme = "pydata_sphinx_theme"

@@ -254,6 +254,7 @@ def draw_main(data: figure.Data) -> Figure:
     draw_top(data, parts[0].subplots(1, 3, width_ratios=(1, 1.15, 1.1)))
     axes = parts[1].subplots(1, 3, sharey=True)
     column = int(np.argmin(np.abs(data["curvatures"] - 4)))
+    filled = None
     for ax, letter, (name, place) in zip(
         axes, "def", (("discrete", column), ("order 2", column), ("discrete", len(data["curvatures"]))), strict=True
     ):
@@ -270,6 +271,7 @@ def draw_all(data: figure.Data) -> Figure:
     parts: Any = drawn.subfigures(2, 1, height_ratios=(1, 2.35))
     draw_top(data, parts[0].subplots(1, 3, width_ratios=(1, 1.15, 1.1)))
     axes = parts[1].subplots(3, len(data["curvatures"]) + 1, sharex=True, sharey=True)
+    filled = None
     for row, name in enumerate(MODELS):
         for column, ax in enumerate(axes[row]):
             filled = draw_map(ax, data, name, column)

@@ -233,13 +233,17 @@ def draw_panel(ax: Axes, n: np.ndarray, here: dict[str, np.ndarray], row: str) -
     """One row at one (β, γ)."""
     if row == "gradient":
         signals = zip(here["flow_gradient"], here["flow_start"], strict=True)
-        worst_case.gradients(ax, n, here["discrete_gradient"], dict(zip(map(NAMES.get, RATES), signals, strict=True)))
+        worst_case.gradients(
+            ax, n, here["discrete_gradient"], dict(zip(map(NAMES.__getitem__, RATES), signals, strict=True))
+        )
     elif row == "discrete":
         bounds = here["discrete_bound"], here["paper_bound"]
         worst_case.discrete_updates(ax, n, here["discrete_update"], *bounds, here["random_quantiles"])
     else:
         updates = zip(here["flow_update"], here["flow_bound"], strict=True)
-        worst_case.flow_updates(ax, n, dict(zip(map(NAMES.get, RATES), updates, strict=True)), here["paper_bound"])
+        worst_case.flow_updates(
+            ax, n, dict(zip(map(NAMES.__getitem__, RATES), updates, strict=True)), here["paper_bound"]
+        )
     if (legend := ax.get_legend()) is not None:
         legend.remove()
 

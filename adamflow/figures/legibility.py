@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.collections import QuadMesh
@@ -61,7 +62,7 @@ def _called(ax: Axes) -> str:
 
 def _is_curve(line: Line2D) -> bool:
     drawn = line.get_linestyle() not in ("None", "none", "", " ")
-    return bool(line.get_visible()) and drawn and len(line.get_xydata()) > 2
+    return bool(line.get_visible()) and drawn and len(np.asarray(line.get_xydata())) > 2
 
 
 def _covered(ax: Axes) -> Iterator[str]:
@@ -79,10 +80,10 @@ def _covered(ax: Axes) -> Iterator[str]:
             yield "a map"
             continue
         for line in ax.lines:
-            if not line.get_visible() or not len(line.get_xydata()):
+            if not line.get_visible() or not len(np.asarray(line.get_xydata())):
                 continue
             path = line.get_path().transformed(line.get_transform())
-            points = path.vertices
+            points = np.asarray(path.vertices)
             if _is_curve(line):
                 hit = path.intersects_bbox(box, filled=False)
             elif line.get_linestyle() in ("None", "none", "", " "):

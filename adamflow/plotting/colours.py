@@ -7,6 +7,7 @@ of their own as well.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 BLUE = "#0072B2"
 VERMILLION = "#D55E00"
@@ -26,7 +27,7 @@ MARKERS = ("o", "s", "^", "D", "v", "x", "P")
 STYLES = ("-", "--", ":", "-.")
 
 
-def line_styles(count: int) -> Iterator[dict[str, str]]:
+def line_styles(count: int) -> Iterator[dict[str, Any]]:
     """The colour and the line style of each of `count` lines, as keywords of `ax.plot`.
 
     Example:

@@ -241,9 +241,10 @@ def spectrum(result: Spectrum, *, ax: Axes | None = None) -> Axes:
     ax.add_patch(Circle((0, 0), 1, facecolor=ORANGE, alpha=0.08, edgecolor="none"))
     ax.add_patch(Circle((0, 0), 1, fill=False, **_DASHED))
     both = np.concatenate([values, values.conj()])
+    real, imaginary = np.real(both), np.imag(both)
     known = np.concatenate([converged, converged])
-    ax.plot(both.real[known], both.imag[known], "o", color=LINES[0], markersize=5)
-    ax.plot(both.real[~known], both.imag[~known], "o", color=LINES[0], markersize=5, fillstyle="none")
+    ax.plot(real[known], imaginary[known], "o", color=LINES[0], markersize=5)
+    ax.plot(real[~known], imaginary[~known], "o", color=LINES[0], markersize=5, fillstyle="none")
     ax.set(xlabel="real part of μ", ylabel="imaginary part of μ", aspect="equal", title="inside of the circle: stable")
     return ax
 
