@@ -12,7 +12,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: accuracy docs help figures figures-quick figures-full test test-examples test-slow test-torch test-all test-newest test-oldest fuzz check gpu-check bench clean
+.PHONY: accuracy docs docs-links help figures figures-quick figures-full test test-examples test-slow test-torch test-all test-newest test-oldest fuzz check gpu-check bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -53,9 +53,12 @@ test-oldest:  ## the default tests with the lowest versions that pyproject.toml 
 	$(PYTHON) tests/lowest_versions.py > build/lowest-versions.txt
 	$(MAKE) test VENV=.venv-oldest PIP_FLAGS="--constraint build/lowest-versions.txt"
 
-docs: $(VENV)/.installed-docs  ## the site into build/docs: strict, with its notebooks executed and kept
+docs: $(VENV)/.installed-docs $(VENV)/.installed-torch  ## the site into build/docs: strict, its notebooks executed and kept
 	$(BIN)/python -m sphinx -W --keep-going docs build/docs
 	@echo "Open build/docs/index.html"
+
+docs-links: $(VENV)/.installed-docs  ## ask the servers whether links to other sites still lead somewhere
+	$(BIN)/python -m sphinx -b linkcheck -D nb_execution_mode=off docs build/docs-links
 
 fuzz: $(VENV)/.installed-test  ## generated inputs: a true result, or an error that names the argument; 5 minutes
 	$(BIN)/python tests/fuzz.py

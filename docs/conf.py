@@ -1,5 +1,6 @@
 """The settings of the site: `make docs` builds it into build/docs."""
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -9,6 +10,13 @@ sys.path.insert(0, str(DOCS / "_ext"))
 # The kernels of notebooks inherit it: this checkout is what they show.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(DOCS.parent), os.environ.get("PYTHONPATH"))))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Notebooks compile much and run little: programs that are compiled in half of the time, and kept.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true",
+)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(DOCS.parent / "build" / "jax-cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import adamflow
 
@@ -42,6 +50,17 @@ nb_execution_cache_path = str(DOCS.parent / "build" / "docs-notebooks")
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+# Where PyTorch or flax is missing, their notebooks are shown without results; `make docs` installs both.
+NEEDS = {"tutorials/monitor.md": ("torch",), "tutorials/frameworks.md": ("torch", "flax")}
+nb_execution_excludepatterns = [
+    page for page, packages in NEEDS.items() if not all(map(importlib.util.find_spec, packages))
+]
+
+# `make docs-links` asks the servers of other sites, which `make docs`, that needs no network, leaves out. Links within
+# the site are checked by both.
+linkcheck_anchors_ignore_for_url = [r"https://github\.com/.*"]
+linkcheck_timeout = 20
+linkcheck_retries = 2
 
 # The reference. Types of other packages are not linked, so that a build needs no network.
 nitpicky = True
@@ -63,6 +82,8 @@ napoleon_use_ivar = True
 napoleon_attr_annotations = False
 # As prose: napoleon would take what stands before a colon for a type.
 napoleon_custom_sections = ["Returns"]
+# As lists: two groups of parameters would be one again as fields.
+napoleon_use_param = False
 templates_path = ["_templates"]
 
 html_theme = "pydata_sphinx_theme"

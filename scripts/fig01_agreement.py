@@ -233,22 +233,23 @@ def by_name(data: figure.Data, what: str, values: Table, chosen: Table | None = 
     return {f"{name}, {kinds[flow]}, {what}": row[flow] for name, row in rows for flow in np.flatnonzero(chosen)}
 
 
-def draw(data: figure.Data) -> Figure:
+def draw(data: figure.Data) -> dict[str, Figure]:
+    return {
+        "": draw_columns(data, {"parameters": 1, "errors": None, "sharpness": None}, count=5),
+        "all": draw_columns(data, {"parameters": 1, "order 2": 2, "errors": None, "sharpness": None}, count=16),
+    }
+
+
+def draw_columns(data: figure.Data, rows: dict[str, int | None], count: int) -> Figure:
+    """A column for each optimizer: `count` parameters along flows of an order, errors, sharpness."""
     edges = {"edge of the iterates": "edge", "edge of order 2": "edge_of_order_2"}
     places = np.stack([crossings(data, key) for key in edges.values()], axis=1)
-    count = len(places)
-    drawn, axes = plt.subplots(4, count, figsize=(5 * count, 12), sharex=True, sharey="row", squeeze=False)
-    for optimizer, (name, column) in enumerate(zip(data["optimizers"], axes.T, strict=True)):
-        draw_parameters(column[0], data, optimizer, 1)
-        column[0].set_title(f"{name}: order 1 follows the iterates to their edge")
-        draw_parameters(column[1], data, optimizer, 2)
-        column[1].set_title("Order 2 leaves them earlier")
-        draw_errors(column[2], data, optimizer)
-        column[2].set_title(f"The error over all {data['parameters']:,} parameters grows: order 2 first")
-        heights = {name: float(data[key]) for name, key in edges.items()}
-        af.plotting.sharpness(data["iterations"], data["sharpness"][optimizer], heights, label="iterates", ax=column[3])
-        column[3].set_title("The preconditioned sharpness rises through both edges")
-        for ax in column:
+    shape = (len(rows), len(places))
+    size = (5 * shape[1], 2.9 * shape[0])
+    drawn, axes = plt.subplots(*shape, figsize=size, sharex=True, sharey="row", squeeze=False)
+    for optimizer, column in enumerate(axes.T):
+        for ax, (row, order) in zip(column, rows.items(), strict=True):
+            draw_row(ax, data, optimizer, row, order, count)
             ax.label_outer()
         for place, line in zip(places[optimizer], ("--", ":"), strict=True):
             if np.isinf(place):
@@ -256,12 +257,30 @@ def draw(data: figure.Data) -> Figure:
             for ax in column:
                 ax.axvline(place, color="black", linestyle=line, linewidth=0.8)
             style = dict(rotation=90, ha="right", va="bottom", fontsize=8)
-            column[3].text(place, 0.03, f"n = {place:.0f}", transform=column[3].get_xaxis_transform(), **style)
+            column[-1].text(place, 0.03, f"n = {place:.0f}", transform=column[-1].get_xaxis_transform(), **style)
     return drawn
 
 
-def draw_parameters(ax: Axes, data: figure.Data, optimizer: int, order: int) -> None:
-    """How far single parameters have moved, along the iterates and along the flow of the first rate."""
+def draw_row(ax: Axes, data: figure.Data, optimizer: int, row: str, order: int | None, count: int) -> None:
+    """One panel: single parameters along the flow of an order, or the errors, or the sharpness."""
+    if order is not None:
+        draw_parameters(ax, data, optimizer, order, count)
+        name = data["optimizers"][optimizer]
+        ax.set_title(f"{name}: order 1 follows to the edge" if order == 1 else f"{name}: order 2 leaves earlier")
+    elif row == "errors":
+        draw_errors(ax, data, optimizer)
+        ax.set_title(f"Error over all {data['parameters']:,} parameters")
+    else:
+        heights = {"edge of the iterates": float(data["edge"]), "edge of order 2": float(data["edge_of_order_2"])}
+        af.plotting.edge.sharpness_of_run(
+            data["iterations"], data["sharpness"][optimizer], heights, label="iterates", ax=ax
+        )
+        ax.set_title("The sharpness rises through both edges")
+        ax.legend(loc="upper right", bbox_to_anchor=(1, 0.75), fontsize=7)
+
+
+def draw_parameters(ax: Axes, data: figure.Data, optimizer: int, order: int, count: int) -> None:
+    """How far `count` parameters, spread by how far they move, have moved along the iterates and the first flow."""
     flow = int(np.flatnonzero(data["orders"] == order)[0])
     n, zero = jnp.asarray(data["iterations"]), jnp.zeros((), int)
     shell: Any = dict(observed=None, final_state=None, outcome=af.Outcome(zero, n[-1]))
@@ -272,11 +291,19 @@ def draw_parameters(ax: Axes, data: figure.Data, optimizer: int, order: int) -> 
             iterations=n, params=table - table[0], initial_params=table[0], stats=stats, name=name, **shell
         )
 
-    discrete = moved(data["discrete_coordinates"][optimizer], f"{data['optimizers'][optimizer]}, discrete")
+    table = data["discrete_coordinates"][optimizer]
+    discrete = moved(table, f"{data['optimizers'][optimizer]}, discrete")
     name = f"flow of order {order}, {RATE_NAMES[str(data['rates'][flow])]}"
     continuous = moved(data["flow_coordinates"][optimizer, flow], name)
-    af.plotting.trajectories(discrete, continuous, parameters=data["flow_coordinates"].shape[-1], ax=ax)
-    ax.set_ylabel("change of parameters, θ(n) − θ(0)")
+    by_distance = np.argsort(table[-1] - table[0])
+    chosen = by_distance[np.linspace(0, len(by_distance) - 1, count).astype(int)]
+    af.plotting.trajectories(discrete, continuous, parameters=np.sort(chosen), ax=ax)
+    low, high = ax.get_ylim()
+    ax.set_ylim(top=high + 0.25 * (high - low))
+    legend = ax.get_legend()
+    assert legend is not None
+    ax.legend(handles=legend.legend_handles, loc="upper left", fontsize=7)
+    ax.set_ylabel("change θ(n) − θ(0)")
 
 
 def draw_errors(ax: Axes, data: figure.Data, optimizer: int) -> None:
@@ -291,7 +318,7 @@ def draw_errors(ax: Axes, data: figure.Data, optimizer: int) -> None:
     af.plotting.errors(*comparisons, ax=ax)
     for line, (order, rate) in zip(ax.lines, kinds, strict=True):
         line.set(color=f"C{order - 1}", linestyle="--" if rate == "exact" else "-")
-    ax.legend()
+    ax.legend(loc="upper left", fontsize=7)
 
 
 if __name__ == "__main__":

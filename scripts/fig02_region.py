@@ -23,6 +23,7 @@ cut short, it goes on where it stopped.
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -273,21 +274,27 @@ def claims_of_slopes(data: figure.Data) -> list[Finding]:
     ]
 
 
-def draw(data: figure.Data) -> Figure:
-    drawn, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.4), width_ratios=(1.2, 1, 0.95))
+def draw(data: figure.Data) -> dict[str, Figure]:
+    return {"": draw_runs(data, (0.02, 0.94)), "all": draw_runs(data, (0.02, 0.7, 0.88, 0.94, 0.98))}
+
+
+def draw_runs(data: figure.Data, places: Sequence[float]) -> Figure:
+    """All panels, the last with runs at some places of the normal curve, from 0 at its start to 1 at its end."""
+    drawn, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.6), width_ratios=(1.2, 1, 0.95))
     beta, gamma, exponent = data["curve_beta"], data["curve_gamma"], data["curve_exponent"]
     region.largest_updates(left, data["beta_edges"], data["gamma_edges"], data["cell_largest"], data["cell_diverged"])
     region.borders(left, data["border_gamma"], data["border_beta_paper"], data["border_beta_discrete"])
     left.plot(beta, gamma, ":", color="white", linewidth=1.2, label="normal curve")
     left.plot(0.999, 0.9, "*", color="white", markersize=9, markeredgecolor="black", label="(.999, .9)")
-    left.legend(loc="lower right", facecolor="0.75", framealpha=1)
+    handles = left.get_legend_handles_labels()
+    drawn.legend(*handles, loc="outside lower left", ncols=5, facecolor="0.75", framealpha=1)
     left.set_title("a  Largest update of each run")
 
     rates = dict(paper=np.maximum(0, -exponent / 2), discrete=np.maximum(0, data["curve_rate"]))
     region.slopes(middle, exponent / 2, data["curve_slopes"], **rates, bound=data["curve_bound_slopes"])
     middle.set_title(f"b  Growth at iteration {data['slope_at']} along the normal curve")
 
-    chosen = np.round(np.array([0.02, 0.7, 0.88, 0.94, 0.98]) * (len(beta) - 1)).astype(int)
+    chosen = np.round(np.array(places) * (len(beta) - 1)).astype(int)
     labels = [f"β = {beta[i]:.4f}, γ = {gamma[i]:.4f}" for i in chosen]
     n = np.arange(data["curve_logs"].shape[-1])
     region.histories(right, n, data["curve_logs"][0, chosen], data["curve_log_bounds"][chosen], labels)

@@ -243,11 +243,44 @@ def claims_of_network(data: figure.Data) -> list[figure.Claim]:
     ]
 
 
-def draw(data: figure.Data) -> Figure:
+def draw(data: figure.Data) -> dict[str, Figure]:
+    return {"": draw_main(data), "all": draw_all(data)}
+
+
+def draw_main(data: figure.Data) -> Figure:
+    """The top row, and one map of each kind: with them goes what the others show, too."""
+    drawn = plt.figure(figsize=(12, 7.4))
+    parts: Any = drawn.subfigures(2, 1, height_ratios=(1, 1))
+    draw_top(data, parts[0].subplots(1, 3, width_ratios=(1, 1.15, 1.1)))
+    axes = parts[1].subplots(1, 3, sharey=True)
+    column = int(np.argmin(np.abs(data["curvatures"] - 4)))
+    filled = None
+    for ax, letter, (name, place) in zip(
+        axes, "def", (("discrete", column), ("order 2", column), ("discrete", len(data["curvatures"]))), strict=True
+    ):
+        filled = draw_map(ax, data, name, place)
+        ax.set_title(f"{letter}  {ax.get_title(loc='left')}")
+        ax.label_outer()
+    draw_bar(parts[1], filled, axes)
+    return drawn
+
+
+def draw_all(data: figure.Data) -> Figure:
+    """The top row and all maps."""
     drawn = plt.figure(figsize=(14, 13.5))
     parts: Any = drawn.subfigures(2, 1, height_ratios=(1, 2.35))
     draw_top(data, parts[0].subplots(1, 3, width_ratios=(1, 1.15, 1.1)))
-    draw_maps(data, parts[1], parts[1].subplots(3, len(data["curvatures"]) + 1, sharex=True, sharey=True))
+    axes = parts[1].subplots(3, len(data["curvatures"]) + 1, sharex=True, sharey=True)
+    filled = None
+    for row, name in enumerate(MODELS):
+        for column, ax in enumerate(axes[row]):
+            filled = draw_map(ax, data, name, column)
+            ax.set_title(f"{'def'[row]}{column + 1}  {ax.get_title(loc='left')}")
+    phase.name(axes[0, 0], 0.88, 0.97, "θ slowest")
+    phase.name(axes[0, 0], 0.995, 0.6, "v slowest")
+    for ax in axes.flat:
+        ax.label_outer()
+    draw_bar(parts[1], filled, axes)
     return drawn
 
 
@@ -256,7 +289,7 @@ def draw_top(data: figure.Data, axes: Any) -> None:
     plane, levels = data["plane"], [-8, -2, -0.5, -0.1, -0.01, 0.01, 0.1, 0.5, 2, 8]
     phase.regions(left, plane, plane, data["exponent_gould_tanaka"], levels, dashed=data["exponent_discrete"])
     phase.name(left, 0.997, 0.75, "B₊: bounded")
-    phase.name(left, 0.7, 0.995, "B₋: grows")
+    phase.name(left, 0.82, 0.995, "B₋: grows")
     phase.name(left, 0.99, 0.99, "B₀")
     left.set_title("a  C(β, γ) [GT]; dashed: γ² = β")
 
@@ -265,7 +298,8 @@ def draw_top(data: figure.Data, axes: Any) -> None:
     phase.measured(middle, data["measured_gamma"], data["measured_edge"], "measured edge")
     phase.name(middle, 0.65, 80.0, "unstable")
     phase.name(middle, 0.95, 9.0, "discrete step stable,\norder 2 of [GT] unstable")
-    middle.legend(loc="upper left", bbox_to_anchor=(0.05, 1.0))
+    middle.set_ylim(bottom=0.25)
+    middle.legend(loc="lower right", fontsize=7, ncols=3)
     middle.set_title("b  Edges of stability (flows of order 1 have none)")
 
     plane, levels = (data["decay"], data["curvature"], data["decay_growth"].T), np.linspace(-0.15, 0.15, 13)
@@ -278,24 +312,25 @@ def draw_top(data: figure.Data, axes: Any) -> None:
     right.set_title("c  Discrete AdamW, γ = .9")
 
 
-def draw_maps(data: figure.Data, part: Any, axes: Any) -> None:
-    filled, last = None, len(data["curvatures"])
-    for row, name in enumerate(MODELS):
-        for column, ax in enumerate(axes[row]):
-            if column == last:
-                x, y, rates = data["net_beta"], data["net_gamma"], data[f"net_curvature_growth_{name}"]
-            else:
-                x, y, rates = data["beta"], data["gamma"], data[f"growth_{name}"][:, column]
-            of_v = (np.log(x) if name == "discrete" else -(1 - x) / x)[:, None] + np.zeros_like(y)
-            filled = phase.growth(ax, x, y, np.maximum(rates, of_v), 3.0)
-            phase.border(ax, x, y, rates - of_v)
-            what = "digits MLP" if column == last else f"ηs = {data['curvatures'][column]:g}"
-            ax.set_title(f"{'def'[row]}{column + 1}  {name}, {what}")
-    phase.name(axes[0, 0], 0.88, 0.97, "θ slowest")
-    phase.name(axes[0, 0], 0.995, 0.6, "v slowest")
-    for ax in axes.flat:
-        ax.label_outer()
-    bar = part.colorbar(filled, ax=axes, label="growth per iteration of the dominant eigenvalue", pad=0.01, aspect=50)
+def draw_map(ax: Any, data: figure.Data, name: str, column: int) -> Any:
+    """The growth of a model over (β, γ) at one of the curvatures or, in the last column, on the network."""
+    last = len(data["curvatures"])
+    if column == last:
+        x, y, rates = data["net_beta"], data["net_gamma"], data[f"net_curvature_growth_{name}"]
+    else:
+        x, y, rates = data["beta"], data["gamma"], data[f"growth_{name}"][:, column]
+    of_v = (np.log(x) if name == "discrete" else -(1 - x) / x)[:, None] + np.zeros_like(y)
+    filled = phase.growth(ax, x, y, np.maximum(rates, of_v), 3.0)
+    phase.border(ax, x, y, rates - of_v)
+    if (legend := ax.get_legend()) is not None:
+        legend.remove()
+    what = "digits MLP (×: diverged)" if column == last else f"ηs = {data['curvatures'][column]:g}"
+    ax.set_title(f"{name}, {what}")
+    return filled
+
+
+def draw_bar(part: Any, filled: Any, axes: Any) -> None:
+    bar = part.colorbar(filled, ax=axes, label="growth of the dominant eigenvalue\nper iteration", pad=0.01, aspect=40)
     bar.set_ticks([-3, -0.3, -0.03, 0, 0.03, 0.3, 3], labels=["−3", "−.3", "−.03", "0", ".03", ".3", "3"])
 
 

@@ -47,6 +47,7 @@ from scipy.stats import spearmanr
 import adamflow as af
 from adamflow.figures import cores, figure
 from adamflow.plotting import edge
+from adamflow.plotting.colours import line_styles
 
 jax.config.update("jax_enable_x64", True)
 
@@ -235,17 +236,36 @@ def short(number: float) -> str:
     return f"{number:g}".lstrip("0") or "0"
 
 
-def draw(data: figure.Data) -> Figure:
+#: Which runs the picture has in its first panels: one for each γ, and one that stays below. The other has all.
+SHOWN = (0, 1, 3, 4, 8)
+
+
+def draw(data: figure.Data) -> dict[str, Figure]:
+    count = len(data["edge"])
+    return {
+        "": draw_runs(data, [place for place in SHOWN if place < count]),
+        "all": draw_runs(data, list(range(count))),
+    }
+
+
+def draw_runs(data: figure.Data, chosen: list[int]) -> Figure:
+    """Panels a to c with some of the runs, and d with all; runs that are in d alone are grey."""
     n, ratio = data["iterations"], data["sharpness"] / data["edge"][:, None, None]
-    drawn, ((first, second), (third, fourth)) = plt.subplots(2, 2, figsize=(11, 7))
-    edge.sharpness_of_runs(first, n, data["sharpness"][:, 0], data["edge"])
-    first.set_title("a  Sharpness rises to the edge of each γ")
-    edge.sharpness_over_edge(second, n, ratio[:, 0])
+    drawn = plt.figure(figsize=(12, 7))
+    grid = drawn.add_gridspec(2, 3, height_ratios=(1.1, 1))
+    first, second, third = (drawn.add_subplot(grid[0, column]) for column in range(3))
+    fourth = drawn.add_subplot(grid[1, :])
+    colours = ["0.55"] * len(ratio)
+    for place, style in zip(chosen, line_styles(len(chosen)), strict=True):
+        colours[place] = style["color"]
+    edge.sharpness_of_runs(first, n, data["sharpness"][chosen, 0], data["edge"][chosen])
+    first.set_title("a  Sharpness rises to the edge")
+    edge.sharpness_over_edge(second, n, ratio[chosen, 0])
     second.set_title("b  The same over the edge")
-    edge.losses(third, n, data["loss"][:, 0])
+    edge.losses(third, n, data["loss"][chosen, 0])
     third.set_title("c  The loss")
-    edge.hovering(fourth, ratio[..., n >= data["last_from"]], [name.replace(", λ", ",\nλ") for name in names(data)])
-    fourth.set_title(f"d  From n = {data['last_from']:.0f} on, seeds: {ratio.shape[1]}")
+    edge.hovering(fourth, ratio[..., n >= data["last_from"]], names(data), colours)
+    fourth.set_title(f"d  All runs from n = {data['last_from']:.0f} on, seeds: {ratio.shape[1]}")
     return drawn
 
 

@@ -280,18 +280,21 @@ def draw(data: figure.Data) -> Figure:
         meshes.append(observed_region.map_of_updates(ax, *cells, median, **options))
         observed_region.borders(ax, gamma, gamma / (2 - gamma), gamma**2)
         ax.set_title(f"{letter}  Largest update at η = {eta[place]:g}")
-    maps[0].legend(loc=(0.45, 0.47))
+    handles = maps[0].get_legend_handles_labels()
+    drawn.legend(*handles, loc="outside upper right", ncols=2, title="borders in a to c", title_fontsize=8)
     drawn.colorbar(meshes[-1], ax=maps[-1], label="max over n of ‖uₙ‖∞, median", pad=0.02)
     share, lengths = shares(data)[0], data["iterations"]
     inside = float(np.mean(borders(data)["γ² < β"]))
     of_threshold = {f"up to {threshold:g}": row for threshold, row in zip(thresholds, share[:, -1], strict=True)}
+    # Six lines are too many for an eye; the others say where those left out run.
+    of_threshold = dict(list(of_threshold.items())[::2]) if len(of_threshold) > 4 else of_threshold
     observed_region.shares(first, eta, of_threshold, inside)
     first.set_title(f"d  Shares by threshold, n ≤ {lengths[-1]:,}")
     of_length = {f"n ≤ {length:,}": row for length, row in zip(lengths, share[middle], strict=True)}
     observed_region.shares(second, eta, of_length, inside)
     second.set_title(f"e  Shares by length, updates up to {thresholds[middle]:g}")
     observed_region.chances(third, eta, chances(data))
-    third.set_title(f"f  How well borders sort the lanes, n ≤ {lengths[-1]:,}")
+    third.set_title(f"f  How well borders sort the runs, n ≤ {lengths[-1]:,}")
     return drawn
 
 

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import adamflow as af
@@ -198,30 +199,53 @@ def by_pair(data: figure.Data, what: str, values: np.ndarray) -> dict[str, float
     return {f"({beta:.4g}, {gamma:.4g}): {what}": value for beta, gamma, value in pairs}
 
 
-def draw(data: figure.Data) -> Figure:
+#: What the rates of flows are called in legends.
+NAMES = {"gould_tanaka": "[GT]", "exact": "exact"}
+
+
+def draw(data: figure.Data) -> dict[str, Figure]:
+    return {"": draw_rows(data, ("discrete", "flow")), "all": draw_rows(data, ("gradient", "discrete", "flow"))}
+
+
+def draw_rows(data: figure.Data, rows: tuple[str, ...]) -> Figure:
+    """A column for each (β, γ), with rows of gradients, updates of the optimizer and updates of the flows."""
     n, names = data["iterations"], {1: "B₊", 0: "B₀", -1: "B₋"}
     signs = np.asarray(af.analysis.bounded_update_sign(beta=data["beta"], gamma=data["gamma"]))
-    drawn, axes = plt.subplots(3, len(signs), figsize=(12, 9), sharex=True)
+    drawn, axes = plt.subplots(len(rows), len(signs), figsize=(12, 3.2 * len(rows)), sharex=True)
     for place, column in enumerate(axes.T):
-        top, middle, bottom = column
         here = {name: values[place] for name, values in data.items() if name != "iterations"}
-        signals = dict(zip(RATES, zip(here["flow_gradient"], here["flow_start"], strict=True), strict=True))
-        worst_case.gradients(top, n, here["discrete_gradient"], signals)
+        for ax, row in zip(column, rows, strict=True):
+            draw_panel(ax, n, here, row)
         exponent = f"{here['exponent']:.3f}".replace("-", "−") if signs[place] else "0"
-        top.set_title(f"{names[int(signs[place])]}:  β = {here['beta']:.4g}, γ = {here['gamma']:.4g},  C = {exponent}")
-        bounds = here["discrete_bound"], here["paper_bound"]
-        worst_case.discrete_updates(middle, n, here["discrete_update"], *bounds, here["random_quantiles"])
-        updates = dict(zip(RATES, zip(here["flow_update"], here["flow_bound"], strict=True), strict=True))
-        worst_case.flow_updates(bottom, n, updates, here["paper_bound"])
-        for ax in (top, middle):
+        name = names[int(signs[place])]
+        column[0].set_title(f"{name}:  β = {here['beta']:.4g}, γ = {here['gamma']:.4g},  C = {exponent}")
+        for ax in column[:-1]:
             ax.set_xlabel("")
-        if place:
-            for ax in column:
-                ax.set_ylabel("")
-    axes[0, 0].legend(loc="upper left")
-    axes[1, 2].legend(loc=(0.52, 0.5))
-    axes[2, 0].legend(loc="lower right")
+        for ax in column if place else ():
+            ax.set_ylabel("")
+    for row, line in zip(rows, axes, strict=True):
+        place, where = {"gradient": (0, "upper left"), "discrete": (2, (0.5, 0.47)), "flow": (2, (0.03, 0.42))}[row]
+        line[place].legend(loc=where, fontsize=7)
     return drawn
+
+
+def draw_panel(ax: Axes, n: np.ndarray, here: dict[str, np.ndarray], row: str) -> None:
+    """One row at one (β, γ)."""
+    if row == "gradient":
+        signals = zip(here["flow_gradient"], here["flow_start"], strict=True)
+        worst_case.gradients(
+            ax, n, here["discrete_gradient"], dict(zip(map(NAMES.__getitem__, RATES), signals, strict=True))
+        )
+    elif row == "discrete":
+        bounds = here["discrete_bound"], here["paper_bound"]
+        worst_case.discrete_updates(ax, n, here["discrete_update"], *bounds, here["random_quantiles"])
+    else:
+        updates = zip(here["flow_update"], here["flow_bound"], strict=True)
+        worst_case.flow_updates(
+            ax, n, dict(zip(map(NAMES.__getitem__, RATES), updates, strict=True)), here["paper_bound"]
+        )
+    if (legend := ax.get_legend()) is not None:
+        legend.remove()
 
 
 if __name__ == "__main__":

@@ -256,23 +256,42 @@ def check(data: figure.Data) -> list[figure.Claim]:
     ]
 
 
-def draw(data: figure.Data) -> Figure:
-    drawn, axes = plt.subplots(2, 3, figsize=(14, 8.5))
-    draw_flows(axes[0, 0], data)
+def draw(data: figure.Data) -> dict[str, Figure]:
+    return {"": draw_panels(data, few=True), "all": draw_panels(data, few=False)}
+
+
+#: What the first panel has of the flows, and the second of the (β, γ), where few lines are drawn.
+FEW_FLOWS = ("paper 1", "paper 2", "modified 2", "modified 2 from 8")
+
+
+def draw_panels(data: figure.Data, *, few: bool) -> Figure:
+    """All panels, with a choice of the lines or all of them."""
+    drawn, axes = plt.subplots(2, 3, figsize=(13, 7.6))
+    draw_flows(axes[0, 0], data, few)
     titles = {"quartic": "b  Quadratic and quartic", "perceptron": "c  Perceptron, √(v + 1e-4)"}
     titles |= {"transformer": "d  Small transformer, √(v + 1e-4)", "crossing": "e  A gradient coordinate crosses zero"}
     for ax, (problem, title) in zip(axes.flat[1:], titles.items(), strict=False):
-        draw_orders(ax, data, data["problem"] == problem)
+        chosen = data["problem"] == problem
+        if few and problem == "quartic":
+            chosen &= (data["beta"] == data["beta"][chosen][0]) & (data["gamma"] == data["gamma"][chosen][0])
+        if few and problem == "crossing":
+            chosen &= data["order"] > 1
+        draw_orders(ax, data, chosen)
         ax.set_title(title)
-    for name, order in sorted({pair for pair in zip(data["problem"], data["order"], strict=True) if pair[0] in FLOWS}):
+    others = {pair for pair in zip(data["problem"], data["order"], strict=True) if pair[0] in FLOWS and not few}
+    for name, order in sorted(others):
         rows = (data["problem"] == name) & (data["order"] == order)
         label = f"{_called(name)}, p = {order:g}: slope {data['slope'][rows][0]:.2f}"
         axes[0, 1].loglog(data["learning_rate"][rows], data["error"][rows], "x-", color="0.6", label=label)
-    axes[0, 1].set_ylim(bottom=1e-18)
+    axes[0, 1].set_ylim(bottom=1e-16 if few else 1e-18)
+    name_rates(axes[0, 1], np.unique(data["learning_rate"][data["problem"] == "quartic"]))
     axes[0, 1].legend(fontsize=6.5, loc="lower right", ncols=2)
     for (beta, gamma), errors in zip(data["drift_pairs"], data["drift"], strict=True):
         result = af.Convergence(data["drift_rates"], errors, f"β = {beta:g}, γ = {gamma:g}")
         af.plotting.convergence(result, ax=axes[1, 2])
+    name_rates(axes[1, 2], data["drift_rates"])
+    axes[1, 2].legend(fontsize=7, loc="lower right", borderaxespad=0.2)
+    axes[1, 2].set(ylim=(data["drift"].min() / 10, None))
     axes[1, 2].set(title="f  The gradient's scale drifts: $g \\to e^t g$", ylabel="largest change of θ")
     return drawn
 
@@ -282,8 +301,10 @@ def _called(name: str) -> str:
     return str(name).replace("paper", "[GT]").replace("map", "interpolating")
 
 
-def draw_flows(ax: Axes, data: figure.Data) -> None:
+def draw_flows(ax: Axes, data: figure.Data, few: bool) -> None:
     for place, (name, errors) in enumerate(zip(data["flows"], data["flow_errors"], strict=True)):
+        if few and str(name) not in FEW_FLOWS:
+            continue
         label, style = _called(name).replace("from", "from n ="), "--" if "from" in name else "-"
         ax.semilogy(data["iterations"], np.where(errors > 0, errors, np.nan), style, color=f"C{place + 4}", label=label)
     if np.isfinite(edge := at_edge(data)):
@@ -291,6 +312,12 @@ def draw_flows(ax: Axes, data: figure.Data) -> None:
     title = f"a  Transformer, {int(data['parameters']):,} parameters, ε = 0"
     ax.set(xlabel="iteration n", ylabel="error / distance moved", ylim=(1e-4, 2.0), title=title)
     ax.legend(fontsize=7)
+
+
+def name_rates(ax: Axes, rates: np.ndarray) -> None:
+    """A tick for each learning rate, and no others."""
+    ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    ax.minorticks_off()
 
 
 def draw_orders(ax: Axes, data: figure.Data, chosen: np.ndarray) -> None:
@@ -309,6 +336,7 @@ def draw_orders(ax: Axes, data: figure.Data, chosen: np.ndarray) -> None:
         name = f"ε = {value[0]:g}" if several else f"β = {value[0]:g}, γ = {value[1]:g}"
         ax.plot([], [], line, color="black", markersize=3.5, label=name)
     ax.set(xlabel="learning rate η", ylabel="largest error of θ")
+    name_rates(ax, np.unique(data["learning_rate"][chosen]))
     if chosen.any():
         ax.legend(fontsize=7)
 

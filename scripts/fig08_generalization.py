@@ -216,7 +216,7 @@ def check(data: figure.Data) -> list[figure.Claim]:
 
 
 def draw(data: figure.Data) -> Figure:
-    drawn, axes = plt.subplots(2, 3, figsize=(14, 8), width_ratios=(1, 1, 1.1))
+    drawn, axes = plt.subplots(2, 3, figsize=(13, 7.4), width_ratios=(1, 1, 1.1))
     labels = ("test loss after the last iteration", "iterations to the given loss")
     for outcome, label in enumerate(labels):
         for place, way in enumerate(WAYS):
@@ -229,7 +229,7 @@ def draw(data: figure.Data) -> Figure:
         axes[0, outcome].set(
             xlabel="C(β, γ)", ylabel=label, title=f"{'ab'[outcome]}  The same values of C on two curves"
         )
-        axes[1, outcome].set(xlabel="γ", ylabel=label, title=f"{'cd'[outcome]}  Along a level curve C is constant")
+        axes[1, outcome].set(xlabel="γ", ylabel=label, title=f"{'de'[outcome]}  Along a level curve C is constant")
         for ax in axes[:, outcome]:
             ax.legend(fontsize=7)
     draw_correlations(axes[0, 2], data)
@@ -254,7 +254,7 @@ def draw_correlations(ax: Axes, data: figure.Data) -> None:
         generalization.correlations(ax, names, *table.T, **options)
     ax.tick_params(axis="y", labelsize=7)
     ax.legend(fontsize=7)
-    ax.set_title("e  Rank correlations, 95% over seeds")
+    ax.set_title("c  Rank correlations, 95% over seeds")
 
 
 if __name__ == "__main__":

@@ -377,65 +377,100 @@ def claims_of_two_adam(data: figure.Data) -> list[tuple]:
     return [(sentence, worst < 0.3 and max(ratios) < 0.7, numbers)]
 
 
-def draw(data: figure.Data) -> Figure:
-    drawn, axes = plt.subplots(3, 3, figsize=(15, 12.5))
-    by_model = [
-        dict(zip(map(str, data["models"]), data[name], strict=True)) for name in ("factors", "predicted_factors")
-    ]
-    pictures.factors(axes[0, 0], data["flow_gammas"], *by_model)
-    axes[0, 0].set_title("a  Momentum multiplies the growth of ‖W‖² by (1+γ)/(1−γ)")
-    draw_gammas(axes[0, 1:], data)
-    draw_norms(axes[1, 0], data)
-    first = str(data["networks"][-1])
-    pictures.triangle(axes[1, 1], data[f"{first} iterations"][0], data[f"{first} cosine"][0, 0])
-    axes[1, 1].set_title(f"e  Assumption 1: W(t) and earlier gradients, {first} (dots: > 0)")
-    draw_lags(axes[1, 2], data)
-    spreads = {str(name): data[f"{name} spread"].mean(axis=1) for name in data["networks"]}
-    pictures.lines(axes[2, 0], data[f"{first} iterations"][0], spreads)
-    axes[2, 0].set(xlabel="iteration n", ylabel="deviation of v / mean of v", ylim=(0, None))
-    axes[2, 0].set_title("g  Assumption 2: v is not the same in all entries of a tensor")
-    reference, *others = data[f"{first} entries"][0]
-    runs = dict(zip(ARMS, others, strict=False))
-    pictures.coordinates(axes[2, 1], data[f"{first} iterations"][0], reference, runs)
-    axes[2, 1].set_title(f"h  AdamW as 2-Adam on weights of fixed norm, {first}")
-    draw_distances(axes[2, 2], data)
+def draw(data: figure.Data) -> dict[str, Figure]:
+    return {"": draw_main(data), "all": draw_all(data)}
+
+
+def draw_main(data: figure.Data) -> Figure:
+    """Six of the panels, with a choice of their lines."""
+    drawn, axes = plt.subplots(2, 3, figsize=(13, 7.6))
+    draw_factors(axes[0, 0], data)
+    draw_laws(axes[0, 1], data, ("per_tensor",))
+    draw_norms(axes[0, 2], data, networks=1)
+    draw_spreads(axes[1, 0], data)
+    draw_entries(axes[1, 1], data, entries=2)
+    draw_distances(axes[1, 2], data, networks=1)
+    for ax, letter in zip(axes.flat, "abcdef", strict=True):
+        ax.set_title(f"{letter}  {ax.get_title(loc='left')}")
     return drawn
 
 
-def draw_gammas(axes: Any, data: figure.Data) -> None:
+def draw_all(data: figure.Data) -> Figure:
+    """Nine panels with every line."""
+    drawn, axes = plt.subplots(3, 3, figsize=(15, 12.5))
+    draw_factors(axes[0, 0], data)
+    draw_laws(axes[0, 1], data, ("per_tensor", "elementwise"))
+    draw_equilibrium(axes[0, 2], data)
+    draw_norms(axes[1, 0], data)
+    first = str(data["networks"][-1])
+    pictures.triangle(axes[1, 1], data[f"{first} iterations"][0], data[f"{first} cosine"][0, 0])
+    axes[1, 1].set_title(f"Assumption 1, {first} (dots: > 0)")
+    draw_lags(axes[1, 2], data)
+    draw_spreads(axes[2, 0], data)
+    draw_entries(axes[2, 1], data)
+    draw_distances(axes[2, 2], data)
+    for ax, letter in zip(axes.flat, "abcdefghi", strict=True):
+        ax.set_title(f"{letter}  {ax.get_title(loc='left')}")
+    return drawn
+
+
+def draw_factors(ax: Any, data: figure.Data) -> None:
+    by_model = [
+        dict(zip(map(str, data["models"]), data[name], strict=True)) for name in ("factors", "predicted_factors")
+    ]
+    pictures.factors(ax, data["flow_gammas"], *by_model)
+    ax.set_title("Momentum multiplies the growth of ‖W‖²")
+
+
+def draw_spreads(ax: Any, data: figure.Data) -> None:
+    spreads = {str(name): data[f"{name} spread"].mean(axis=1) for name in data["networks"]}
+    pictures.lines(ax, data[f"{data['networks'][-1]} iterations"][0], spreads)
+    ax.set(xlabel="iteration n", ylabel="deviation of v / mean of v", ylim=(0, None))
+    ax.set_title("Assumption 2: v differs in a tensor")
+
+
+def draw_entries(ax: Any, data: figure.Data, entries: int | None = None) -> None:
+    first = str(data["networks"][-1])
+    reference, *others = data[f"{first} entries"][0][..., :entries]
+    pictures.coordinates(ax, data[f"{first} iterations"][0], reference, dict(zip(ARMS, others, strict=False)))
+    low, high = ax.get_ylim()
+    ax.set_ylim(top=high + 0.25 * (high - low))
+    ax.set_title(f"AdamW as 2-Adam on fixed norms, {first}")
+
+
+def draw_laws(ax: Any, data: figure.Data, kinds: tuple[str, ...]) -> None:
     words = {"per_tensor": "one v per tensor", "elementwise": "elementwise v"}
     laws = {"law_corrected": "corrected", "law_paper": "[GT]"}
     table = {
-        f"{law}, {word}": data[f"{kind} {key}"] / data[f"{kind} square_norm"]
+        f"{law}, {words[kind]}": data[f"{kind} {key}"] / data[f"{kind} square_norm"]
         for key, law in laws.items()
-        for kind, word in words.items()
+        for kind in kinds
     }
-    pictures.ratios(axes[0], data["gammas"], table, "law / measured ‖W‖²")
-    axes[0].set_title("b  Both laws, perceptron, minibatches")
+    pictures.ratios(ax, data["gammas"], table, "law / measured ‖W‖²")
+    ax.set_title("Both laws, perceptron, minibatches")
+
+
+def draw_equilibrium(ax: Any, data: figure.Data) -> None:
     table = {
         f"{what}, {kind}": read(data, kind) for what, read in READINGS.items() for kind in ("noise", "elementwise")
     }
-    pictures.ratios(
-        axes[1],
-        data["gammas"],
-        {name.replace("elementwise", "perceptron"): t for name, t in table.items()},
-        "measured / theory",
-    )
-    axes[1].set_title("c  Equilibrium: angle per iteration and radius")
+    named = {name.replace("elementwise", "perceptron"): values for name, values in table.items()}
+    pictures.ratios(ax, data["gammas"], named, "measured / theory")
+    ax.set_title("Equilibrium: angle per iteration and radius")
 
 
 READINGS = {"angle": turning, "‖W‖²": settled}
 
 
-def draw_norms(ax: Any, data: figure.Data) -> None:
-    """The first tensor of each network, in the mean over seeds."""
+def draw_norms(ax: Any, data: figure.Data, networks: int | None = None) -> None:
+    """The first tensor of each network, or of the last few, in the mean over seeds."""
     runs = {}
-    for name in data["networks"]:
+    for name in data["networks"][-networks if networks else None :]:
         start = data[f"{name} square_norm"][:, :1, :1]
         keys = ("square_norm", "law_corrected", "law_paper")
         runs[str(name)] = [(data[f"{name} {key}"] / start)[:, 0].mean(axis=0) for key in keys]
     pictures.norms(ax, data[f"{data['networks'][0]} iterations"][0], runs)
-    ax.set_title("d  ‖W‖² of AdamW, elementwise v, γ = .9")
+    ax.set_title("‖W‖² of AdamW, elementwise v, γ = .9")
 
 
 def draw_lags(ax: Any, data: figure.Data) -> None:
@@ -450,14 +485,15 @@ def draw_lags(ax: Any, data: figure.Data) -> None:
         ax, n[: len(places)] - n[0], {str(name): by_lag(data[f"{name} cosine"]) for name in data["networks"]}
     )
     ax.set(xlabel="lag t − τ in iterations", ylabel="mean cosine of W(t) and g(τ)")
-    ax.set_title("f  It is small, and negative, since W(t) holds −g(τ)")
+    ax.set_title("It is small and negative: W(t) holds −g(τ)")
 
 
-def draw_distances(ax: Any, data: figure.Data) -> None:
-    """In the mean over tensors."""
-    values = {str(name): data[f"{name} distance"][:, :4].mean(axis=2) for name in data["networks"]}
+def draw_distances(ax: Any, data: figure.Data, networks: int | None = None) -> None:
+    """In the mean over tensors, of each network or of the last few."""
+    chosen = data["networks"][-networks if networks else None :]
+    values = {str(name): data[f"{name} distance"][:, :4].mean(axis=2) for name in chosen}
     pictures.distances(ax, data[f"{data['networks'][0]} iterations"][0], values, ARMS[:4])
-    ax.set_title("i  2-Adam follows AdamW, given the factor of momentum")
+    ax.set_title("2-Adam follows AdamW, given K")
 
 
 if __name__ == "__main__":

@@ -173,7 +173,12 @@ def check(data: figure.Data) -> list[figure.Claim]:
     ]
 
 
-def draw(data: figure.Data) -> Figure:
+def draw(data: figure.Data) -> dict[str, Figure]:
+    return {"": draw_panels(data, parameters=5, runs=2), "all": draw_panels(data, parameters=16, runs=4)}
+
+
+def draw_panels(data: figure.Data, parameters: int, runs: int) -> Figure:
+    """All panels, with so many parameters in b and runs in c."""
     drawn, ((left, right), (low_left, low_right)) = plt.subplots(2, 2, figsize=(11, 7.5))
     for i, k in enumerate(data["flow_stages"]):
         for j, strategy in enumerate(data["flow_strategies"][: None if k > 1 else 1]):
@@ -184,11 +189,12 @@ def draw(data: figure.Data) -> Figure:
     left.set_ylim(top=3 * data["errors"].max())
     left.set(xlabel="iteration n", ylabel="error / distance moved", title="a  The flow follows k-Adam")
     left.legend(fontsize=7, ncols=2)
-    kadam.paths(right, data["iterations"], *data["paths"][-1])
+    kadam.paths(right, data["iterations"], *data["paths"][-1][..., :parameters])
     strategy = str(data["flow_strategies"][0]).replace("_", " ")
-    right.set_title(f"b  {data['paths'].shape[-1]} parameters, k = {data['flow_stages'][-1]}, {strategy}")
+    right.set_title(f"b  {parameters} parameters, k = {data['flow_stages'][-1]}, {strategy}")
     named = [list(data["strategies"]).index("inverse_exponential")]
-    shown = np.unique(np.linspace(0, len(data["bound_stages"]) - 1, 4).astype(int))
+    last = len(data["bound_stages"]) - 1
+    shown = np.unique(np.linspace(0, last if runs > 2 else last // 3, runs).astype(int))
     n = np.arange(data["updates"].shape[-1])
     updates, bounds = (data[name][shown, named] for name in ("updates", "bounds"))
     kadam.updates_and_bounds(low_left, n, updates, bounds, [f"k = {k}" for k in data["bound_stages"][shown]])

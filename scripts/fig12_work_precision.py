@@ -37,6 +37,7 @@ from scipy.integrate import solve_ivp
 
 import adamflow as af
 from adamflow.figures import figure
+from adamflow.plotting.colours import LINES
 
 jax.config.update("jax_enable_x64", True)
 
@@ -237,26 +238,37 @@ def check(data: figure.Data) -> list[figure.Claim]:
     ]
 
 
-def draw(data: figure.Data) -> Figure:
-    pairs, colours = data["pairs"], list(figure.COLOURS.values())
-    drawn, axes = plt.subplots(
-        2, len(pairs), figsize=(3.2 * len(pairs) + 1, 7), sharex=True, sharey="row", squeeze=False
-    )
+#: The solvers of the picture; all are in the other one.
+SHOWN = ("collocation", "Tsit5", "Kvaerno5", "Radau", "LSODA")
+
+
+def draw(data: figure.Data) -> dict[str, Figure]:
+    count = len(data["pairs"])
+    shown = tuple(name for name in SHOWN if name in data["solvers"])
+    return {"": draw_solvers(data, min(3, count), shown), "all": draw_solvers(data, count, tuple(data["solvers"]))}
+
+
+def draw_solvers(data: figure.Data, columns: int, solvers: tuple[str, ...]) -> Figure:
+    """A column for each of the first (β, γ): gradients, and times where they can be compared."""
+    pairs = data["pairs"][:columns]
+    size = (3.2 * columns + 2, 6.6)
+    drawn, axes = plt.subplots(2, columns, figsize=size, sharex=True, sharey="row", squeeze=False)
     times = data["seconds"] / data["discrete_seconds"][:, None]
     for j, (beta, gamma) in enumerate(pairs):
         axes[0, j].set_title(f"β = {beta:g}, γ = {gamma:g}")
-        for i, name in enumerate(data["solvers"]):
-            style: dict[str, Any] = {"color": colours[i], "marker": "o" if i == 0 else "^" if name in SCIPY else "s"}
+        for name, colour in zip(solvers, LINES, strict=False):
+            i = list(data["solvers"]).index(name)
+            style: dict[str, Any] = {"color": colour, "marker": "o" if i == 0 else "^" if name in SCIPY else "s"}
             style |= {"markersize": 5, "linewidth": 2.2 if i == 0 else 1.2, "label": str(name)}
             axes[0, j].loglog(data["errors"][i, j], data["gradients"][i, j], **style)
             if name in DIFFRAX:
                 axes[1, j].loglog(data["errors"][i, j], times[i, j], **style)
         axes[1, j].axhline(1.0, color="0.5", linewidth=1, linestyle=":")
-        axes[1, j].set_xlabel("error relative to the distance moved")
+        axes[1, j].set_xlabel("error / distance moved")
     axes[0, 0].set_ylabel("gradients per iteration")
     axes[1, 0].set_ylabel("time / discrete optimizer")
     axes[0, 0].invert_xaxis()
-    axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    drawn.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(solvers))
     return drawn
 
 

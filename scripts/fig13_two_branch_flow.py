@@ -279,23 +279,39 @@ def cases(data: figure.Data) -> list[tuple[str, str, float]]:
     return list(zip(data["problems"], data["records"], data["learning_rates"], strict=True))
 
 
-def draw(data: figure.Data) -> Figure:
-    drawn, axes = plt.subplots(2, 3, figsize=(14, 8))
+#: The cases of the first problem, and the flows, that the picture has; all are in the other one.
+CASES = (0, 1)
+FLOWS_SHOWN = ("TwoBranchFlow", "interpolating 1")
+
+
+def draw(data: figure.Data) -> dict[str, Figure]:
+    return {"": draw_cases(data, few=True), "all": draw_cases(data, few=False)}
+
+
+def draw_cases(data: figure.Data, *, few: bool) -> Figure:
+    """All panels, with some of the cases and flows or with all."""
+    drawn, axes = plt.subplots(2, 3, figsize=(13, 7.6))
     problems = list(dict.fromkeys(map(str, data["problems"])))
-    for ax, problem, letter in zip(axes[0], problems, "abc", strict=False):
-        rows = np.flatnonzero(np.asarray(data["problems"]) == problem)
+    by_problem = {name: np.flatnonzero(np.asarray(data["problems"]) == name) for name in problems}
+    errors = data["errors"].copy()
+    if few:
+        by_problem[problems[0]] = by_problem[problems[0]][
+            [place for place in CASES if place < len(by_problem[problems[0]])]
+        ]
+        errors[:, [name not in FLOWS_SHOWN for name in FLOW_NAMES]] = np.nan
+    for ax, (problem, rows), letter in zip(axes[0], by_problem.items(), "abc", strict=False):
         labels = [f"{data['records'][row]}, η = {data['learning_rates'][row]:g}" for row in rows]
-        af.plotting.two_branch_flow.distances(ax, data["iterations"], data["errors"][rows], FLOW_NAMES, labels)
+        af.plotting.two_branch_flow.distances(ax, data["iterations"], errors[rows], FLOW_NAMES, labels)
         ax.set_title(f"{letter}  {problem.capitalize()}")
     for ax in axes[0, len(problems) :]:
         ax.set_axis_off()
-    rows = np.flatnonzero(np.asarray(data["problems"]) == problems[0])
+    rows = by_problem[problems[0]]
     shown = [{name: data[name][row] for name in SERIES} for row in rows]
     af.plotting.two_branch_flow.sharpness(axes[1, 0], data["iterations"], shown, data["edges"][rows])
     af.plotting.two_branch_flow.beside_iterates(axes[1, 1], data["iterations"], shown, "amplitude", largest=3)
     af.plotting.two_branch_flow.beside_iterates(axes[1, 2], data["iterations"], shown, "loss")
-    for ax, title in zip(axes[1], ("Sharpness at the mean", "Amplitude", "Mean loss"), strict=True):
-        ax.set_title(f"{'def'[list(axes[1]).index(ax)]}  {title}, {problems[0]}")
+    for ax, letter, title in zip(axes[1], "def", ("Sharpness at the mean", "Amplitude", "Mean loss"), strict=True):
+        ax.set_title(f"{letter}  {title}, {problems[0]}")
     return drawn
 
 

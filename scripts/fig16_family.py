@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import adamflow as af
@@ -260,7 +261,36 @@ def check_experiments(data: figure.Data) -> list[tuple[str, Any, dict[str, float
     return [(fits, first, ends), (flips, second, numbers)]
 
 
-def draw(data: figure.Data) -> Figure:
+#: The optimizers whose paths the picture has; all are in the other one.
+PATHS = ("Adam", "Lion", "MAdam")
+
+
+def draw(data: figure.Data) -> dict[str, Figure]:
+    return {"": draw_main(data), "all": draw_all(data)}
+
+
+def draw_main(data: figure.Data) -> Figure:
+    """Three paths, the edges, and what two problems learn."""
+    drawn, (above, below) = plt.subplots(2, 3, figsize=(12, 7))
+    names = list(map(str, data["names"]))
+    for ax, letter, name in zip(above, "abc", [name for name in PATHS if name in names], strict=False):
+        place = names.index(name)
+        af.plotting.family.paths(ax, data["iterates"][place], data["flows"][place], title="")
+        ax.set_title(f"{letter}  {name}")
+        ax.tick_params(labelbottom=True, labelleft=True)
+        ax.set(xlabel="first parameter", ylabel="second parameter")
+    # That of AdEMAMix lies on that of Adam.
+    edges = {name: row for name, row in zip(EDGES, data["edges"], strict=False) if "AdEMAMix" not in name}
+    af.plotting.family.edges(below[0], data["gammas"], edges)
+    draw_errors(below[1], data)
+    draw_features(below[2], data)
+    for ax, title in zip(below, ("d  Edges", "e  Two-layer transformer", "f  Patch network"), strict=True):
+        ax.set_title(title)
+    return drawn
+
+
+def draw_all(data: figure.Data) -> Figure:
+    """Every path, and below them four panels."""
     columns = 6
     rows = -(-len(data["names"]) // columns)
     drawn = plt.figure(figsize=(13, 1.7 * rows + 3.6))
@@ -271,18 +301,26 @@ def draw(data: figure.Data) -> Figure:
     for ax, name, iterates, flow in zip(panels, data["names"], data["iterates"], data["flows"], strict=False):
         af.plotting.family.paths(ax, iterates, flow, title=str(name))
     af.plotting.family.edges(below[0], data["gammas"], dict(zip(EDGES, data["edges"], strict=False)))
-    by_run = dict(zip(TRANSFORMER, data["transformer"], strict=True))
-    times = data["transformer_iterations"]
-    errors = {name: row[1] for name, row in by_run.items()}
-    af.plotting.family.histories(below[1], times, errors, label="test error")
-    attention = {name: row[2] for name, row in by_run.items()}
-    af.plotting.family.histories(below[2], times, attention, label="attention of signal to signal")
-    features = {name: row[3] for name, row in zip(NETWORK, data["network"], strict=True)}
-    af.plotting.family.histories(below[3], data["network_iterations"], features, label="alignment with the feature")
+    draw_errors(below[1], data)
+    attention = {name: row[2] for name, row in zip(TRANSFORMER, data["transformer"], strict=True)}
+    af.plotting.family.histories(
+        below[2], data["transformer_iterations"], attention, label="attention of signal to signal"
+    )
+    draw_features(below[3], data)
     titles = ("a  Edges", "b  Two-layer transformer", "c  Its attention", "d  Patch network")
     for ax, title in zip(below, titles, strict=True):
         ax.set_title(title)
     return drawn
+
+
+def draw_errors(ax: Axes, data: figure.Data) -> None:
+    errors = {name: row[1] for name, row in zip(TRANSFORMER, data["transformer"], strict=True)}
+    af.plotting.family.histories(ax, data["transformer_iterations"], errors, label="test error")
+
+
+def draw_features(ax: Axes, data: figure.Data) -> None:
+    features = {name: row[3] for name, row in zip(NETWORK, data["network"], strict=True)}
+    af.plotting.family.histories(ax, data["network_iterations"], features, label="alignment with the feature")
 
 
 if __name__ == "__main__":

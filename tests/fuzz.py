@@ -556,7 +556,10 @@ def plots(draw: Draw) -> str:
         return table_of(draw, *shape)
 
     pictures: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
-        "sharpness": (p.sharpness, {"iterations": n, "values": t(count), "edge": draw.one_of(38.0, {"a": 2.0}, -1.0)}),
+        "sharpness": (
+            p.edge.sharpness_of_run,
+            {"iterations": n, "values": t(count), "edge": draw.one_of(38.0, {"a": 2.0}, -1.0)},
+        ),
         "sharpness_of_runs": (
             p.edge.sharpness_of_runs,
             {"iterations": n, "sharpness": t(other, count), "edges": np.abs(t(other))},

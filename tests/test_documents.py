@@ -1,5 +1,6 @@
 """What the documents name exists: files, headings, functions, pages of figures; the site has every page and name."""
 
+import importlib
 import inspect
 import operator
 import re
@@ -12,7 +13,9 @@ import adamflow
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 CODE = sorted(path for folder in ("adamflow", "bench", "examples", "scripts") for path in (ROOT / folder).rglob("*.py"))
-FIGURES = sorted(path.stem for path in (ROOT / "figures").glob("*.png"))
+#: A figure may have a second picture, such as fig01_agreement.all.png.
+PICTURES = sorted(path.stem for path in (ROOT / "figures").glob("*.png"))
+FIGURES = [name for name in PICTURES if "." not in name]
 # The target of a Markdown link or image, and that of an HTML image, as in the README's gallery.
 LINK = re.compile(r'\]\(([^()\s]+)\)|src="([^"]+)"')
 CODE_BLOCK = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
@@ -77,6 +80,13 @@ def test_identity_each_figure_has_a_page_and_a_line_in_the_readme(figure):
     text = page.read_text()
     for part in (f"figures/{figure}.png", f"figures/{figure}.json", f"scripts/{figure}.py"):
         assert f"(../../{part})" in text
+    for picture in PICTURES:
+        if picture.startswith(f"{figure}."):
+            assert f"(../../figures/{picture}.png)" in text
+    for heading in ("## Measured", "## What is checked", "## How it is made", "- Script:", "- Settings:", "- Time:"):
+        assert heading in text
+    assert re.search(r"^\*\*Claim\.\*\* .+", text, re.MULTILINE)
+    assert re.search(r"^\|---", text, re.MULTILINE), "the measured numbers are a table"
     readme = (ROOT / "README.md").read_text()
     assert f'src="figures/{figure}.png"' in readme
     assert f"(docs/figures/{figure}.md)" in readme
@@ -132,3 +142,35 @@ def test_identity_the_reference_has_every_public_name_once():
     ]
     for module in modules:
         assert names_in_reference(f"adamflow.{module}") == ["*"], module
+
+
+def test_identity_optional_arguments_stand_below_those_that_everyone_needs(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "_ext"))
+    groups = importlib.import_module("argument_groups")
+
+    def function(a, b, *, c, d=1, e=2, f=3): ...
+
+    assert groups.optional_names(function) == {"d", "e", "f"}
+    lines = [
+        "Do it.",
+        "",
+        "Args:",
+        "    a: first.",
+        "    d: one",
+        "        more.",
+        "    c: must.",
+        "    e, f: two.",
+        "",
+    ]
+    rest = ["Returns:", "    a number."]
+    assert groups.grouped([*lines, *rest], {"d", "e", "f"}) == [
+        *["Do it.", "", "Args:", "    a: first.", "    c: must.", ""],
+        *["Other Parameters:", "    d: one", "        more.", "    e, f: two.", "", *rest],
+    ]
+    assert groups.grouped(lines, {"e"}) == lines  # f, which shares its line, is needed
+    assert groups.grouped(rest, {"d"}) == rest
+    # The longest list of the package: nothing is lost.
+    lines = inspect.getdoc(adamflow.solve).splitlines()
+    split = groups.grouped(lines, groups.optional_names(adamflow.solve))
+    assert "Other Parameters:" in split
+    assert sorted(filter(str.strip, lines)) == sorted(set(filter(str.strip, split)) - {"Other Parameters:"})

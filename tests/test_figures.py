@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from adamflow.figures import cores, figure
+from adamflow.figures import cores, figure, legibility
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -57,6 +57,63 @@ def test_identity_a_run_writes_picture_data_and_manifest_and_nothing_else(harnes
     assert set(manifest["seconds"]) == {"compute", "draw"}
     assert manifest["versions"]["python"] == sys.version.split()[0]
     np.testing.assert_array_equal(np.load(tmp_path / "fig99_test.npz")["x"], np.arange(5))
+
+
+def test_identity_redrawing_keeps_data_and_settings_and_checks_the_claims_again(harness, tmp_path, capsys):
+    make(harness, tmp_path)
+    data, before = (tmp_path / "fig99_test.npz").read_bytes(), json.loads((tmp_path / "fig99_test.json").read_text())
+
+    def curves(data):
+        return {"": plt.subplots()[0], "all": plt.subplots()[0]}
+
+    assert make(harness, tmp_path, holds=False, draw=curves, flags=["--redraw"]) == 1
+    assert (tmp_path / "fig99_test.npz").read_bytes() == data
+    after = json.loads((tmp_path / "fig99_test.json").read_text())
+    assert after["drawn_with"].keys() == {"commit", "uncommitted_changes", "matplotlib"}
+    assert not after["claims"][0]["holds"]
+    assert {name: after[name] for name in ("settings", "commit", "versions")} == {
+        name: before[name] for name in ("settings", "commit", "versions")
+    }
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["fig99_test.all.png", "fig99_test.png"]
+    for flags, message in ((["--set", "seed=1"], "no setting can be changed"), (["--out", "/"], "--redraw needs")):
+        with pytest.raises(SystemExit):
+            make(harness, tmp_path, flags=["--redraw", *flags])
+        assert message in capsys.readouterr().err
+
+
+def test_identity_the_pictures_of_the_repository_are_easy_to_read():
+    for path in sorted((Path(__file__).parents[1] / "figures").glob("*.json")):
+        assert all(found == [] for found in json.loads(path.read_text())["faults_of_pictures"].values()), path.name
+
+
+def test_failure_what_is_hard_to_read_is_named():
+    with plt.rc_context(figure.STYLE):
+        drawn, ax = plt.subplots(figsize=(4, 3))
+        for height in range(6):
+            ax.plot([0, 1, 2], [height, height, height], label="a line with a long name")
+        ax.legend(loc="center")
+        ax.text(1, 2.5, "one text", ha="center")
+        ax.text(1, 2.6, "another", ha="center")
+        ax.set_title("Lines")
+        found = legibility.faults(drawn)
+    plt.close(drawn)
+    assert "panel 'Lines' has 6 lines, more than 5" in found
+    assert "a legend of panel 'Lines' covers the line 'a line with a long name'" in found
+    assert "a legend of panel 'Lines' covers the text 'one text'" in found
+    assert "'one text' and 'another' overlap" in found
+    drawn, axes = plt.subplots(2, 4)
+    axes[0, 0].pcolormesh(np.eye(2))
+    axes[0, 0].plot([], [], label="a")
+    axes[0, 0].legend()
+    found = legibility.faults(drawn)
+    plt.close(drawn)
+    assert found[:2] == ["8 panels, more than 6", "a legend of a panel covers a map"]
+    drawn, ax = plt.subplots()
+    ax.plot([0, 1, 2], [0, 1, 0], label="a")
+    ax.set_ylim(top=3)
+    ax.legend(loc="upper left")
+    assert legibility.faults(drawn) == []
+    plt.close(drawn)
 
 
 def test_identity_equal_data_give_equal_files(harness, tmp_path):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import adamflow as af
-from adamflow.plotting import convergence, errors, sharpness, trajectories
+from adamflow.plotting import convergence, errors, trajectories
+from adamflow.plotting.edge import sharpness_of_run
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +83,7 @@ def test_identity_axes_given_are_drawn_on_and_returned():
     _, axes = plt.subplots(3)
     assert trajectories(run("a"), run("b"), ax=axes[0]) is axes[0]
     assert errors(comparison(), ax=axes[1]) is axes[1]
-    assert sharpness(np.arange(3.0), np.ones(3), 38.0, ax=axes[2]) is axes[2]
+    assert sharpness_of_run(np.arange(3.0), np.ones(3), 38.0, ax=axes[2]) is axes[2]
     assert plt.get_fignums() == [1]
 
 
@@ -104,12 +105,12 @@ def test_identity_errors_draw_the_numbers_of_the_comparisons():
 
 def test_identity_sharpness_draws_values_and_every_edge():
     n, values = np.arange(5.0), np.array([50.0, 1.0, 2.0, 30.0, 40.0])
-    ax = sharpness(n, values, {"iterates": 38.0, "flow of order 2": 2.111}, label="Adam")
+    ax = sharpness_of_run(n, values, {"iterates": 38.0, "flow of order 2": 2.111}, label="Adam")
     np.testing.assert_array_equal(ax.lines[0].get_xydata(), np.column_stack([n, values]))
     assert [line.get_ydata()[0] for line in ax.lines[1:]] == [38.0, 2.111]
     assert len({line.get_linestyle() for line in ax.lines}) == 3
     assert labels(ax) == ["Adam", "iterates, 38", "flow of order 2, 2.11"]
-    assert labels(sharpness(n, values, 38.0))[1] == "edge of stability, 38"
+    assert labels(sharpness_of_run(n, values, 38.0))[1] == "edge of stability, 38"
 
 
 def test_identity_convergence_draws_errors_and_slopes():
@@ -155,6 +156,6 @@ def test_failure_errors_and_sharpness_say_what_is_wrong():
     with pytest.raises(ValueError, match=r"different norms, \['euclidean', 'maximum'\]; one axis shows one norm"):
         errors(comparison(), comparison(norm="maximum"))
     with pytest.raises(ValueError, match=r"one number for each iteration, got \(2,\) for \(3,\)"):
-        sharpness([0, 1, 2], [1.0, 1.0], 38.0)
+        sharpness_of_run([0, 1, 2], [1.0, 1.0], 38.0)
     with pytest.raises(ValueError, match=r"edge of stability must be positive, got 0\.0"):
-        sharpness(np.arange(3.0), np.ones(3), 0.0)
+        sharpness_of_run(np.arange(3.0), np.ones(3), 0.0)

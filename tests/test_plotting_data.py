@@ -157,7 +157,7 @@ def test_identity_phase_diagrams_are_drawn_from_two_by_two_on_and_refused_below(
 
 def test_identity_calls_without_axes_leave_one_figure_open_and_all_axes_usable():
     n, values = np.arange(3.0), np.ones(3)
-    axes = [af.plotting.sharpness(n, values + place, 38.0) for place in range(5)]
+    axes = [edge.sharpness_of_run(n, values + place, 38.0) for place in range(5)]
     assert len(plt.get_fignums()) == 1
     assert plt.gca() is axes[-1]
     for place, ax in enumerate(axes):
@@ -197,15 +197,24 @@ def test_failure_runs_without_saved_states_and_things_that_are_no_result():
             lambda: af.plotting.convergence(problem),
             "convergence draws what af.measure_convergence returned, got Problem",
         ),
-        (lambda: af.plotting.sharpness([0, 1], [1.0, 2.0], "38"), "edge of stability must hold real numbers, got str"),
-        (lambda: af.plotting.sharpness([0, 1], [np.nan, np.nan], 38.0), "values must hold a finite number"),
         (
-            lambda: af.plotting.sharpness([0, 1], [1.0, 2.0], 10**400),
+            lambda: edge.sharpness_of_run([0, 1], [1.0, 2.0], "38"),
+            "edge of stability must hold real numbers, got str",
+        ),
+        (lambda: edge.sharpness_of_run([0, 1], [np.nan, np.nan], 38.0), "values must hold a finite number"),
+        (
+            lambda: edge.sharpness_of_run([0, 1], [1.0, 2.0], 10**400),
             "edge of stability must hold real numbers, got int",
         ),
-        (lambda: af.plotting.sharpness([[0], [1, 2]], [1.0, 2.0], 38.0), "iterations must hold real numbers, got list"),
-        (lambda: af.plotting.sharpness([], [], 38.0), "iterations must hold at least 1 saved"),
-        (lambda: af.plotting.sharpness([0, 1], [1.0, 2.0], 38.0, ax=3), "ax must be axes of matplotlib, .*got int"),
+        (
+            lambda: edge.sharpness_of_run([[0], [1, 2]], [1.0, 2.0], 38.0),
+            "iterations must hold real numbers, got list",
+        ),
+        (lambda: edge.sharpness_of_run([], [], 38.0), "iterations must hold at least 1 saved"),
+        (
+            lambda: edge.sharpness_of_run([0, 1], [1.0, 2.0], 38.0, ax=3),
+            "ax must be axes of matplotlib, .*got int",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             draw()

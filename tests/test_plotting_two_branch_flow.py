@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import adamflow as af
+from adamflow.plotting.colours import LINES
 
 N = np.arange(40.0, 140.0, 20.0)
 
@@ -21,7 +22,8 @@ def test_identity_distances_have_a_colour_by_case_and_a_style_by_flow_and_a_cros
     errors[:, 0], errors[0, 1, :3] = np.array([[0.1], [0.2]]), 0.5
     af.plotting.two_branch_flow.distances(ax, N, errors, ("edge", "stable", "none"), ("a", "b"))
     curves = [line for line in ax.lines if line.get_marker() == "None"]
-    assert [(line.get_color(), line.get_linestyle()) for line in curves] == [("C0", "-"), ("C0", "--"), ("C1", "-")]
+    styles = [(line.get_color(), line.get_linestyle()) for line in curves]
+    assert styles == [(LINES[0], "-"), (LINES[0], "--"), (LINES[1], "-")]
     np.testing.assert_array_equal(curves[1].get_ydata(), errors[0, 1])
     (cross,) = (line for line in ax.lines if line.get_marker() == "x")
     np.testing.assert_array_equal(cross.get_xdata(), N[2])
@@ -37,7 +39,7 @@ def test_identity_series_beside_those_of_the_iterates(ax):
     drawn = [
         (line.get_color(), line.get_linestyle(), line.get_ydata()[0]) for line in ax.lines if line.get_xdata().size
     ]
-    assert drawn == [("C1", "-", 1.0), ("C1", ":", 2.0), ("C2", "-", 0.1), ("C2", ":", 0.2)]
+    assert drawn == [(LINES[1], "-", 1.0), (LINES[1], ":", 2.0), (LINES[2], "-", 0.1), (LINES[2], ":", 0.2)]
 
 
 def test_identity_sharpness_is_drawn_over_its_edge(ax):

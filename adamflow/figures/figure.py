@@ -7,7 +7,8 @@ A script defines three settings and three functions, and hands them to `main`:
 
 Each run writes NAME.png, NAME.pdf, NAME.npz (the data) and NAME.json (the manifest), where NAME is that of the script's
 file, and exits with status 1 if a claim does not hold on the data that it just computed. The four files appear together
-or not at all (`publish`). Settings are changed by `--set steps=300`.
+or not at all (`publish`). Settings are changed by `--set steps=300`. With `--redraw` the data are those of the npz in
+the folder, whose claims are checked and whose picture is drawn again.
 """
 
 import argparse
@@ -37,7 +38,8 @@ from cycler import cycler
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from adamflow.figures import cores
+from adamflow.figures import cores, legibility
+from adamflow.plotting.colours import LINES
 
 _CLONE = Path(__file__).resolve().parents[2]
 #: Where figures and what is left of unfinished ones go: into the clone that adamflow runs from, or the current folder.
@@ -55,19 +57,8 @@ CHANGED = ROOT / "build" / "figures-set"
 UNFINISHED = ROOT / "build" / "unfinished"
 PACKAGES = ("jax", "jaxlib", "diffrax", "equinox", "optax", "numpy", "matplotlib")
 
-#: Okabe and Ito's colours, told apart by colour-blind readers. Yellow is too light for lines on white.
-COLOURS = {
-    "blue": "#0072B2",
-    "vermillion": "#D55E00",
-    "green": "#009E73",
-    "purple": "#CC79A7",
-    "orange": "#E69F00",
-    "sky": "#56B4E9",
-    "black": "#000000",
-    "yellow": "#F0E442",
-}
 STYLE: Any = {
-    "axes.prop_cycle": cycler(color=[colour for name, colour in COLOURS.items() if name != "yellow"]),
+    "axes.prop_cycle": cycler(color=LINES),
     "axes.grid": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -122,7 +113,7 @@ def main(
     configs: Mapping[str, Config],
     compute: Callable[[Config], Mapping[str, Any]],
     check: Callable[[Data], Sequence[Claim]],
-    draw: Callable[[Data], Figure],
+    draw: Callable[[Data], Figure | Mapping[str, Figure]],
     argv: Sequence[str] | None = None,
 ) -> int:
     """Compute, check, draw and write one figure.
@@ -133,7 +124,8 @@ def main(
         configs: settings for "quick", "default" and "full"; every field is recorded in the manifest.
         compute: from the settings to arrays by name. It gets nothing else, so the settings determine the data.
         check: from these arrays to the claims of the figure, at least one.
-        draw: from these arrays to a matplotlib figure, made under `STYLE`.
+        draw: from these arrays to a matplotlib figure, made under `STYLE`, of at most six panels with at most five
+            lines each; or to several by name, where "" is that one, and the others, such as "all", show the rest.
         argv: the flags, by default those of the process.
 
     Returns:
@@ -156,8 +148,16 @@ def main(
         default=[],
         help=f"change a setting; may be repeated; files then go to {CHANGED.relative_to(ROOT)}/ unless --out is given",
     )
+    parser.add_argument(
+        "--redraw", action="store_true", help="check and draw the data that are in the folder; compute nothing"
+    )
     flags = parser.parse_args(argv)
+    if flags.redraw and flags.set:
+        parser.error("--redraw draws the data that are there, so no setting can be changed; leave out --set")
     mode, folder = read_flags(flags, parser, CHANGED if flags.set else None)
+    if flags.redraw:
+        recover(folder, name)
+        return _redraw(folder / name, parser, check, draw)
     try:
         config = changed(configs[mode], flags.set)
     except ValueError as error:
@@ -170,17 +170,51 @@ def main(
     data = _plain(compute(config))
     manifest["seconds"]["compute"] = round(time.perf_counter() - started, 2)
     files = {"npz": _in_memory(lambda file: np.savez_compressed(file, allow_pickle=False, **data))}
+    return _finish(manifest, data, files, folder / name, check, draw)
+
+
+def _redraw(stem: Path, parser: argparse.ArgumentParser, check: Callable[..., Any], draw: Callable[..., Any]) -> int:
+    """Check and draw the data of a figure that are in files; the manifest keeps what determined them."""
+    try:
+        content = stem.with_suffix(".npz").read_bytes()
+        manifest = json.loads(stem.with_suffix(".json").read_text())
+    except (OSError, ValueError) as error:
+        parser.error(f"--redraw needs {stem}.npz and .json: {error}; without the flag they are computed")
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        data = dict(file)
+    commit, dirty = _revision()
+    manifest["drawn_with"] = {
+        "commit": commit,
+        "uncommitted_changes": dirty,
+        "matplotlib": importlib.metadata.version("matplotlib"),
+    }
+    print(f"{stem.name}, drawn again from {stem}.npz", flush=True)
+    return _finish(manifest, data, {"npz": content}, stem, check, draw)
+
+
+def _finish(
+    manifest: dict[str, Any],
+    data: Data,
+    files: dict[str, bytes],
+    stem: Path,
+    check: Callable[[Data], Sequence[Claim]],
+    draw: Callable[[Data], Figure | Mapping[str, Figure]],
+) -> int:
+    """Check and draw the data, publish the files, and return the exit status."""
+    folder, name = stem.parent, stem.name
     try:
         claims = check(data)
         if not claims:
             raise ValueError(f"{name} checks no claim; a figure states at least one")
         started = time.perf_counter()
-        files |= _draw(draw, data)
+        pictures, faults = _draw(draw, data)
+        files |= pictures
     except BaseException:
         _keep_data(name, files["npz"])
         raise
     manifest["seconds"]["draw"] = round(time.perf_counter() - started, 2)
     manifest["claims"] = [_record(claim) for claim in claims]
+    manifest["faults_of_pictures"] = faults
     files["json"] = _as_json(manifest)
     try:
         publish(folder, name, files)
@@ -352,21 +386,27 @@ def _in_memory(save: Callable[[BinaryIO], Any]) -> bytes:
     return file.getvalue()
 
 
-def _draw(draw: Callable[[Data], Figure], data: Data) -> dict[str, bytes]:
-    """The pictures by ending."""
+def _draw(
+    draw: Callable[[Data], Figure | Mapping[str, Figure]], data: Data
+) -> tuple[dict[str, bytes], dict[str, list[str]]]:
+    """The pictures by ending, and what is hard to read in each."""
     matplotlib.use("Agg")
     # Without a date, equal data and versions give equal files.
     metadata = {"png": {}, "pdf": {"CreationDate": None}}
+    pictures, faults = {}, {}
     with plt.rc_context(STYLE):
         drawn = draw(data)
-        pictures = {
-            ending: _in_memory(
-                lambda file, ending=ending, entries=entries: drawn.savefig(file, format=ending, metadata=entries)
-            )
-            for ending, entries in metadata.items()
-        }
-        plt.close(drawn)
-    return pictures
+        for name, picture in {"": drawn}.items() if isinstance(drawn, Figure) else drawn.items():
+            begin = f"{name}." if name else ""
+            for ending, entries in metadata.items():
+                pictures[begin + ending] = _in_memory(
+                    lambda file, picture=picture, ending=ending, entries=entries: picture.savefig(
+                        file, format=ending, metadata=entries
+                    )
+                )
+            faults[begin + "png"] = legibility.faults(picture, few=not name)
+            plt.close(picture)
+    return pictures, faults
 
 
 def _conclude(manifest: dict[str, Any], claims: Sequence[Claim], stem: Path) -> int:
@@ -378,6 +418,9 @@ def _conclude(manifest: dict[str, Any], claims: Sequence[Claim], stem: Path) -> 
     for number, claim in enumerate(claims, 1):
         print(f"  {number}. {claim}")
     print(f"  Written: {stem}.png, .pdf, .npz, .json", flush=True)
+    for picture, faults in manifest["faults_of_pictures"].items():
+        for fault in faults:
+            print(f"  Hard to read in {stem.name}.{picture}: {fault}")
     for claim in failed:
         print(f"\n!!! {stem.name}: a claim does not hold on the data just computed:\n!!! {claim}", file=sys.stderr)
     return int(bool(failed))

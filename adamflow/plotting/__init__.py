@@ -1,4 +1,7 @@
-"""Pictures of results. Each function draws into `ax` and returns it; nothing is run or computed here."""
+"""Pictures of results: a function for each kind of result, which takes the result, draws into `ax` and returns it.
+
+Nothing is run or computed here. The modules hold what figures are drawn with: functions that take arrays.
+"""
 
 from adamflow.plotting import (
     edge,
@@ -13,12 +16,24 @@ from adamflow.plotting import (
     two_branch_flow,
     worst_case,
 )
-from adamflow.plotting.runs import convergence, errors, sharpness, trajectories
+from adamflow.plotting.results import (
+    bounded_update_region,
+    ensemble,
+    phase_diagram,
+    reports,
+    sharpness,
+    spectrum,
+    square_norms,
+    updates,
+)
+from adamflow.plotting.runs import convergence, errors, trajectories
 from adamflow.plotting.sweep import sweep_lines, sweep_map
 
 __all__ = [
+    "bounded_update_region",
     "convergence",
     "edge",
+    "ensemble",
     "errors",
     "family",
     "generalization",
@@ -26,12 +41,17 @@ __all__ = [
     "noise",
     "observed_region",
     "phase",
+    "phase_diagram",
     "region",
+    "reports",
     "scale_invariance",
     "sharpness",
+    "spectrum",
+    "square_norms",
     "sweep_lines",
     "sweep_map",
     "trajectories",
     "two_branch_flow",
+    "updates",
     "worst_case",
 ]

@@ -4,32 +4,25 @@ Runs keep their colour from one picture to the next. The colours are those of Ok
 readers; `hovering` names them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Float
+from jax import Array
+from jaxtyping import Float, Real
 from matplotlib.axes import Axes
 
 from adamflow.checks import check_range
 from adamflow.plotting.arguments import check_data, check_labels, log_scale
+from adamflow.plotting.colours import STYLES, VERMILLION, line_styles
+from adamflow.plotting.new_axes import axes_or_new
 
 Table: TypeAlias = Float[np.ndarray, "runs times"]
 Runs: TypeAlias = Float[np.ndarray, "runs"]
 Times: TypeAlias = Float[np.ndarray, "times"]
+#: A number for each saved iteration.
+Values: TypeAlias = Sequence[float | int] | Real[np.ndarray | Array, "saved"]
 
-_COLOURS = (
-    "#0072B2",
-    "#56B4E9",
-    "#009E73",
-    "#E69F00",
-    "#CC79A7",
-    "#D55E00",
-    "#000000",
-    "#8C8C8C",
-    "#7F3C8D",
-    "#8B5A2B",
-)
 _EDGE: Any = dict(color="0.2", linestyle="--", linewidth=1, zorder=3)
 
 
@@ -61,6 +54,58 @@ def sharpness_of_runs(ax: Axes, iterations: Times, sharpness: Table, edges: Runs
     return ax
 
 
+def sharpness_of_run(
+    iterations: Values,
+    values: Values,
+    edge: float | Mapping[str, float],
+    *,
+    label: str = "along the run",
+    ax: Axes | None = None,
+) -> Axes:
+    """The preconditioned sharpness along a run, with the edge of stability, on a logarithmic axis.
+
+    Args:
+        iterations: n at each value.
+        values: the learning rate times the sharpness, η s, which has no unit; positive ones show.
+        edge: the η s at which a step or a flow turns unstable, or several by name.
+        label: what the legend calls the values.
+        ax: where to draw; by default axes of a new figure. With a backend without windows, such as Agg, that figure
+            takes the place of the one before in pyplot's list, whose axes stay usable.
+
+    Returns:
+        the axes.
+
+    Raises:
+        ValueError: if there is not one value for each iteration, or an edge is not positive.
+
+    Example:
+        >>> import adamflow as af
+        >>> ax = af.plotting.edge.sharpness_of_run([0, 10, 20], [3.0, 30.0, 37.0], af.analysis.adaptive_edge(0.9))
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['along the run', 'edge of stability, 38']
+    """
+    (iterations,), (values,) = (
+        check_data({name: (given, "saved")}) for name, given in (("iterations", iterations), ("values", values))
+    )
+    if iterations.shape != values.shape:
+        raise ValueError(f"values must hold one number for each iteration, got {values.shape} for {iterations.shape}")
+    edges = dict(edge) if isinstance(edge, Mapping) else {"edge of stability": edge}
+    for name, height in edges.items():
+        (number,) = check_data({name: (height, "")}, finite=False)
+        if not 0 < number < np.inf:
+            raise ValueError(f"{name} must be positive, got {height!r}; it is a learning rate times a sharpness")
+    ax = axes_or_new(ax)
+    log_scale(ax, values)
+    ax.plot(iterations, values, label=label)
+    for index, (name, height) in enumerate(edges.items()):
+        style = STYLES[1:][index % len(STYLES[1:])]
+        ax.axhline(height, linestyle=style, color="black", linewidth=1, label=f"{name}, {height:.3g}")
+    ax.set_xlabel("iteration n")
+    ax.set_ylabel("preconditioned sharpness, η s")
+    ax.legend()
+    return ax
+
+
 def sharpness_over_edge(ax: Axes, iterations: Times, ratios: Table) -> Axes:
     """η s of several runs, each divided by its own edge, on a logarithmic axis; the unstable side is shaded.
 
@@ -73,8 +118,8 @@ def sharpness_over_edge(ax: Axes, iterations: Times, ratios: Table) -> Axes:
     _curves(ax, iterations, ratios)
     log_scale(ax, ratios)
     later = ratios[:, 1:]
-    top = 1.15 * max(later[np.isfinite(later)].max(initial=1.0), 1.0)
-    ax.axhspan(1, top, color="#D55E00", alpha=0.08, linewidth=0)
+    top = 2.5 * max(later[np.isfinite(later)].max(initial=1.0), 1.0)
+    ax.axhspan(1, top, color=VERMILLION, alpha=0.08, linewidth=0)
     ax.axhline(1, **_EDGE)
     ax.set_ylim(top=top)
     for height, side, name in ((0.985, "top", "unstable"), (0.02, "bottom", "stable")):
@@ -121,7 +166,12 @@ def updates(ax: Axes, iterations: Times, largest: Table, bound: Times, labels: S
     return ax
 
 
-def hovering(ax: Axes, ratios: Float[np.ndarray, "runs seeds times"], labels: Sequence[str]) -> Axes:
+def hovering(
+    ax: Axes,
+    ratios: Float[np.ndarray, "runs seeds times"],
+    labels: Sequence[str],
+    colours: Sequence[str] | None = None,
+) -> Axes:
     """Where η s over the edge stays in the last part of runs: the central 90% (line), middle half (bar) and medians.
 
     Args:
@@ -129,34 +179,37 @@ def hovering(ax: Axes, ratios: Float[np.ndarray, "runs seeds times"], labels: Se
         ratios: η s over the edge. A circle marks the median of each seed, bars are of all seeds, and the number is the
             median of all.
         labels: the names of the runs.
+        colours: of the runs; by default those in which the other functions draw them.
     """
     (ratios,) = check_data({"ratios": (ratios, "runs seeds times")})
     check_labels("labels", labels, len(ratios), "runs")
+    if colours is None:
+        colours = [style["color"] for style in line_styles(len(ratios))]
+    check_labels("colours", colours, len(ratios), "runs")
     if not np.isfinite(ratios).all():
         raise ValueError("ratios must be finite, since others have no quantiles; leave failed runs out")
-    for place, values in enumerate(ratios):
-        colour = _COLOURS[place % len(_COLOURS)]
+    for place, (values, colour) in enumerate(zip(ratios, colours, strict=True)):
         low, quarter, middle, three, high = np.quantile(values, (0.05, 0.25, 0.5, 0.75, 0.95))
         ax.plot((low, high), (place, place), color=colour, linewidth=1.5)
-        ax.plot((quarter, three), (place, place), color=colour, linewidth=7, solid_capstyle="butt")
+        ax.plot((quarter, three), (place, place), color=colour, linewidth=6, solid_capstyle="butt")
         medians = np.median(values, axis=-1)
         ax.plot(medians, np.full(medians.shape, place), "o", color="white", markeredgecolor=colour, markersize=4)
-        above: Any = dict(xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)
-        box = dict(boxstyle="square,pad=0.1", facecolor="white", edgecolor="none")
-        ax.annotate(f"{middle:.2f}", (middle, place), bbox=box, zorder=4, **above)
+        beside: Any = dict(xytext=(6, 0), textcoords="offset points", ha="left", va="center", fontsize=8)
+        ax.annotate(f"{middle:.2f}", (max(high, *medians), place), zorder=4, **beside)
     ax.axvline(1, **_EDGE)
     ax.set_yticks(range(len(labels)), labels)
-    for place, tick in enumerate(ax.get_yticklabels()):
-        tick.set_color(_COLOURS[place % len(_COLOURS)])
-    ax.set_ylim(len(labels) - 0.5, -0.8)
+    for tick, colour in zip(ax.get_yticklabels(), colours, strict=True):
+        # Grey, which is for what other panels leave out, is too pale for letters.
+        tick.set_color(colour if colour.startswith("#") else "0.35")
+    ax.set_ylim(len(labels) - 0.5, -0.5)
     ax.set_xlim(left=-0.05)
     ax.set_xlabel("η s / edge")
     return ax
 
 
 def _curves(ax: Axes, iterations: Times, table: Table) -> None:
-    for index, values in enumerate(table):
-        ax.plot(iterations, values, color=_COLOURS[index % len(_COLOURS)], linewidth=0.9)
+    for values, style in zip(table, line_styles(len(table)), strict=True):
+        ax.plot(iterations, values, linewidth=0.9, **style)
     if len(iterations) > 1:
         ax.set_xlim(iterations[0], iterations[-1])
     ax.set_xlabel("iteration n")

@@ -8,11 +8,9 @@ from jaxtyping import Float, Real
 from matplotlib.axes import Axes
 
 from adamflow.plotting.arguments import check_axes, check_data, check_rows
+from adamflow.plotting.colours import LINES, MARKERS
 
 Row: TypeAlias = Real[np.ndarray, " points"]
-
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def paths(
@@ -34,8 +32,8 @@ def paths(
     points, line = check_data({"iterates": (iterates, "iterations plane"), "flow": (flow, "times plane")})
     ax.axhline(0, color="black", linewidth=0.5)
     ax.axvline(0, color="black", linewidth=0.5)
-    ax.plot(line[:, 0], line[:, 1], color=_COLOURS[1], linewidth=1.2)
-    ax.plot(points[:, 0], points[:, 1], ".", color=_COLOURS[0], markersize=2.5)
+    ax.plot(line[:, 0], line[:, 1], color=LINES[1], linewidth=1.2)
+    ax.plot(points[:, 0], points[:, 1], ".", color=LINES[0], markersize=2.5)
     ax.plot(*points[0], "o", color="black", markersize=3)
     ax.set_title(title, fontsize=8)
     ax.tick_params(labelbottom=False, labelleft=False, length=0)
@@ -54,8 +52,8 @@ def edges(ax: Axes, gammas: Row, curves: Mapping[str, Float[np.ndarray, " points
     rows = check_rows("curves", curves, "points", {"gammas": (gammas, "points")})
     for place, (name, row) in enumerate(rows.items()):
         shown = np.where(np.isfinite(row), row, np.nan)
-        marker = _MARKERS[place % len(_MARKERS)]
-        colour = _COLOURS[place % len(_COLOURS)]
+        marker = MARKERS[place % len(MARKERS)]
+        colour = LINES[place % len(LINES)]
         ax.plot(gammas, shown, marker=marker, markevery=max(len(row) // 6, 1), markersize=3.5, color=colour, label=name)
     ax.set_yscale("log")
     ax.set_xlabel("γ")
@@ -82,7 +80,7 @@ def histories(
     check_axes(ax)
     checked = check_rows("rows", rows, "points", {"iterations": (iterations, "points")})
     for place, (name, row) in enumerate(checked.items()):
-        marker, colour = _MARKERS[place % len(_MARKERS)], _COLOURS[place % len(_COLOURS)]
+        marker, colour = MARKERS[place % len(MARKERS)], LINES[place % len(LINES)]
         ax.plot(iterations, row, marker=marker, markersize=3.5, color=colour, label=name)
     ax.set_xlabel("iteration")
     ax.set_ylabel(label)

@@ -10,11 +10,9 @@ from jaxtyping import Float, Real
 from matplotlib.axes import Axes
 
 from adamflow.plotting.arguments import check_data, check_labels
+from adamflow.plotting.colours import LINES, MARKERS
 
 Row: TypeAlias = Real[np.ndarray, "points"]
-
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-_MARKERS = ("o", "s", "^", "D")
 
 
 def against(
@@ -40,9 +38,9 @@ def against(
     shown = np.where(np.isfinite(table), table, np.nan)
     order = np.argsort(x)
     mean, low, high = shown.mean(axis=1)[order], shown.min(axis=1)[order], shown.max(axis=1)[order]
-    ax.fill_between(x[order], low, high, color=_COLOURS[place], alpha=0.15, linewidth=0)
-    style = {"markersize": 3.5, "linewidth": 1, "markerfacecolor": _COLOURS[place] if line == "-" else "white"}
-    ax.plot(x[order], mean, _MARKERS[place] + line, color=_COLOURS[place], label=label, **style)
+    ax.fill_between(x[order], low, high, color=LINES[place], alpha=0.15, linewidth=0)
+    style = {"markersize": 3.5, "linewidth": 1, "markerfacecolor": LINES[place] if line == "-" else "white"}
+    ax.plot(x[order], mean, MARKERS[place] + line, color=LINES[place], label=label, **style)
     return ax
 
 
@@ -79,8 +77,8 @@ def correlations(
     values, low, high = check_data({"values": (values, "rows"), "low": (low, "rows"), "high": (high, "rows")})
     check_labels("names", names, len(values), "rows")
     heights = -np.arange(len(names)) - offset
-    ax.hlines(heights, low, high, color=_COLOURS[place], linewidth=1.5)
-    ax.plot(values, heights, _MARKERS[place], color=_COLOURS[place], markersize=5, label=label)
+    ax.hlines(heights, low, high, color=LINES[place], linewidth=1.5)
+    ax.plot(values, heights, MARKERS[place], color=LINES[place], markersize=5, label=label)
     ax.axvline(0, color="black", linestyle=":", linewidth=1)
     ax.set_yticks(-np.arange(len(names)), names)
     ax.set_xlim(-1.05, 1.05)

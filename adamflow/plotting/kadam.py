@@ -13,11 +13,9 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 
 from adamflow.plotting.arguments import check_data, check_labels, check_rows, log_scale
+from adamflow.plotting.colours import LINES, MARKERS
 
 Row: TypeAlias = Real[np.ndarray, "points"]
-
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("o", "s", "^", "D", "v", "x")
 
 
 def paths(
@@ -76,7 +74,7 @@ def updates_and_bounds(
         }
     )
     check_labels("labels", labels, len(updates), "runs")
-    for run, bound, label, colour in zip(updates, bounds, labels, itertools.cycle(_COLOURS), strict=False):
+    for run, bound, label, colour in zip(updates, bounds, labels, itertools.cycle(LINES), strict=False):
         ax.plot(iterations, run, color=colour, linewidth=1, label=label)
         ax.plot(iterations, bound, "--", color=colour, linewidth=1)
     ax.plot([], [], "--", color="0.3", label="bound of the last stage")
@@ -109,7 +107,7 @@ def by_stages(
             raise ValueError(f"intervals must be of {', '.join(rows)}, as rows, got {', '.join(intervals)}")
         check_rows("intervals", intervals, "ends points", {"stages": (stages, "points")})
     shift = 0.06 * (np.arange(len(rows)) - (len(rows) - 1) / 2)
-    styles = itertools.cycle(zip(_COLOURS, _MARKERS, strict=True))
+    styles = itertools.cycle(zip(LINES, MARKERS, strict=True))
     for (name, row), (colour, marker), offset in zip(rows.items(), styles, shift, strict=False):
         ax.plot(stages + offset, row, marker + "-", color=colour, markersize=4, linewidth=1.1, label=name)
         if intervals is not None:

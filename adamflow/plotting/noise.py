@@ -8,11 +8,9 @@ from jaxtyping import Float, Real
 from matplotlib.axes import Axes
 
 from adamflow.plotting.arguments import check_axes, check_data, check_mapping, check_rows
+from adamflow.plotting.colours import LINES, MARKERS
 
 Row: TypeAlias = Real[np.ndarray, " points"]
-
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
 
 
 def along_runs(
@@ -31,7 +29,7 @@ def along_runs(
     checked = check_rows("rows", rows, "points", {"iterations": (iterations, "points")})
     for place, (name, row) in enumerate(checked.items()):
         shown = np.where(np.isfinite(row) & (row > 0), row, np.nan)
-        marker, colour = _MARKERS[place % len(_MARKERS)], _COLOURS[place % len(_COLOURS)]
+        marker, colour = MARKERS[place % len(MARKERS)], LINES[place % len(LINES)]
         ax.plot(iterations, shown, marker=marker, markersize=3.5, color=colour, label=name)
     _finish(ax, "iteration", label, edge)
     return ax
@@ -52,7 +50,7 @@ def against_batch(
     for place, (name, (sizes, row)) in enumerate(check_mapping("rows", rows).items()):
         sizes, row = check_data({f"rows[{name!r}] sizes": (sizes, "points"), f"rows[{name!r}]": (row, "points")})
         shown = np.where(np.isfinite(row) & (row > 0), row, np.nan)
-        marker, colour = _MARKERS[place % len(_MARKERS)], _COLOURS[place % len(_COLOURS)]
+        marker, colour = MARKERS[place % len(MARKERS)], LINES[place % len(LINES)]
         ax.plot(sizes, shown, marker=marker, markersize=4, linewidth=1, color=colour, label=name)
     ax.set_xscale("log", base=2)
     _finish(ax, "batch size", label, edge)

@@ -17,13 +17,11 @@ from matplotlib.colors import LogNorm
 
 from adamflow.checks import check_range
 from adamflow.plotting.arguments import check_cell_edges, check_data, check_rising, check_rows
+from adamflow.plotting.colours import LINES, MARKERS, VERMILLION, YELLOW
 from adamflow.plotting.phase import lines_at
 
 Points: TypeAlias = Float[np.ndarray, "points"]
 
-_VERMILLION = "#D55E00"
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "x", "+")
 _TICKS = (0.0, 0.9, 0.99, 0.999, 0.9999, 0.99999)
 
 
@@ -92,9 +90,9 @@ def borders(ax: Axes, gamma: Points, paper_beta: Points, discrete_beta: Points) 
     y = -np.log10(1 - gamma)
     limits = ax.get_xlim(), ax.get_ylim()
     dark: Any = [effects.Stroke(linewidth=3, foreground="black"), effects.Normal()]
-    ax.plot(-np.log10(1 - paper_beta), y, color="#F0E442", linewidth=1.5, path_effects=dark, label="C = 0 [GT]")
+    ax.plot(-np.log10(1 - paper_beta), y, color=YELLOW, linewidth=1.5, path_effects=dark, label="C = 0 [GT]")
     light: Any = [effects.Stroke(linewidth=3, foreground="white"), effects.Normal()]
-    ax.plot(-np.log10(1 - discrete_beta), y, "--", color=_VERMILLION, path_effects=light, label="γ² = β")
+    ax.plot(-np.log10(1 - discrete_beta), y, "--", color=VERMILLION, path_effects=light, label="γ² = β")
     for x, height, name in ((0.12, 0.88, "B₋"), (0.86, 0.66, "B₊")):
         text = ax.text(x, height, name, transform=ax.transAxes, fontsize=13, color="white", ha="center", va="center")
         text.set_path_effects(dark)
@@ -115,7 +113,7 @@ def shares(ax: Axes, learning_rates: Points, rows: Mapping[str, Points], theory:
     ax.axhline(theory, color="black", linestyle="--", linewidth=1, label="γ² < β")
     ax.set_ylim(min(theory, *(np.nanmin(row) for row in rows.values())) - 0.2, 1.02)
     ax.legend(ncols=3, loc="lower center", columnspacing=1, handlelength=1.5)
-    ax.set_ylabel("share of lanes with bounded updates")
+    ax.set_ylabel("share of runs with bounded updates")
     return ax
 
 
@@ -130,7 +128,7 @@ def chances(ax: Axes, learning_rates: Points, rows: Mapping[str, Points]) -> Axe
     _against_learning_rates(ax, learning_rates, rows)
     ax.axhline(0.5, color="black", linestyle="--", linewidth=1, label="no relation")
     ax.set_ylim(top=1.02)
-    ax.legend(loc="lower center")
+    ax.legend(loc="lower right", fontsize=7)
     ax.set_ylabel("P(update outside > update inside)")
     return ax
 
@@ -141,7 +139,7 @@ def _against_learning_rates(ax: Axes, learning_rates: Points, rows: Mapping[str,
     check_range("learning_rates", learning_rates, 0.0, np.inf, low_open=True, high_open=True)
     checked = check_rows("rows", rows, "points", {"learning_rates": (learning_rates, "points")})
     ax.set_xscale("log")
-    styles = itertools.cycle(zip(_COLOURS, _MARKERS, strict=True))
+    styles = itertools.cycle(zip(LINES, MARKERS, strict=True))
     for (name, row), (colour, marker) in zip(checked.items(), styles, strict=False):
         ax.plot(learning_rates, row, marker + "-", color=colour, markersize=4, linewidth=1.2, label=name)
     ax.invert_xaxis()

@@ -18,9 +18,8 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from adamflow.checks import check_range
 from adamflow.plotting.arguments import check_data, check_rising
+from adamflow.plotting.colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILLION
 
-_BLUE, _VERMILLION, _GREEN, _ORANGE, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7"
-_BLACK = "#000000"
 _TICKS = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999)
 _OUTLINE = [effects.Stroke(linewidth=3, foreground="white"), effects.Normal()]
 
@@ -108,12 +107,12 @@ def regions(
     betas, gammas, exponent, dashed = _check_plane(betas, gammas, exponent=exponent, dashed=dashed)
     check_rising("levels", *check_data({"levels": (levels, "lines")}))
     decay_plane(ax, betas, gammas)
-    ax.contourf(betas, gammas, exponent.T, [-np.inf, 0, np.inf], colors=[_ORANGE, _BLUE], alpha=0.25)
+    ax.contourf(betas, gammas, exponent.T, [-np.inf, 0, np.inf], colors=[ORANGE, BLUE], alpha=0.25)
     lines = lines_at(ax, betas, gammas, exponent.T, levels, colors="0.35", linewidths=0.8, linestyles="solid")
     if lines is not None:
         ax.clabel(lines, fmt=lambda value: f"{value:g}".replace("-", "−"), fontsize=7)
-    lines_at(ax, betas, gammas, exponent.T, [0], colors=_BLACK, linewidths=2)
-    lines_at(ax, betas, gammas, dashed.T, [0], colors=_VERMILLION, linestyles="--", linewidths=2)
+    lines_at(ax, betas, gammas, exponent.T, [0], colors=BLACK, linewidths=2)
+    lines_at(ax, betas, gammas, dashed.T, [0], colors=VERMILLION, linestyles="--", linewidths=2)
     return ax
 
 
@@ -125,7 +124,7 @@ def border(
 ) -> Axes:
     """A dotted line where a quantity over the decays is 0; nothing where it is NaN, or has one sign everywhere."""
     betas, gammas, difference = _check_plane(betas, gammas, finite=False, difference=difference)
-    lines_at(ax, betas, gammas, difference.T, [0], colors=_BLACK, linestyles=":", linewidths=2)
+    lines_at(ax, betas, gammas, difference.T, [0], colors=BLACK, linestyles=":", linewidths=2)
     return ax
 
 
@@ -160,10 +159,10 @@ def growth(
         hatches = ax.contourf(betas, gammas, shown, [0, np.inf], colors="none", hatches=["////"])
         hatches.set_edgecolor("0.35")
         hatches.set_linewidth(0.0)
-    lines_at(ax, betas, gammas, shown, [0], colors=_BLACK, linewidths=2)
+    lines_at(ax, betas, gammas, shown, [0], colors=BLACK, linewidths=2)
     columns, rows = np.nonzero(np.isnan(rates))
     if columns.size:
-        ax.plot(betas[columns], gammas[rows], "x", color=_BLACK, markersize=4, label="diverged", clip_on=False)
+        ax.plot(betas[columns], gammas[rows], "x", color=BLACK, markersize=4, label="diverged", clip_on=False)
         ax.legend(loc="upper right")
     return filled
 
@@ -192,7 +191,7 @@ def edges(
     ax.set_yscale("log")
     ax.set_ylim(curvature[0], curvature[-1])
     drawn = {name: edge for name, edge in edges.items() if np.isfinite(edge).any()}
-    colours = itertools.cycle((_VERMILLION, _BLUE, _GREEN, _ORANGE, _PURPLE))
+    colours = itertools.cycle((VERMILLION, BLUE, GREEN, ORANGE, PURPLE))
     # Four styles to five colours: together they tell 20 lines apart.
     for (name, edge), colour, style in zip(drawn.items(), colours, itertools.cycle(("-", "--", "-.", ":"))):
         ax.plot(gamma, edge, style, color=colour, linewidth=2.2, label=name, path_effects=_OUTLINE)
@@ -209,7 +208,7 @@ def measured(ax: Axes, x: Any, y: Any, label: str) -> Axes:
         label: what they are, for the legend.
     """
     x, y = check_data({"x": (np.atleast_1d(x), "points"), "y": (np.atleast_1d(y), "points")})
-    ring: Any = dict(color=_BLACK, markerfacecolor="white", markersize=5.5, linestyle="none", clip_on=False, zorder=4)
+    ring: Any = dict(color=BLACK, markerfacecolor="white", markersize=5.5, linestyle="none", clip_on=False, zorder=4)
     ax.plot(x, y, "o", label=label, **ring)
     return ax
 

@@ -14,10 +14,10 @@ from matplotlib.colors import LogNorm
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from adamflow.plotting.arguments import check_cell_edges, check_data, check_labels, log_scale
+from adamflow.plotting.colours import BLACK, BLUE, GREEN, ORANGE, VERMILLION
 
 Points: TypeAlias = Float[np.ndarray, "points"]
 
-_BLUE, _VERMILLION, _GREEN, _ORANGE, _BLACK = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#000000"
 #: Where the axes of a map have ticks: the decays crowd at 1, so the axes are ln x/(1−x).
 _DECAYS = (0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 
@@ -53,7 +53,7 @@ def largest_updates(
     mesh = ax.pcolormesh(beta_edges, gamma_edges, largest.T, norm=LogNorm(), rasterized=True)
     columns, rows = np.nonzero(diverged)
     beta, gamma = (_logit_middles(edges) for edges in (beta_edges, gamma_edges))
-    ax.plot(beta[columns], gamma[rows], "x", color=_BLACK, markersize=3.5, markeredgewidth=0.7, label="diverged")
+    ax.plot(beta[columns], gamma[rows], "x", color=BLACK, markersize=3.5, markeredgewidth=0.7, label="diverged")
     for axis, edges in ((ax.xaxis, beta_edges), (ax.yaxis, gamma_edges)):
         shown = [decay for decay in _DECAYS if edges[0] <= decay <= edges[-1]]
         axis.set_major_locator(FixedLocator(shown))
@@ -83,7 +83,7 @@ def borders(ax: Axes, gamma: Points, paper_beta: Points, discrete_beta: Points) 
     outline = [effects.Stroke(linewidth=3.5, foreground="black"), effects.Normal()]
     ax.plot(paper_beta, gamma, color="white", linewidth=2, path_effects=outline, label="C = 0 [GT]")
     outline = [effects.Stroke(linewidth=3.5, foreground="white"), effects.Normal()]
-    ax.plot(discrete_beta, gamma, "--", color=_VERMILLION, linewidth=2, path_effects=outline, label="γ² = β (discrete)")
+    ax.plot(discrete_beta, gamma, "--", color=VERMILLION, linewidth=2, path_effects=outline, label="γ² = β (discrete)")
     return ax
 
 
@@ -120,13 +120,13 @@ def slopes(
     if not (np.isfinite([low, high]).all() and low < high):
         raise ValueError(f"position must hold two different finite numbers, got {low!r} to {high!r}")
     margin = 0.04 * (high - low)
-    ax.axvspan(low - margin, 0, color=_ORANGE, alpha=0.15, linewidth=0)
-    ax.axvspan(0, high + margin, color=_BLUE, alpha=0.08, linewidth=0)
-    ax.plot(position, paper, color=_BLUE, label="max(0, −C/2) [GT]")
-    ax.plot(position, discrete, "--", color=_VERMILLION, label="max(0, ln γ − ½ ln β), discrete")
-    ax.plot(position, bound, ":", color=_GREEN, linewidth=2, label="slope of the attained bound ln Bₙ")
+    ax.axvspan(low - margin, 0, color=ORANGE, alpha=0.15, linewidth=0)
+    ax.axvspan(0, high + margin, color=BLUE, alpha=0.08, linewidth=0)
+    ax.plot(position, paper, color=BLUE, label="max(0, −C/2) [GT]")
+    ax.plot(position, discrete, "--", color=VERMILLION, label="max(0, ln γ − ½ ln β), discrete")
+    ax.plot(position, bound, ":", color=GREEN, linewidth=2, label="slope of the attained bound ln Bₙ")
     places = np.broadcast_to(position, measured.shape)
-    ax.plot(places.ravel(), measured.ravel(), "o", color=_BLACK, markersize=4, markerfacecolor="none", label="measured")
+    ax.plot(places.ravel(), measured.ravel(), "o", color=BLACK, markersize=4, markerfacecolor="none", label="measured")
     for x, align, name in ((low, "left", "B₋"), (high, "right", "B₊")):
         ax.text(x, 0.55, name, transform=ax.get_xaxis_transform(), ha=align, va="center", fontsize=12)
     ax.set_xlim(low - margin, high + margin)
@@ -160,7 +160,7 @@ def histories(
         }
     )
     check_labels("labels", labels, len(log_updates), "runs")
-    colours = (_BLUE, _GREEN, _ORANGE, _VERMILLION, _BLACK)
+    colours = (BLUE, GREEN, ORANGE, VERMILLION, BLACK)
     with np.errstate(over="ignore"):
         updates, bounds = np.exp(log_updates), np.exp(log_bounds)
     log_scale(ax, updates, bounds)

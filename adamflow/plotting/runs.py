@@ -1,41 +1,32 @@
-"""Pictures of runs: parameters, errors and sharpness over the iterations."""
+"""Pictures of runs and their comparisons: parameters, errors, and errors against the learning rate."""
 
-import weakref
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
-from jax import Array
-from jaxtyping import Int, Real
+from jaxtyping import Int
 from matplotlib.axes import Axes
-from matplotlib.backends.registry import BackendFilter, backend_registry
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from adamflow.checks import check_count
-from adamflow.plotting.arguments import check_axes, check_data, log_scale
+from adamflow.plotting.arguments import check_data, log_scale
+from adamflow.plotting.new_axes import axes_or_new
 from adamflow.runs import Comparison, Convergence, Trajectory
 from adamflow.runs.trajectory import check_rows
-
-#: A number for each saved iteration.
-Values: TypeAlias = Sequence[float | int] | Real[np.ndarray | Array, "saved"]
 
 #: On each curve at most so many circles stand for the rows of a discrete run; the line of a flow shows between them.
 _MARKERS = 25
 _CIRCLES: Any = dict(linestyle="none", marker="o", markerfacecolor="white", markersize=3.5, markeredgewidth=0.8)
 _LINE: Any = dict(linestyle="-", linewidth=1.1)
-_DASHES = ("--", ":", "-.")
-_WITHOUT_WINDOWS = {name.lower() for name in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)}
 
 
 def trajectories(
     discrete: Trajectory,
     continuous: Trajectory,
     *,
-    parameters: int | Sequence[int] | Int[np.ndarray, " chosen"] = 16,
+    parameters: int | Sequence[int] | Int[np.ndarray, " chosen"] = 5,
     seed: int = 0,
     ax: Axes | None = None,
 ) -> Axes:
@@ -74,7 +65,7 @@ def trajectories(
     if size != other:
         raise ValueError(f"the runs hold {size} and {other} parameters; give two runs of the same problem")
     chosen = _choose(parameters, size, seed)
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     colours = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(chosen)))
     for place, colour in zip(chosen, colours, strict=True):
         circles, line = (table[:, place] for table in tables)
@@ -123,7 +114,7 @@ def errors(*comparisons: Comparison, relative: bool = True, ax: Axes | None = No
     if len(norms) > 1:
         raise ValueError(f"the comparisons measure in different norms, {norms}; one axis shows one norm")
     drawn = [comparison.relative_error if relative else comparison.absolute_error for comparison in comparisons]
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     log_scale(ax, *drawn)
     several = len({comparison.names[0] for comparison in comparisons}) > 1
     for comparison, values in zip(comparisons, drawn, strict=True):
@@ -163,7 +154,7 @@ def convergence(*results: Convergence, ax: Axes | None = None) -> Axes:
             raise ValueError(f"convergence draws what af.measure_convergence returned, got {type(result).__name__}")
         rates, errors = (result.learning_rates, "rates"), (result.errors, "rates")
         check_data({"learning_rates of a result": rates, "errors of a result": errors})
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     for result in results:
         label = f"{result.name}: slope {result.order:.2f}"
         ax.loglog(result.learning_rates, result.errors, marker="o", markersize=3.5, label=label)
@@ -171,80 +162,6 @@ def convergence(*results: Convergence, ax: Axes | None = None) -> Axes:
     ax.set_ylabel("largest error of θ")
     ax.legend()
     return ax
-
-
-def sharpness(
-    iterations: Values,
-    values: Values,
-    edge: float | Mapping[str, float],
-    *,
-    label: str = "along the run",
-    ax: Axes | None = None,
-) -> Axes:
-    """The preconditioned sharpness along a run, with the edge of stability, on a logarithmic axis.
-
-    Args:
-        iterations: n at each value.
-        values: the learning rate times the sharpness, η s, which has no unit; positive ones show.
-        edge: the η s at which a step or a flow turns unstable, or several by name.
-        label: what the legend calls the values.
-        ax: where to draw; by default axes of a new figure. With a backend without windows, such as Agg, that figure
-            takes the place of the one before in pyplot's list, whose axes stay usable.
-
-    Returns:
-        the axes.
-
-    Raises:
-        ValueError: if there is not one value for each iteration, or an edge is not positive.
-
-    Example:
-        >>> import adamflow as af
-        >>> ax = af.plotting.sharpness([0, 10, 20], [3.0, 30.0, 37.0], af.analysis.adaptive_edge(0.9))
-        >>> [text.get_text() for text in ax.get_legend().get_texts()]
-        ['along the run', 'edge of stability, 38']
-    """
-    (iterations,), (values,) = (
-        check_data({name: (given, "saved")}) for name, given in (("iterations", iterations), ("values", values))
-    )
-    if iterations.shape != values.shape:
-        raise ValueError(f"values must hold one number for each iteration, got {values.shape} for {iterations.shape}")
-    edges = dict(edge) if isinstance(edge, Mapping) else {"edge of stability": edge}
-    for name, height in edges.items():
-        (number,) = check_data({name: (height, "")}, finite=False)
-        if not 0 < number < np.inf:
-            raise ValueError(f"{name} must be positive, got {height!r}; it is a learning rate times a sharpness")
-    ax = _axes(ax)
-    log_scale(ax, values)
-    ax.plot(iterations, values, label=label)
-    for index, (name, height) in enumerate(edges.items()):
-        style = _DASHES[index % len(_DASHES)]
-        ax.axhline(height, linestyle=style, color="black", linewidth=1, label=f"{name}, {height:.3g}")
-    ax.set_xlabel("iteration n")
-    ax.set_ylabel("preconditioned sharpness, η s")
-    ax.legend()
-    return ax
-
-
-#: The figure that `_axes` made last.
-_last_made: list[weakref.ref[Figure]] = []
-
-
-def _axes(ax: Axes | None) -> Axes:
-    """The axes given, or those of a new figure.
-
-    With a backend without windows the figure made before is closed, which takes it from pyplot's list and no more: its
-    axes stay as they are. A program that draws a thousand pictures would keep all of them open otherwise. In windows
-    and notebooks several figures are shown at a time, and closing them is up to the user.
-    """
-    if ax is not None:
-        check_axes(ax)
-        return ax
-    figure, axes = plt.subplots(layout="constrained")
-    previous = _last_made.pop()() if _last_made else None
-    if previous is not None and mpl.get_backend().lower() in _WITHOUT_WINDOWS:
-        plt.close(previous)
-    _last_made.append(weakref.ref(figure))
-    return axes
 
 
 def _table(run: Trajectory) -> np.ndarray:

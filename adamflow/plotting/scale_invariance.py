@@ -14,11 +14,12 @@ from matplotlib.axes import Axes
 
 from adamflow.checks import check_range
 from adamflow.plotting.arguments import check_data, check_labels, check_mapping, check_rows
+from adamflow.plotting.colours import BLACK, BLUE, GREEN, PURPLE, VERMILLION
 
 Gammas: TypeAlias = Float[np.ndarray, " gammas"]
 Table: TypeAlias = Float[np.ndarray, "rows columns"]
 
-_COLOURS = ("black", "#0072B2", "#D55E00", "#009E73", "#CC79A7")
+_COLOURS = (BLACK, BLUE, VERMILLION, GREEN, PURPLE)
 _MARKS = ("o", "s", "^", "D", "v")
 _LINES = ("-", "--", ":", "-.")
 
@@ -170,7 +171,7 @@ def distances(
         ax.plot([], [], color=colour, label=name)
     for line, name in zip(_LINES, values, strict=False):
         ax.plot([], [], line, color="black", linewidth=1.2, label=name)
-    ax.set(xlabel="iteration n", ylabel="angle from AdamW / angle moved", ylim=(0, 1.4))
+    ax.set(xlabel="iteration n", ylabel="angle from AdamW / angle moved", ylim=(0, 1.8))
     ax.legend(ncols=2, fontsize=7, loc="upper left")
     return ax
 

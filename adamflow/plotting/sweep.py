@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
+from matplotlib.ticker import FixedLocator, NullLocator
 from scipy.special import stdtrit
 
 from adamflow.checks import check_single
-
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
+from adamflow.plotting.colours import line_styles
 
 #: Colours are logarithmic where the largest number is so many times the smallest.
 _WIDE = 100.0
+
+#: The ticks of an axis of decays, which crowd at 1.
+_DECAYS = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
 
 #: Scales in which an axis may be equally spaced: how matplotlib calls it, and from values to that scale and back.
 _SCALES: tuple[tuple[str, Callable[[Any], Any], Callable[[Any], Any]], ...] = (
@@ -67,8 +70,8 @@ def sweep_map(
     if not finite.size:
         raise ValueError(f"{name!r} holds no finite number, so that nothing can be drawn")
     wide = finite.min() > 0 and finite.max() > _WIDE * finite.min()
-    for dim, set_scale in ((x, ax.set_xscale), (y, ax.set_yscale)):
-        _apply(set_scale, axes[dim][0])
+    for dim, axis in ((x, ax.xaxis), (y, ax.yaxis)):
+        _apply(axis, axes[dim][0])
     edges = [_edges(*axes[dim]) for dim in (x, y)]
     shown = np.where(np.isfinite(values), values, np.nan)
     mesh = ax.pcolormesh(*edges, shown.T, norm=LogNorm() if wide else None, rasterized=True)
@@ -121,15 +124,14 @@ def sweep_lines(ax: Axes, runs: Any, name: str, *, x: str, by: str | None = None
     if over is None:
         values = values[:, None]
     scale, places = _axis(runs, x)
-    _apply(ax.set_xscale, scale)
+    _apply(ax.xaxis, scale)
     lines = [None] if by is None else np.asarray(runs[by]).tolist()
-    for number, (line, rows) in enumerate(zip(lines, values, strict=True)):
+    for line, rows, style in zip(lines, values, line_styles(len(lines)), strict=True):
         mean, half = _mean_and_half(rows)
-        colour = _COLOURS[number % len(_COLOURS)]
         label = None if line is None else f"{by} = {line:g}" if isinstance(line, float) else f"{by} = {line}"
-        ax.plot(places, mean, color=colour, label=label)
+        ax.plot(places, mean, label=label, **style)
         if over is not None:
-            ax.fill_between(places, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+            ax.fill_between(places, mean - half, mean + half, color=style["color"], alpha=0.2, linewidth=0)
     if by is not None:
         ax.legend()
     ax.set_xlabel(x)
@@ -175,10 +177,15 @@ def _axis(runs: Any, dim: str) -> tuple[int, np.ndarray]:
     return best, values
 
 
-def _apply(set_scale: Callable[..., Any], scale: int) -> None:
+def _apply(axis: Any, scale: int) -> None:
     name, forth, back = _SCALES[scale]
+    set_scale = axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale
     if name == "function":
         set_scale(name, functions=(forth, back))
+        # Those of a linear axis would crowd at one end.
+        axis.set_major_locator(FixedLocator(_DECAYS))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
     else:
         set_scale(name)
 

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from adamflow.plotting.arguments import check_data, check_labels, log_scale
+from adamflow.plotting.colours import LINES
 
 Times = Float[np.ndarray, "times"]
 #: One for each kind of flow, in the order in which they are given.
@@ -44,10 +45,10 @@ def distances(
             known = np.flatnonzero(~np.isnan(values))
             if not shown or not known.size:
                 continue
-            ax.plot(iterations, values, style, color=f"C{place}", linewidth=1.8 if style == "-" else 1.0)
+            ax.plot(iterations, values, style, color=LINES[place % len(LINES)], linewidth=1.8 if style == "-" else 1.0)
             if known[-1] + 1 < len(iterations):
-                ax.plot(iterations[known[-1]], values[known[-1]], "x", color=f"C{place}", markersize=5)
-    colours = [Line2D([], [], color=f"C{place}", label=label) for place, label in enumerate(labels)]
+                ax.plot(iterations[known[-1]], values[known[-1]], "x", color=LINES[place % len(LINES)], markersize=5)
+    colours = [Line2D([], [], color=LINES[place % len(LINES)], label=label) for place, label in enumerate(labels)]
     styles = [
         Line2D([], [], color="0.3", linestyle=style, label=name)
         for style, name, shown in zip(_STYLES, flows, present, strict=False)
@@ -55,8 +56,10 @@ def distances(
     ]
     log_scale(ax, errors)
     largest = errors[np.isfinite(errors)].max()
+    smallest = errors[errors > 0].min(initial=np.inf)
     if largest > 0:
-        ax.set_ylim(top=4 * largest)
+        # Room for the legends, above and below the lines.
+        ax.set_ylim(smallest / 2 ** len(labels), 4 * largest)
     ax.add_artist(ax.legend(handles=colours, loc="lower right", fontsize=6.5))
     ax.legend(handles=styles, loc="upper left", fontsize=6.5, ncols=4)
     ax.set(xlabel="iteration n", ylabel="distance from the mean / length of its path")
@@ -78,7 +81,7 @@ def sharpness(
     if len(edges) != len(shown):
         raise ValueError(f"edges must hold one for each of the {len(shown)} cases, got {len(edges)}")
     for place, (series, edge) in enumerate(zip(shown, edges, strict=True)):
-        ax.plot(iterations, np.asarray(series["sharpness"]) / edge, color=f"C{place}", linewidth=1)
+        ax.plot(iterations, np.asarray(series["sharpness"]) / edge, color=LINES[place % len(LINES)], linewidth=1)
     ax.axhline(1, color="0.2", linestyle="--", linewidth=1)
     ax.set(xlabel="iteration n", ylabel="η s / edge", ylim=(0, None))
     return ax
@@ -103,8 +106,8 @@ def beside_iterates(
     places = np.sort(np.argsort(medians)[:largest])
     lowest = min(np.nanmin(series[f"iterates_{name}"]) for series in shown)
     for place, series in zip(places, [shown[place] for place in places], strict=True):
-        ax.plot(iterations, series[name], color=f"C{place}", linewidth=1)
-        ax.plot(iterations, series[f"iterates_{name}"], ":", color=f"C{place}", linewidth=1.5)
+        ax.plot(iterations, series[name], color=LINES[place % len(LINES)], linewidth=1)
+        ax.plot(iterations, series[f"iterates_{name}"], ":", color=LINES[place % len(LINES)], linewidth=1.5)
     ax.plot([], [], color="0.3", label="TwoBranchFlow")
     ax.plot([], [], ":", color="0.3", label="iterates")
     log_scale(ax, *(series[key] for series in shown for key in (name, f"iterates_{name}")))

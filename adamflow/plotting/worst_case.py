@@ -12,11 +12,12 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 
 from adamflow.plotting.arguments import check_data, check_mapping, log_scale
+from adamflow.plotting.colours import BLUE, GREEN, VERMILLION
 
 Times: TypeAlias = Float[np.ndarray, "times"]
 
-_BLUE, _GREEN, _VERMILLION, _GREY = "#0072B2", "#009E73", "#D55E00", "0.45"
-_FLOWS = (_BLUE, _GREEN)
+_GREY = "0.45"
+_FLOWS = (BLUE, GREEN)
 
 
 def gradients(ax: Axes, iterations: Times, discrete: Times, flows: Mapping[str, tuple[Times, float]]) -> Axes:
@@ -115,15 +116,15 @@ def _check_flows(iterations: Times, flows: Mapping[str, tuple[Times, ...]]) -> N
 
 def _paper_bound(ax: Axes, iterations: Times, paper: Times, attained: Times) -> None:
     """The bound of [GT], which is 0 at n = 0, and a shade where updates exceed it."""
-    ax.plot(iterations[1:], paper[1:], "--", color=_VERMILLION, linewidth=1.3, label="bound of [GT]")
+    ax.plot(iterations[1:], paper[1:], "--", color=VERMILLION, linewidth=1.3, label="bound of [GT]")
     fails = np.flatnonzero(paper < attained)
     if not fails.size:
         return
     everywhere, last = fails[-1] == len(iterations) - 1, float(iterations[fails[-1]])
     if not everywhere:
-        ax.axvspan(0, last, color=_VERMILLION, alpha=0.1, linewidth=0)
+        ax.axvspan(0, last, color=VERMILLION, alpha=0.1, linewidth=0)
     text = "[GT] too low at every n" if everywhere else f"[GT] too low up to n = {last:.0f}"
-    ax.text(0.03, 0.95, text, transform=ax.transAxes, color=_VERMILLION, fontsize=9, va="top")
+    ax.text(0.03, 0.95, text, transform=ax.transAxes, color=VERMILLION, fontsize=9, va="top")
 
 
 def _label(ax: Axes, iterations: Times) -> None:

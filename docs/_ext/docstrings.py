@@ -5,6 +5,7 @@ import importlib
 import re
 from typing import Any
 
+from argument_groups import grouped, optional_names
 from sphinx.application import Sphinx
 
 #: Code stays as it is: between backticks, and behind the prompt of an example.
@@ -78,8 +79,9 @@ def _table(block: str) -> str:
     return "\n".join(text)
 
 
-def _process(_app: Sphinx, _what: str, _name: str, _object: Any, _options: Any, lines: list[str]) -> None:
+def _process(_app: Sphinx, _what: str, _name: str, thing: Any, _options: Any, lines: list[str]) -> None:
     """Convert the lines of a docstring in place; examples with a prompt, and indented formulas, are kept."""
+    lines[:] = grouped(lines, optional_names(thing))
     converted: list[str] = []
     for block in re.split(r"(\n[ ]*\n)", "\n".join(lines)):
         if block.lstrip().startswith("==="):
