@@ -233,7 +233,7 @@ def test_failure_a_run_that_ended_early_beside_one_that_did_not():
 
 
 @pytest.fixture(scope="module")
-def oscillating():
+def beside_its_mean():
     """Iterates past their edge and the flow of their mean, as functions of the rate: one loss, compiled once."""
 
     def loss(p):
@@ -249,15 +249,15 @@ def oscillating():
 
 
 @pytest.mark.parametrize("save_at", [None, [0, 20, 40, 60]], ids=["every", "sparse"])
-def test_failure_flow_of_the_mean_beside_iterates_that_oscillate(save_at, oscillating):
-    discrete, run = oscillating(0.1, save_at)
+def test_failure_flow_of_the_mean_beside_iterates_that_oscillate(save_at, beside_its_mean):
+    discrete, run = beside_its_mean(0.1, save_at)
     assert run.follows_mean
     with pytest.warns(UserWarning, match=r"follows the mean of an oscillation, .* by average=\"period 2\""):
         af.compare(discrete, run)
     if save_at is None:
         assert af.compare(discrete, run, average="period 2").absolute_error[-1] < 0.1
     # Far below the edge there is none to speak of.
-    assert af.compare(*oscillating(0.01, save_at)).max_relative_error < 0.1
+    assert af.compare(*beside_its_mean(0.01, save_at)).max_relative_error < 0.1
 
 
 @pytest.mark.parametrize(("dtype", "factor"), [(jnp.float32, 1e-25), (jnp.float32, 1e25), (jnp.float64, 1e-250)])
