@@ -38,11 +38,11 @@ class Config:
     """Settings: examples, iterations, saved states, batch sizes of the base runs and of the variations."""
 
     examples: int = 64
-    steps: int = 6000
-    saved: int = 8
+    steps: int = 5000
+    saved: int = 6
     batches: tuple = (1, 2, 4, 8, 16, 32)
     few: tuple = (1, 16)
-    variations: int = 12
+    variations: int = 11
     seeds: int = 2
     probes: int = 4
 
