@@ -332,7 +332,7 @@ def sweeps() -> Iterator[Row]:
 
 
 def stochastic(paths: int, steps: int) -> Row:
-    """Paths of Adam's stochastic flow on a perceptron, at a covariance measured at the start, against noisy iterates."""
+    """Paths of a stochastic flow of Adam on a perceptron, at the covariance of the start, against noisy iterates."""
     problem, optimizer, key = af.problems.mlp((8,)), af.adam(1e-3, beta=0.99), jax.random.key(0)
     few = jax.tree.map(lambda leaf: leaf[:64], problem.loss.examples)
     loss = eqx.Partial(problem.loss, batch=few)
