@@ -56,7 +56,7 @@ def test_formula_largest_entry_is_at_most_and_mostly_the_best_of_all_vertices(lo
 
 
 def test_formula_spectral_sharpness_is_above_all_random_directions_and_that_of_one_curvature():
-    """H = c gives c times the largest Σσ² = 2 of a 4 by 2 matrix; no random orthogonal matrix is above S of a random H."""
+    """H = c gives c times the largest Σσ² = 2 of a 4 by 2 matrix; no random orthogonal one is above S of a random H."""
     found = af.analysis.generalized_sharpness(Bowl(1.5 * jnp.eye(SIZE)), place(0), "spectral", starts=24)
     np.testing.assert_allclose(found.value, 1.5 * 2, rtol=1e-12)
     matrix = hessian(1)

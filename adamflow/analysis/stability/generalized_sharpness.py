@@ -66,7 +66,7 @@ def generalized_sharpness(
 
     In the norm of the largest entry the problem is that of the largest cut of a graph, which is hard, so the result
     is a lower bound: the best place of several ascents $D \leftarrow \mathrm{argmax}\,\langle (H + c) D, D' \rangle$
-    They go through extreme points of the ball, where S is attained if H has no negative eigenvalue. Otherwise points
+    over ‖D'‖ ≤ 1. With c = −λ_min they never fall; they begin with less, and so leave the nearest maximum behind.
     They go through extreme points of the ball, where S is attained if H has no negative eigenvalue; otherwise points
     inside may be better, and are not searched.
 
