@@ -154,7 +154,7 @@ class Pairs(eqx.Module):
 
 
 def test_formula_svag_keeps_the_spread_of_runs_of_a_network(key):
-    """Digits, 4 units: the variance of θ over runs at l = 4 is that at l = 1; plain small steps would leave a quarter."""
+    """Digits, 4 units: the variance of θ over runs at l = 4 is that at l = 1; small steps alone leave a quarter."""
     problem, spreads = af.problems.mlp((4,)), []
     examples = jax.tree.map(lambda leaf: leaf[:32], problem.loss.examples)
     for inflation in (1, 4):
