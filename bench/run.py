@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffrax
+import equinox as eqx
 import first_calls
 import jax
 import jax.numpy as jnp
@@ -330,6 +331,25 @@ def sweeps() -> Iterator[Row]:
     yield sweep_by_scipy(32, 8)
 
 
+def stochastic(paths: int, steps: int) -> Row:
+    """Paths of a stochastic flow of Adam on a perceptron, at the covariance of the start, against noisy iterates."""
+    problem, optimizer, key = af.problems.mlp((8,)), af.adam(1e-3, beta=0.99), jax.random.key(0)
+    few = jax.tree.map(lambda leaf: leaf[:64], problem.loss.examples)
+    loss = eqx.Partial(problem.loss, batch=few)
+    noise = af.noise.covariance(problem.loss, problem.params, few, 8)
+    flow = af.StochasticFlow(optimizer, noise)
+    options: dict[str, Any] = {"key": key, "paths": paths, "save_at": [steps], "observe": lambda look: look.loss}
+
+    def ours() -> Any:
+        return flow.solve(loss, problem.params, steps, **options).observed
+
+    def theirs() -> Any:
+        return af.noise.discrete_paths(optimizer, loss, problem.params, steps, noise, **options).observed
+
+    name = f"stochastic flow of Adam, digits, 8 units, {paths} paths, {steps} iterations / noisy iterates"
+    return Row(name, ours, theirs, 1)
+
+
 #: By name, what makes rows, each when it is its turn.
 GROUPS: dict[str, Callable[[], Iterable[Row]]] = {
     # Each side of these runs in a process of its own and returns its seconds.
@@ -343,6 +363,7 @@ GROUPS: dict[str, Callable[[], Iterable[Row]]] = {
     "sweeps": sweeps,
     "af.sweep": lambda: (Row(*row) for row in sweep_rows.rows()),
     "fields": lambda: evaluations(20),
+    "noise": lambda: [stochastic(1000, 60)],
 }
 
 

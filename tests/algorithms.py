@@ -5,6 +5,7 @@ iterations; it returns the parameters after each of them in the same form.
 """
 
 import numpy as np
+import scipy.linalg
 
 
 def by_entry(step):
@@ -242,6 +243,39 @@ def adam_plus(gamma, *, exponent=1.0, smallest=1e-8):
                 rows[name].append((1 - 1 / b) * theta[name] + following[name] / b)
             theta = following
         return {name: np.stack(rows[name]) for name in names}
+
+    return run
+
+
+def lars(gamma, coefficient, decay):
+    """You et al., 2017, algorithm 1: v ← γ v + lr κ‖x‖/(‖g‖ + λ‖x‖) (g + λx), at the rate lr = (1−γ) η."""
+
+    @by_entry
+    def step(x, g, n, memory, eta):
+        local = coefficient * np.linalg.norm(x) / (np.linalg.norm(g) + decay * np.linalg.norm(x))
+        memory["v"] = gamma * memory.get("v", 0.0) + (1 - gamma) * eta * local * (g + decay * x)
+        return x - memory["v"]
+
+    return step
+
+
+def steepest(norm):
+    """Steepest descent in the norm of the largest entry, and unit steps in the spectral norm."""
+
+    def run(eta, params, sequence):
+        rows = {name: [] for name in params}
+        for n in range(len(sequence["vector"])):
+            gradient = {name: rows_of[n] for name, rows_of in sequence.items()}
+            if norm == "max":
+                length = sum(np.abs(g).sum() for g in gradient.values())
+                steps = {name: length * np.sign(g) for name, g in gradient.items()}
+            else:
+                polar = {name: scipy.linalg.polar(g.reshape(len(g), -1))[0] for name, g in gradient.items()}
+                steps = {name: polar[name].reshape(g.shape) for name, g in gradient.items()}
+            params = {name: x - eta * steps[name] for name, x in params.items()}
+            for name, x in params.items():
+                rows[name].append(x)
+        return {name: np.stack(row) for name, row in rows.items()}
 
     return run
 

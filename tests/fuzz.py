@@ -154,6 +154,7 @@ CONSTRUCTORS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
         )
     },
     "adagrad": (af.adagrad, ("epsilon", "weight_decay")),
+    "lars": (af.lars, ("gamma",)),
     "adafom": (af.adafom, ("gamma", "epsilon", "weight_decay")),
     "madam": (af.madam, ("gamma", "epsilon", "weight_decay")),
     "lamadam": (af.lamadam, ("gamma", "epsilon", "weight_decay")),
@@ -380,6 +381,53 @@ ANALYSES = (bounds, exponents, edges, critical, norms, curves, region_maps)
 def analysis(draw: Draw) -> str:
     """Closed forms, signs and ranges."""
     return draw.one_of(*ANALYSES)(draw)
+
+
+# --- noise -----------------------------------------------------------------------------------------------------------
+
+
+def noise(draw: Draw) -> str:
+    """Covariances and rules."""
+    return draw.one_of(noises, noises, rules)(draw)
+
+
+def noises(draw: Draw) -> str:
+    """A known covariance is applied and traced as it was given; a measured one has the factor of its batch size."""
+    if draw.random.random() < 0.5:
+        matrix = np.diag(np.abs(draw.numbers(2)) + 0.1)
+        arguments = draw.spoil(
+            {"covariance": draw.one_of(0.5, matrix, jnp.asarray([0.5, 2.0])), "params": jnp.zeros(2)}, share=0.6
+        )
+        found = af.noise.known_covariance(**arguments)
+        given = np.asarray(arguments["covariance"], dtype=float)
+        if jnp.shape(arguments["params"]) == (2,):
+            expected = np.trace(given) if given.ndim == 2 else np.sum(np.broadcast_to(given, 2))
+            near(found.trace, expected, "trace", rtol=1e-2)
+        return "known_covariance"
+    data = jnp.asarray(draw.numbers(12).reshape(6, 2))
+    arguments = {
+        "batch_size": draw.random.randint(1, 6),
+        "kind": draw.one_of("isotropic", "diagonal", "low_rank", "full"),
+        "replacement": draw.one_of(True, False),
+        "rank": draw.random.randint(1, 3),
+    }
+    arguments = draw.spoil(arguments, share=0.6)
+    found = af.noise.covariance(lambda params, x: jnp.mean(x @ params), jnp.ones(2), data, **arguments)
+    size = int(arguments["batch_size"])
+    share = 1.0 if arguments["replacement"] else (6 - size) / 5
+    near(found.trace, np.var(np.asarray(data), axis=0).sum() * share / size, "trace", atol=1e-5)
+    return "covariance"
+
+
+def rules(draw: Draw) -> str:
+    """Rules for batches give decays in (0, 1) and rates that scale, or name the factor."""
+    arguments = draw.spoil({"factor": draw.positive(-1, 1)}, share=0.5)
+    draw.good = False  # a factor above 1/(1 − γ) is refused
+    found = af.scale_batch(af.adam(1e-3, gamma=0.9), **arguments)
+    near(found.learning_rate, 1e-3 * np.sqrt(np.asarray(arguments["factor"], float)), "learning_rate", rtol=1e-2)
+    gamma = np.asarray(found.stages[0].gamma)
+    true((gamma >= 0).all() and (gamma < 1).all(), f"gamma {gamma}")
+    return "scale_batch"
 
 
 # --- problems --------------------------------------------------------------------------------------------------------
@@ -630,11 +678,12 @@ PARTS: dict[str, Callable[[Draw], str]] = {
     "constructors": constructors,
     "runs": runs,
     "analysis": analysis,
+    "noise": noise,
     "problems": problems,
     "plots": plots,
 }
-#: How many inputs each part gets by default: 2,400 in all.
-COUNTS = {"constructors": 800, "runs": 300, "analysis": 500, "problems": 500, "plots": 300}
+#: How many inputs each part gets by default: 2,500 in all.
+COUNTS = {"constructors": 800, "runs": 300, "analysis": 500, "noise": 100, "problems": 500, "plots": 300}
 
 
 def names_an_argument(error: Exception, draw: Draw) -> bool:

@@ -171,6 +171,29 @@ TABLE = [
     Row("clipped adam", af.clipped_adam(ETA, clip=0.8), algorithms.clipped_adam(0.9, 0.8), 8.7177978871, 0.8),
     Row("adam+", af.adam_plus(ETA), algorithms.adam_plus(0.9), NO_LINEAR, NO_BOUND),
     Row("lamb", af.lamb(ETA, weight_decay=0.1), optax.lamb(ETA, weight_decay=0.1), NO_LINEAR, NO_BOUND),
+    # optax leaves out 1 − γ.
+    Row(
+        "lars",
+        af.lars(ETA, weight_decay=0.1, trust_coefficient=0.7, form="optax"),
+        optax.lars(ETA / 10, weight_decay=0.1, trust_coefficient=0.7),
+        NO_LINEAR,
+        NO_BOUND,
+    ),
+    Row(
+        "lars, of the paper",
+        af.lars(ETA, gamma=0.8, weight_decay=0.1),
+        algorithms.lars(0.8, 0.001, 0.1),
+        NO_LINEAR,
+        NO_BOUND,
+    ),
+    Row("steepest descent", af.steepest_descent(ETA, "max"), algorithms.steepest("max"), NO_LINEAR, INF),
+    Row(
+        "steepest descent, spectral",
+        af.steepest_descent(ETA, "spectral", dual_norm=False),
+        algorithms.steepest("spectral"),
+        NO_LINEAR,
+        1.0,
+    ),
     Row(
         "muon",
         af.muon(ETA, nesterov=False, epsilon=0.0, smallest_norm=0.0, weight_decay=0.1, output_axis=1),
@@ -201,7 +224,17 @@ ROWS = pytest.mark.parametrize("row", TABLE, ids=[row.name for row in TABLE])
 
 #: What acts on tensors gets a matrix and a vector; what treats each entry alike needs no more than a vector.
 SHAPES = {"vector": (2,), "matrix": (3, 2)}
-OF_TENSORS = ("lamb", "muon", "muon, with nesterov", "shampoo", "adam+")
+OF_TENSORS = (
+    "lamb",
+    "lars",
+    "lars, of the paper",
+    "steepest descent",
+    "steepest descent, spectral",
+    "muon",
+    "muon, with nesterov",
+    "shampoo",
+    "adam+",
+)
 
 
 def numbers(row, seed, *leading):

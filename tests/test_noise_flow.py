@@ -300,6 +300,11 @@ def test_failure_paths_that_leave_the_numbers_are_counted_and_told(key):
             "scaling='diffusive' has order 1 alone, got order=2: a step's m and v share the noise",
         ),
         (
+            lambda n: af.solve(af.StochasticFlow(af.adam(0.1), n), lambda x: jnp.sum(x**2), jnp.ones(2), 20),
+            TypeError,
+            "for a stochastic one call flow.solve(loss, params, steps, key=..., paths=...), which returns an Ensemble",
+        ),
+        (
             lambda n: af.StochasticFlow(af.nadam(0.1), n, scaling="diffusive"),
             TypeError,
             "has the equations of Malladi et al. for SGD, RMSprop, Adam and AdamW",

@@ -21,6 +21,7 @@ from adamflow.analysis.bounds import (
     level_curve,
     log_update_bound,
     normal_curve,
+    spectral_bound,
     stability_exponent,
     update_bound,
     worst_case_gradients,
@@ -40,6 +41,7 @@ from adamflow.analysis.invariance import (
 )
 from adamflow.analysis.orbits import PeriodicOrbit, TwoCycle, periodic_orbit, two_cycle
 from adamflow.analysis.stability import (
+    GeneralizedSharpness,
     Instability,
     ObservedSharpness,
     Sharpness,
@@ -49,6 +51,7 @@ from adamflow.analysis.stability import (
     critical_curvature,
     dominant_eigenvalue,
     first_instability,
+    generalized_sharpness,
     jacobian_spectrum,
     linear_stability,
     linear_system,
@@ -60,6 +63,7 @@ from adamflow.analysis.stability import (
 )
 
 __all__ = [
+    "GeneralizedSharpness",
     "GradientSignal",
     "Instability",
     "ObservedSharpness",
@@ -82,6 +86,7 @@ __all__ = [
     "equilibrium_norm",
     "equivalent_two_adam",
     "first_instability",
+    "generalized_sharpness",
     "invariance",
     "invariance_observer",
     "iterate_on_spheres",
@@ -100,6 +105,7 @@ __all__ = [
     "rotation_rate",
     "scale_invariance_report",
     "sharpness_observer",
+    "spectral_bound",
     "square_norm_law",
     "square_norm_recursion",
     "stability",

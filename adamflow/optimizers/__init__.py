@@ -16,6 +16,7 @@ from adamflow.optimizers.from_optax import from_optax
 from adamflow.optimizers.kadam import kadam
 from adamflow.optimizers.l2 import with_l2
 from adamflow.optimizers.lamb import TrustRatioStage, lamb
+from adamflow.optimizers.lars import lars
 from adamflow.optimizers.lion import SignMomentumStage, lion, signum
 from adamflow.optimizers.maxva import MaxVarianceStage, lamadam, madam
 from adamflow.optimizers.model_average import ClippedStage, ModelAverageStage, clipped_adam, with_model_average
@@ -39,6 +40,7 @@ from adamflow.optimizers.sgd import GradientStage, MomentumStage, sgd
 from adamflow.optimizers.shampoo import ShampooStage, shampoo
 from adamflow.optimizers.signsgd import SignStage, signsgd
 from adamflow.optimizers.stage import AbstractStage, Filter, StageInput
+from adamflow.optimizers.steepest import SteepestStage, steepest_descent
 from adamflow.optimizers.uadam import InterpolatedMomentumStage, UAdamStage, uadam
 from adamflow.optimizers.yogi import YogiStage, yogi
 
@@ -79,6 +81,7 @@ __all__ = [
     "SignMomentumStage",
     "SignStage",
     "StageInput",
+    "SteepestStage",
     "TrustRatioStage",
     "UAdamStage",
     "YogiStage",
@@ -103,6 +106,7 @@ __all__ = [
     "kadam",
     "lamadam",
     "lamb",
+    "lars",
     "lion",
     "madam",
     "muon",
@@ -117,6 +121,7 @@ __all__ = [
     "shampoo",
     "signsgd",
     "signum",
+    "steepest_descent",
     "uadam",
     "with_clipping",
     "with_l2",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from adamflow.checks import check_range, keyword_decays
 from adamflow.optimizers.adam import adam_stage
-from adamflow.optimizers.hyperparameters import beside, number_called
+from adamflow.optimizers.hyperparameters import beside, flag_called, number_called
 from adamflow.optimizers.optimizer import Optimizer
 from adamflow.optimizers.settings import Setting
 from adamflow.optimizers.stage import AbstractStage, Filter, Ratio, StageInput
@@ -16,14 +16,20 @@ from adamflow.types import Leaf, Scalar
 
 
 class TrustRatioStage(AbstractStage):
-    """No filter; with y = x + λθ the direction is u = y ‖θ‖/‖y‖ over the tensor, and y where one of the norms is 0."""
+    """No filter; with y = x + λθ the direction is u = κ y ‖θ‖/‖y‖ over the tensor, and y where one of the norms is 0.
+
+    With `adds_norms` it is divided by ‖x‖ + λ‖θ‖ instead.
+    """
 
     uses_params: ClassVar[bool] = True
 
     weight_decay: jax.Array = eqx.field(converter=number_called("weight_decay"), default=0.0)
+    coefficient: jax.Array = eqx.field(converter=number_called("trust_coefficient"), default=1.0)
+    adds_norms: bool = eqx.field(static=True, converter=flag_called("adds_norms"), default=False)
 
     def __check_init__(self):
         check_range("weight_decay", self.weight_decay, 0, float("inf"), high_open=True)
+        check_range("trust_coefficient", self.coefficient, 0, float("inf"), low_open=True, high_open=True)
 
     def filters(self) -> tuple[Filter, ...]:
         return ()
@@ -31,13 +37,15 @@ class TrustRatioStage(AbstractStage):
     def direction(
         self, signal: StageInput, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar, ratio: Ratio
     ) -> Leaf:
-        params = signal.params
-        direction = signal.value + beside(self.weight_decay, signal.value) * params
-        squares = jnp.sum(params**2), jnp.sum(direction**2)
+        params, decay = signal.params, beside(self.weight_decay, signal.value)
+        direction = signal.value + decay * params
+        squares = jnp.sum(params**2), jnp.sum((signal.value if self.adds_norms else direction) ** 2)
         # The roots of 1 in the place of 0, so that derivatives are finite there.
         is_zero = (squares[0] == 0) | (squares[1] == 0)
-        safe = [jnp.sqrt(jnp.where(is_zero, 1.0, square)) for square in squares]
-        return direction * (safe[0] / safe[1])
+        size, other = [jnp.sqrt(jnp.where(is_zero, 1.0, square)) for square in squares]
+        if self.adds_norms:
+            other = other + jnp.where(is_zero, 0.0, decay * size)
+        return direction * jnp.where(is_zero, 1.0, beside(self.coefficient, signal.value) * size / other)
 
 
 @keyword_decays

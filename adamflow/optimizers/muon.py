@@ -5,6 +5,7 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from adamflow.checks import check_range, keyword_decays
 from adamflow.optimizers.hyperparameters import beside, check_decays, count_called, flag_called, number_called
@@ -34,6 +35,15 @@ def orthogonalized(matrix: Leaf, iterations: int, smallest_norm: Scalar) -> Leaf
         gram = image @ image.T
         image = a * image + (b * gram + c * gram @ gram) @ image
     return image if wide else image.T
+
+
+def newton_schulz_maximum(iterations: int) -> float:
+    """The largest singular value that `orthogonalized` returns: the maximum of its polynomial over (0, 1]."""
+    a, b, c = _COEFFICIENTS
+    values = np.geomspace(1e-5, 1.0, 400_001)
+    for _ in range(iterations):
+        values = a * values + b * values**3 + c * values**5
+    return float(np.abs(values).max())
 
 
 class MuonStage(AbstractStage):
@@ -75,9 +85,15 @@ class MuonStage(AbstractStage):
         if self.nesterov:
             share = beside(self.momentum, matrix)
             matrix = share * matrix + (1 - share) * signal.value
-        outputs, inputs = matrix.shape if self.output_axis == 0 else matrix.shape[::-1]
-        scale = max(1.0, outputs / inputs) ** 0.5
-        return scale * orthogonalized(matrix, self.iterations, self.smallest_norm)
+        return self._scale(matrix.shape) * orthogonalized(matrix, self.iterations, self.smallest_norm)
+
+    def spectral_bound(self, shape: tuple[int, int]) -> float | None:
+        return self._scale(shape) * newton_schulz_maximum(self.iterations)
+
+    def _scale(self, shape: tuple[int, ...]) -> float:
+        """√max(1, outputs/inputs)."""
+        outputs, inputs = shape if self.output_axis == 0 else shape[::-1]
+        return max(1.0, outputs / inputs) ** 0.5
 
 
 @keyword_decays

@@ -104,7 +104,8 @@ class AbstractStage(Record):
     - `mixes_entries = True`: an entry of the direction depends on other entries in more than a common factor;
     - `needs_constant_rate`: a sentence that says why η must not vary with the iteration, where it must not;
     - `no_limit`: a sentence that says why this stage has no limit equations; flows of [GT] refuse it with that;
-    - `bound(...)`: the largest entry of its direction, where lemma L3 (`af.analysis.direction_bound`) finds none.
+    - `bound(...)`: the largest entry of its direction, where lemma L3 (`af.analysis.direction_bound`) finds none;
+      `spectral_bound(shape)`: the largest singular value, for a stage that acts on matrices.
 
     Decays, clips and bounds that change in time are functions of the iteration. The methods act on one leaf of the
     parameters at a time, so a norm inside them is a norm over that tensor. From this the discrete step, the optax
@@ -182,6 +183,14 @@ class AbstractStage(Record):
         Args:
             iteration: n.
             bias_correction: whether the optimizer divides filters by their weight_sum.
+        """
+        return None
+
+    def spectral_bound(self, shape: tuple[int, int]) -> float | None:
+        """The largest singular value that the direction of a matrix may have, for a stage that acts on matrices.
+
+        Args:
+            shape: of the matrix.
         """
         return None
 
@@ -266,3 +275,6 @@ class Refiltered(AbstractStage):
 
     def bound(self, iteration: Scalar, *, bias_correction: bool) -> Scalar | None:
         return self.stage.bound(iteration, bias_correction=bias_correction)
+
+    def spectral_bound(self, shape: tuple[int, int]) -> float | None:
+        return self.stage.spectral_bound(shape)

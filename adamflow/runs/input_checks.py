@@ -60,6 +60,11 @@ def check_flow(flow: Any) -> None:
         hint = "such as af.GouldTanakaFlow(optimizer)"
         if isinstance(flow, Optimizer):
             hint = "of this optimizer, such as af.GouldTanakaFlow(optimizer), or call af.iterate for its discrete run"
+        elif hasattr(flow, "drift") and hasattr(flow, "spread"):
+            hint = (
+                "without noise; for a stochastic one call flow.solve(loss, params, steps, key=..., paths=...), which "
+            )
+            hint += "returns an Ensemble of paths"
         raise TypeError(f"flow must be a flow {hint}, got {describe(flow)}")
     check_optimizer(flow.optimizer)
 

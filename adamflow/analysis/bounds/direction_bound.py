@@ -65,6 +65,45 @@ def direction_bound(optimizer: Optimizer, iteration: int) -> float:
     return bound
 
 
+def spectral_bound(optimizer: Optimizer, shape: tuple[int, int], iteration: int) -> float:
+    r"""An upper bound of the largest singular value of the direction of a matrix, over all sequences of gradients.
+
+    For Muon it is $\sqrt{\max(1, \mathrm{outputs}/\mathrm{inputs})}$ times the maximum of the polynomial of Newton
+    and Schulz over (0, 1], 1.2024 after five iterations: the curvatures, decays and gradients do not enter. Where each
+    entry is treated by itself it is `direction_bound` times $\sqrt{\mathrm{rows} \cdot \mathrm{columns}}$, which the
+    worst-case gradients attain in all entries at once.
+
+    Args:
+        optimizer: the record.
+        shape: rows and columns.
+        iteration: n ≥ 0, as in `direction_bound`; Muon's bound does not depend on it.
+
+    Raises:
+        TypeError: no bound is known: entries depend on each other in another way.
+        ValueError: a number is out of its range.
+
+    Source: derivation of this project.
+
+    >>> import adamflow as af
+    >>> print(round(spectral_bound(af.muon(0.02), (30, 30), 100), 4), spectral_bound(af.lion(0.1), (2, 8), 100))
+    1.2024 4.0
+    """
+    check_standard("spectral_bound", optimizer, "no bound is known for such a record")
+    if not isinstance(shape, tuple) or len(shape) != 2:
+        raise ValueError(f"shape must be a pair of numbers of rows and columns, got {shape!r}")
+    rows, columns = (check_count("shape", side) for side in shape)
+    stage = optimizer.stages[-1]
+    known = stage.spectral_bound((rows, columns))
+    if known is not None:
+        return float(known)
+    if any(stage.mixes_entries for stage in optimizer.stages):
+        raise TypeError(
+            f"no bound is known for the singular values of {optimizer.name!r}: an entry of its direction depends on "
+            "other entries"
+        )
+    return direction_bound(optimizer, iteration) * (rows * columns) ** 0.5
+
+
 class _Reading(Optimizer):
     """A record whose ratio is its numerator, its denominator, 1 or 0."""
 
