@@ -26,6 +26,9 @@ from adamflow.torch.model_loss import (
 from adamflow.torch.torch_state import TorchReading, from_torch, parameters_of
 from adamflow.torch.undisturbed import undisturbed
 
+#: By name in the dataset of all reports, the fields by leaf.
+_BY_LEAF = {"share": "share_by_leaf"} | {name: name for name in ("leaf_sharpness", "leaf_sharpness_residual")}
+
 
 class Monitor:
     """Looks at a training run every so many steps: `monitor()` in the loop, after `optimizer.step()`.
@@ -43,6 +46,7 @@ class Monitor:
         every: how many steps lie between two looks.
         cheap: whether to leave out the eigenvalues.
         plain_sharpness: whether to compute the sharpness without preconditioner too, at the same cost again.
+        leaf_sharpness: whether to compute the largest eigenvalue of each parameter's block too, at that cost for each.
         clip_norm: the norm at which the loop clips the gradient, if it does.
         second_derivatives: `False` takes central differences of gradients in the place of Hessian-vector products, for
             models without second derivatives; their relative errors are about 1e-3 in float32.
@@ -80,6 +84,7 @@ class Monitor:
         *,
         cheap: bool = False,
         plain_sharpness: bool = False,
+        leaf_sharpness: bool = False,
         clip_norm: float | None = None,
         second_derivatives: bool = True,
         tolerance: float = 1e-3,
@@ -98,6 +103,7 @@ class Monitor:
         self._settings = ReportSettings(
             cheap=check_flag("cheap", cheap),
             plain_sharpness=check_flag("plain_sharpness", plain_sharpness),
+            leaf_sharpness=leaf_sharpness,
             tolerance=tolerance,
             max_products=max_products,
             seed=seed,
@@ -136,25 +142,27 @@ class Monitor:
             local = LocalLoss(near.gradient, near.product, near.difference)
             report = report_of(local, params, *reading, settings)
         if last is not None:
-            self.reports[-1] = dataclasses.replace(last, vector=None, plain_vector=None)
+            self.reports[-1] = dataclasses.replace(last, vector=None, plain_vector=None, leaf_vectors=None)
         self.reports.append(report)
         return report
 
     def to_xarray(self) -> xr.Dataset:
-        """All reports as a dataset: each scalar over the dimension `iteration`, and `share` over `leaf` too."""
+        """All reports as a dataset: each scalar over the dimension `iteration`, and what is by leaf over `leaf` too.
+
+        Those are `share` and, where they were asked for, `leaf_sharpness` and `leaf_sharpness_residual`.
+        """
         if not self.reports:
             raise ValueError("there are no reports yet; call the monitor after optimizer.step(), or look()")
         rows = [report.scalars() for report in self.reports]
-        names = dict.fromkeys(name for row in rows for name in row if not name.startswith("share/"))
-        columns = {
-            name: ("iteration", [row.get(name, np.nan) for row in rows]) for name in names if name != "iteration"
-        }
+        names = dict.fromkeys(name for row in rows for name in row if "/" not in name and name != "iteration")
+        columns: dict[str, Any] = {name: ("iteration", [row.get(name, np.nan) for row in rows]) for name in names}
         coordinates: dict[str, Any] = {"iteration": [report.iteration for report in self.reports]}
         leaves = list(dict.fromkeys(leaf for report in self.reports for leaf in report.share_by_leaf))
-        if leaves:
-            shares = [[report.share_by_leaf.get(leaf, np.nan) for leaf in leaves] for report in self.reports]
-            columns["share"] = (("iteration", "leaf"), shares)
-            coordinates["leaf"] = leaves
+        for name, field in _BY_LEAF.items():
+            tables = [getattr(report, field) for report in self.reports]
+            if any(tables):
+                columns[name] = (("iteration", "leaf"), [[t.get(leaf, np.nan) for leaf in leaves] for t in tables])
+                coordinates["leaf"] = leaves
         return xr.Dataset(columns, coordinates)
 
 
