@@ -20,6 +20,7 @@ import first_calls
 import jax
 import jax.numpy as jnp
 import kadam
+import looks
 import numpy as np
 import optax
 import sweep_rows
@@ -343,6 +344,7 @@ GROUPS: dict[str, Callable[[], Iterable[Row]]] = {
     "sweeps": sweeps,
     "af.sweep": lambda: (Row(*row) for row in sweep_rows.rows()),
     "fields": lambda: evaluations(20),
+    "looks": lambda: (Row(*row) for row in looks.rows()),
 }
 
 

@@ -15,6 +15,7 @@ from adamflow.plotting import (
 )
 from adamflow.plotting.runs import convergence, errors, sharpness, trajectories
 from adamflow.plotting.sweep import sweep_lines, sweep_map
+from adamflow.plotting.training import training_run
 
 __all__ = [
     "convergence",
@@ -31,6 +32,7 @@ __all__ = [
     "sharpness",
     "sweep_lines",
     "sweep_map",
+    "training_run",
     "trajectories",
     "two_branch_flow",
     "worst_case",

@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from jax.flatten_util import ravel_pytree
 
-from adamflow.analysis import TrainingReport
+from adamflow.analysis import TrainingReport, stack_reports
 from adamflow.analysis.stability.training import LocalLoss, ReportSettings, in_working_precision, report_of
 from adamflow.checks import check_count, check_flag, check_range
 from adamflow.optimizers import with_clipping
@@ -25,9 +25,6 @@ from adamflow.torch.model_loss import (
 )
 from adamflow.torch.torch_state import TorchReading, from_torch, parameters_of
 from adamflow.torch.undisturbed import undisturbed
-
-#: By name in the dataset of all reports, the fields by leaf.
-_BY_LEAF = {"share": "share_by_leaf"} | {name: name for name in ("leaf_sharpness", "leaf_sharpness_residual")}
 
 
 class Monitor:
@@ -147,23 +144,10 @@ class Monitor:
         return report
 
     def to_xarray(self) -> xr.Dataset:
-        """All reports as a dataset: each scalar over the dimension `iteration`, and what is by leaf over `leaf` too.
-
-        Those are `share` and, where they were asked for, `leaf_sharpness` and `leaf_sharpness_residual`.
-        """
+        """All reports as a dataset, as `af.analysis.stack_reports` makes it; `af.plotting.training_run` draws it."""
         if not self.reports:
             raise ValueError("there are no reports yet; call the monitor after optimizer.step(), or look()")
-        rows = [report.scalars() for report in self.reports]
-        names = dict.fromkeys(name for row in rows for name in row if "/" not in name and name != "iteration")
-        columns: dict[str, Any] = {name: ("iteration", [row.get(name, np.nan) for row in rows]) for name in names}
-        coordinates: dict[str, Any] = {"iteration": [report.iteration for report in self.reports]}
-        leaves = list(dict.fromkeys(leaf for report in self.reports for leaf in report.share_by_leaf))
-        for name, field in _BY_LEAF.items():
-            tables = [getattr(report, field) for report in self.reports]
-            if any(tables):
-                columns[name] = (("iteration", "leaf"), [[t.get(leaf, np.nan) for leaf in leaves] for t in tables])
-                coordinates["leaf"] = leaves
-        return xr.Dataset(columns, coordinates)
+        return stack_reports(self.reports)
 
 
 class _ModelNear:

@@ -24,7 +24,7 @@ from adamflow.analysis.stability.leading_pair import LeadingPair, leading_pair
 from adamflow.checks import check_count, check_flag, check_params, check_range, describe, is_concrete
 from adamflow.flows.norms import numpy_norm
 from adamflow.losses import check_loss, program, scalar_loss
-from adamflow.optimizers import AdamStage, Optimizer, OptimizerState, RMSpropStage, StageInput, check_optimizer
+from adamflow.optimizers import Optimizer, OptimizerState, StageInput, check_optimizer, decays_as_adam
 from adamflow.optimizers.hyperparameters import beside
 from adamflow.types import Batch, Loss, Params
 
@@ -576,11 +576,10 @@ def _error_of(search: CriticalStep, learning_rate: float) -> float:
 
 def _bounds(optimizer: Optimizer, iteration: int) -> dict[str, Any]:
     """The bound of the last stage and its region, where that has a pair (β, γ) and a v for each coordinate."""
-    stage = optimizer.stages[-1]
-    if not isinstance(stage, AdamStage | RMSpropStage):
+    decays = decays_as_adam(optimizer.stages[-1])
+    if decays is None:
         return dict(update_bound=math.nan, stability_exponent=math.nan, region="")
-    beta = float(stage.beta)
-    gamma = float(stage.gamma) if isinstance(stage, AdamStage) else 0.0
+    beta, gamma = map(float, decays)
     bound = update_bound(iteration, beta=beta, gamma=gamma, kind="discrete", bias_correction=optimizer.bias_correction)
     return dict(
         update_bound=float(bound),
