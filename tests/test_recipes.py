@@ -152,7 +152,7 @@ FLOWS = {
 
 
 def run_discrete(optimizer: Optimizer, loss: Any, state: Any, first: Any, last: Any) -> Any:
-    return jax.lax.fori_loop(first, last, lambda n, state: optimizer.step(loss, state, n)[0], state)
+    return jax.lax.fori_loop(first, last, lambda n, state: optimizer.step(loss, state, n), state)
 
 
 def run_flow(flow: Any, loss: Any, state: Any, first: Any, last: Any) -> Any:

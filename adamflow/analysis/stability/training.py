@@ -235,7 +235,7 @@ def training_report(
         batches: batches over which the loss, the gradient and each product are averaged, one at a time.
         tolerance: the residual, as a share of the eigenvalue, at which the iteration ends.
         max_products: the most products for each eigenvalue; as many vectors of the size of the parameters are kept, and
-            two more.
+            two more. Without batches what a gradient's pass computes is kept too, for all products.
         seed: a whole number that determines the random vector.
 
     Returns:
