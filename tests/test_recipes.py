@@ -189,7 +189,7 @@ def test_order_of_flows_is_kept_under_a_schedule(name: str):
         return jnp.max(jnp.abs(run_flow(flow, problem.loss, state, first, last) - expected))
 
     errors = []
-    for rate in (0.02, 0.01):
+    for rate in (0.01, 0.005):
         decay = dataclasses.replace(slowly(rate), peak=jnp.asarray(0.5))
         optimizer = af.adamw(slowly(rate), weight_decay=decay, epsilon=0.1, beta=0.5, gamma=0.3)
         errors.append(float(error(optimizer, jnp.asarray(round(0.6 / rate)), jnp.asarray(round(1.4 / rate)))))
