@@ -39,8 +39,8 @@ test-examples: $(VENV)/.installed-test  ## the examples of the documents
 test-slow: $(VENV)/.installed-test  ## the slow tests
 	$(PYTEST) -m slow
 
-test-torch: $(VENV)/.installed-test $(VENV)/.installed-torch  ## the tests of what is for PyTorch; installs PyTorch
-	$(PYTEST) tests/test_torch.py tests/test_torch_monitor.py adamflow/torch
+test-torch: $(VENV)/.installed-test $(VENV)/.installed-frameworks  ## the tests with PyTorch, flax, haiku: installs them
+	$(PYTEST) tests/test_torch.py tests/test_torch_monitor.py tests/test_models.py adamflow/torch
 
 test-all: $(VENV)/.installed-test  ## every test
 	$(PYTEST) -m ""

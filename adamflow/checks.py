@@ -173,7 +173,11 @@ def check_precision(name: str, tree: Any) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         where = f"{name}{jax.tree_util.keystr(path)}"
         if isinstance(leaf, bool) or not (hasattr(leaf, "dtype") or isinstance(leaf, float | int)):
-            raise ValueError(f"{where} must be an array, got {type(leaf).__name__}; filter modules with eqx.is_array")
+            raise ValueError(
+                f"{where} must be an array, got {type(leaf).__name__}; split what is no parameter off a "
+                "module: params, static = equinox.partition(model, equinox.is_inexact_array), and in the loss "
+                "equinox.combine(params, static)"
+            )
         dtype = getattr(leaf, "dtype", None) or jnp.result_type(type(leaf))
         if dtype not in (jnp.float32, jnp.float64):
             raise ValueError(f"{where} must be float32 or float64, got {dtype}; {_remedy(dtype)}")

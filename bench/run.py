@@ -21,6 +21,7 @@ import first_calls
 import jax
 import jax.numpy as jnp
 import kadam
+import looks
 import numpy as np
 import optax
 import sweep_rows
@@ -364,6 +365,7 @@ GROUPS: dict[str, Callable[[], Iterable[Row]]] = {
     "af.sweep": lambda: (Row(*row) for row in sweep_rows.rows()),
     "fields": lambda: evaluations(20),
     "noise": lambda: [stochastic(1000, 60)],
+    "looks": lambda: (Row(*row) for row in looks.rows()),
 }
 
 

@@ -1,8 +1,8 @@
 """Watch a PyTorch training run cross its edge of stability: a character transformer with AdamW.
 
-Plain PyTorch: warm-up, cosine decay and gradient clipping on minibatches. The five lines with `monitor` are all that is
-added to the loop. In the picture, `monitor_torch.png`: the loss; ηs beside its edge (2 − ηλ)(1 + γ)/(1 − γ), with the
-cheap measures, which need no eigenvalue; and the largest entry of the update beside its bound.
+Plain PyTorch: warm-up, cosine decay and gradient clipping on minibatches. The lines with `monitor` and `plotting`
+are all that is added. In the picture, `monitor_torch.png`: the loss; ηs beside its edge (2 − ηλ)(1 + γ)/(1 − γ), with
+the cheap measures, which need no eigenvalue; and the largest entry of the update beside its bound.
 
 The text is short and the batches are large, so that little noise remains: with batches of 64 from a long text ηs
 comes to 0.35 to 0.7 of the edge. The run needs the extra `torch`, and a minute:
@@ -12,10 +12,10 @@ comes to 0.35 to 0.7 of the edge. The run needs the extra `torch`, and a minute:
 
 import math
 
-import matplotlib.pyplot as plt
 import torch  # pyright: ignore[reportMissingImports]
 from torch import nn  # pyright: ignore[reportMissingImports]
 
+from adamflow import plotting
 from adamflow.problems.text import read_text
 from adamflow.torch import Monitor
 
@@ -98,26 +98,15 @@ for step in range(STEPS):
 print(f"\n{max(monitor.reports, key=lambda report: report.ratio)}")
 data = monitor.to_xarray()
 
-figure, (top, middle, bottom) = plt.subplots(3, 1, figsize=(9, 8), sharex=True, layout="constrained")
-top.plot(range(1, STEPS + 1), losses, linewidth=0.8, label="minibatches")
-top.plot(data["iteration"], data["loss"], "o-", markersize=3, label="watched batch")
-top.set_ylabel("loss")
-middle.semilogy(data["iteration"], data["edge"], "k--", label="edge")
-middle.semilogy(data["iteration"], data["scaled_sharpness"], "o-", markersize=3, label="ηs")
-for name, label, marker in (
-    ("critical_sharpness", "η · critical sharpness", "s"),
-    ("update_preconditioned_curvature", "η · curvature along the update", "^"),
-    ("gradient_preconditioned_curvature", "η · curvature along the gradient", "v"),
-):
-    scaled = data["learning_rate"] * data[name]
-    middle.semilogy(data["iteration"], scaled.where(scaled > 0), marker, markersize=4, linestyle=":", label=label)
-middle.set_ylabel("curvature")
-bottom.plot(data["iteration"], data["update_bound"], "k--", label="bound")
-bottom.plot(data["iteration"], data["update_max"], "o-", markersize=3, label="‖u‖∞")
-bottom.set(ylabel="update", xlabel="iteration")
-for axes in (top, middle, bottom):
-    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+figure = plotting.training_run(data)
+figure.axes[0].plot(range(1, STEPS + 1), losses, linewidth=0.8, zorder=0, label="minibatches")
+figure.axes[0].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
 figure.savefig("monitor_torch.png", dpi=120)
+
+print("\nWhat part of s the cheap measures see: least, median and most of all looks")
+for name in ("gradient_preconditioned_curvature", "update_preconditioned_curvature", "critical_sharpness"):
+    least, median, most = (data[name] / data["preconditioned_sharpness"]).quantile([0, 0.5, 1]).values
+    print(f"  {name:34} {least:7.3f} {median:7.3f} {most:7.3f}")
 
 if not (data["update_max"] <= data["update_bound"]).all():
     raise RuntimeError("an entry of the update exceeds its bound")

@@ -288,6 +288,86 @@ def discrete_runs(draw: Draw) -> str:
     return run.outcome.name
 
 
+# --- recipes ---------------------------------------------------------------------------------------------------------
+
+
+def two_leaves_loss(params: Any) -> Any:
+    """Of the gradient (3 a, −b/2)."""
+    return 1.5 * params["a"][0] ** 2 - 0.25 * params["b"][0] ** 2
+
+
+def two_steps(optimizer: Any, arguments: dict[str, Any], rates: Any, decays: np.ndarray, clip: Any) -> None:
+    """Two steps of Adam with β = .9, γ = .5 and ε = 1e-3 of two leaves agree with NumPy."""
+    params = {"a": jnp.array([1.0]), "b": jnp.array([-2.0])}
+    theta, m, v = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
+    state = optimizer.initial_state(params)
+    for n in range(2):
+        gradient = np.array([3.0, -0.5]) * theta
+        params, state = optimizer.step(two_leaves_loss, (params, state), n)
+        if clip is not None:
+            gradient = gradient * min(1.0, clip / float(np.linalg.norm(gradient)))
+        m, v = 0.5 * m + 0.5 * gradient, 0.9 * v + 0.1 * gradient**2
+        update = m / (1 - 0.5 ** (n + 1)) / (np.sqrt(v / (1 - 0.9 ** (n + 1))) + 1e-3)
+        theta = theta - rates(n) * (decays * theta + update)
+    near(np.concatenate([params["a"], params["b"]]), theta, f"two steps with {arguments}", rtol=5e-3, atol=1e-5)
+
+
+def settings(draw: Draw) -> str:
+    """Schedules, groups and clipping are those of NumPy, or the error names the argument."""
+    rate, decay, clip = draw.positive(-4, 0), draw.positive(-4, 0), draw.positive(-2, 1)
+    shares = np.array([draw.positive(-1, 1), draw.positive(-1, 1)])
+    arguments = {
+        "learning_rate": draw.one_of(rate, lambda n: rate / (1.0 + n), {"a": rate, "b": rate}),
+        "weight_decay": draw.one_of(0.0, decay, lambda n: decay + 0.0 * n, {"a": decay, "b": 0.0}),
+        "clip_norm": draw.one_of(None, clip),
+        "by_leaf": draw.one_of(None, {"a": float(shares[0]), "b": float(shares[1])}),
+    }
+    arguments = draw.spoil(arguments, share=0.5, among=("learning_rate", "weight_decay", "clip_norm"))
+    given = arguments["learning_rate"]
+    groups = arguments["by_leaf"] is not None and draw.good and not isinstance(given, dict)
+    learning_rate = af.by_leaf(arguments["by_leaf"], times=given) if groups else given
+    optimizer = af.adamw(learning_rate, beta=0.9, gamma=0.5, epsilon=1e-3, weight_decay=arguments["weight_decay"])
+    if arguments["clip_norm"] is not None:
+        optimizer = af.with_clipping(optimizer, arguments["clip_norm"])
+    if not draw.good:
+        # Garbage that is a number, or was not used, leaves an optimizer that makes steps.
+        params = {"a": jnp.ones(1), "b": jnp.ones(1)}
+        optimizer.step(two_leaves_loss, (params, optimizer.initial_state(params)), 0)
+        return "settings with other numbers"
+    decays = arguments["weight_decay"]
+    by_leaf = np.array([decay, 0.0] if isinstance(decays, dict) else [decay if decays != 0.0 else 0.0] * 2)
+
+    def rates(n: int) -> Any:
+        return (given(n) if callable(given) else rate) * (shares if groups else np.ones(2))
+
+    two_steps(optimizer, arguments, rates, by_leaf, arguments["clip_norm"])
+    return "settings"
+
+
+def files(draw: Draw) -> str:
+    """What is saved is read back bit for bit and goes on; another path, start or `until` is named."""
+    optimizer = af.adamw(draw.positive(-4, -1), epsilon=1e-3, weight_decay=0.1)
+    run = af.iterate(optimizer, quadratic_loss, jnp.asarray(draw.numbers(2)), 3, on_failure="ignore")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.nc"
+        run.save(path)
+        arguments = draw.spoil({"path": path, "until": None}, share=0.5)
+        loaded = af.load(arguments["path"], until=arguments["until"])
+    true(loaded == run, "another run was read")
+    params, start = loaded.restart
+    arguments = draw.spoil({"start": start, "steps": 8}, share=0.3)
+    rest = af.iterate(
+        optimizer, quadratic_loss, params, arguments["steps"], start=arguments["start"], on_failure="ignore"
+    )
+    true(all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(rest.params)), rest.outcome.name)
+    return "files"
+
+
+def recipes(draw: Draw) -> str:
+    """Two of three inputs are settings, the others files."""
+    return files(draw) if draw.random.random() < 1 / 3 else settings(draw)
+
+
 # --- analysis --------------------------------------------------------------------------------------------------------
 
 
@@ -677,13 +757,23 @@ def plots(draw: Draw) -> str:
 PARTS: dict[str, Callable[[Draw], str]] = {
     "constructors": constructors,
     "runs": runs,
+    "recipes": recipes,
     "analysis": analysis,
     "noise": noise,
     "problems": problems,
     "plots": plots,
 }
-#: How many inputs each part gets by default: 2,500 in all.
-COUNTS = {"constructors": 800, "runs": 300, "analysis": 500, "noise": 100, "problems": 500, "plots": 300}
+#: How many inputs each part gets by default: 2,800 in all.
+COUNTS = {
+    "constructors": 800,
+    "runs": 300,
+    "recipes": 200,
+    "analysis": 500,
+    "noise": 100,
+    "sweeps": 100,
+    "problems": 500,
+    "plots": 300,
+}
 
 
 def names_an_argument(error: Exception, draw: Draw) -> bool:

@@ -271,6 +271,76 @@ def test_identity_hook_reports_and_dataset():
     assert monitor.reports[-1].products - 2 <= 10
 
 
+def test_identity_the_scalars_are_what_a_tensorboard_writer_takes(tmp_path):
+    pytest.importorskip("tensorboard", reason="the extra adamflow[frameworks] is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    model = perceptron()
+    closure, optimizer = closure_of(model), MAKERS["AdamW"](model)
+    monitor = at.Monitor(model, optimizer, closure, every=2)
+    with SummaryWriter(tmp_path) as writer:
+        for step in range(1, 5):
+            train(model, optimizer, closure, 1)
+            for name, value in monitor().items():
+                writer.add_scalar(name, value, step)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert {"ratio", "edge", "share/0.weight"} <= set(events.Tags()["scalars"])
+    for name in events.Tags()["scalars"]:
+        found = {event.step: event.value for event in events.Scalars(name)}
+        assert found == pytest.approx({r.iteration: r.scalars()[name] for r in monitor.reports}, rel=1e-6)
+
+
+def test_identity_sharpness_of_each_parameter_and_the_picture():
+    model = perceptron()
+    closure, optimizer = closure_of(model), MAKERS["AdamW"](model)
+    train(model, optimizer, closure)
+    monitor = at.Monitor(model, optimizer, closure, leaf_sharpness=True, tolerance=1e-8)
+    report = monitor.look()
+    ours = training_report(
+        jax_loss, params_of(model), *at.from_torch(optimizer, model), leaf_sharpness=True, tolerance=1e-8
+    )
+    assert report.leaf_sharpness == pytest.approx(ours.leaf_sharpness, rel=1e-7)
+    data = monitor.to_xarray()
+    np.testing.assert_array_equal(data["leaf_sharpness"][0], list(report.leaf_sharpness.values()))
+    figure = af.plotting.training_run(data)
+    np.testing.assert_array_equal(figure.axes[1].lines[1].get_ydata(), [report.scaled_sharpness])
+    figure.draw_without_rendering()
+    with pytest.raises(ValueError, match=r"must be monitor\.to_xarray\(\).* without loss"):
+        af.plotting.training_run(data.drop_vars("loss"))
+
+
+class Mixed(torch.nn.Module):
+    """A layer in double precision before one in single precision."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(3, 4).double(), torch.nn.Linear(4, 1).float()
+
+    def forward(self, inputs):
+        return self.last(self.first(inputs).tanh().float())
+
+
+def test_identity_parameters_of_several_types_are_looked_at_in_the_widest():
+    torch.manual_seed(0)
+    model, inputs, targets = Mixed(), torch.tensor(INPUTS), torch.tensor(TARGETS)
+
+    def closure():
+        return (model(inputs) - targets).square().mean()
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    train(model, optimizer, closure, 3)
+    report = at.Monitor(model, optimizer, closure, tolerance=1e-4).look()
+    assert {str(leaf.dtype) for leaf in report.vector.values()} == {"float64"}
+    double = Mixed().double()
+    double.load_state_dict(model.state_dict())
+    double.forward = lambda inputs: double.last(double.first(inputs).tanh())
+    other = torch.optim.AdamW(double.parameters(), lr=0.01)
+    other.load_state_dict(optimizer.state_dict())
+    exact = at.Monitor(double, other, lambda: (double(inputs) - targets).square().mean(), tolerance=1e-4).look()
+    assert report.preconditioned_sharpness == pytest.approx(exact.preconditioned_sharpness, rel=1e-3)
+
+
 def test_identity_looks_wait_while_the_learning_rate_is_0():
     model = perceptron()
     closure, optimizer = closure_of(model), torch.optim.AdamW(model.parameters(), lr=0.0)
@@ -412,6 +482,10 @@ def test_failure_closures(unchecked):
         (lambda: torch.ones(3), r"got a tensor of shape \(3,\)"),
         (lambda: fine() * math.nan, "the loss is nan at the present parameters"),
         (without_graph, "depends on no parameter"),
+        (
+            lambda: fine() + (model[0].weight[0, 0].detach() - model[0].weight[0, 0]).abs().sqrt(),
+            "gradient is not finite",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             look_at(model, closure)

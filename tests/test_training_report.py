@@ -103,6 +103,30 @@ def test_formula_dense_hessian_and_written_preconditioner(name, seed):
     assert sum(report.share_by_leaf.values()) == pytest.approx(1)
 
 
+def test_formula_sharpness_of_each_leaf_is_that_of_its_dense_block():
+    optimizer = OPTIMIZERS["2-adam"]
+    params, state = state_after(optimizer)
+    asked = dict(plain_sharpness=False, leaf_sharpness=True)
+    report = training_report(network_loss, params, optimizer, state, 12, tolerance=1e-9, **asked)
+    scale = denominators(optimizer, params, state, 12)
+    matrix = dense(network_loss, params) / np.sqrt(np.outer(scale, scale))
+    ends = np.cumsum([leaf.size for leaf in jax.tree.leaves(params)])
+    for (name, value), end in zip(report.leaf_sharpness.items(), ends, strict=True):
+        place = slice(end - params[name].size, end)
+        block = matrix[place, place]
+        assert value == pytest.approx(np.linalg.eigvalsh(block)[-1], rel=1e-9)
+        vector = np.ravel(report.leaf_vectors[name])
+        assert np.linalg.norm(block @ vector - value * vector) <= 1.1e-9 * abs(value) + 1e-14 * np.abs(block).max()
+        assert value <= report.preconditioned_sharpness * (1 + 1e-9)
+    warm = training_report(network_loss, params, optimizer, state, 12, start=report, **asked)
+    assert warm.leaf_sharpness == pytest.approx(report.leaf_sharpness, rel=1e-4)
+    assert warm.scalars()["leaf_sharpness/outer"] == warm.leaf_sharpness["outer"]
+    assert warm.scalars()["leaf_sharpness_residual/outer"] <= 1.1e-3 * warm.leaf_sharpness["outer"]
+    top = max(warm.leaf_sharpness, key=warm.leaf_sharpness.get)
+    assert f"Of the leaves alone {top} has the largest s" in str(warm)
+    assert not training_report(network_loss, params, optimizer, state, 12, plain_sharpness=False).leaf_sharpness
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_formula_quotients_along_gradient_and_update(name):
     optimizer = OPTIMIZERS[name]
@@ -337,6 +361,8 @@ def test_identity_words_say_the_numbers():
         (dict(params={"a": jnp.arange(3)}), ValueError, "must be float32 or float64, got int"),
         (dict(start=3), TypeError, "start must be the TrainingReport of an earlier state, got 3"),
         (dict(tolerance=0.0), ValueError, "tolerance must lie in"),
+        (dict(cheap=True, leaf_sharpness=True), ValueError, "cheap report has no eigenvalues, so leaf_sharpness=True"),
+        (dict(leaf_sharpness=1), ValueError, "leaf_sharpness must be True or False, got 1"),
         (dict(max_products=1), ValueError, "max_products must be a whole number of at least 2, got 1"),
         (dict(batches=[]), ValueError, "batches must hold at least one batch"),
         (dict(optimizer=af.adam({"x": 1.0})), ValueError, "learning_rate must be a number, or a pytree prefix"),

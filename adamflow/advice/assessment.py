@@ -11,7 +11,7 @@ from adamflow.analysis.bounds import bound_growth_rate, bound_report, direction_
 from adamflow.analysis.stability import critical_curvature
 from adamflow.checks import describe, is_concrete
 from adamflow.display import html_table
-from adamflow.optimizers import AdamStage, Optimizer, RMSpropStage, adam, check_constant, check_optimizer
+from adamflow.optimizers import Optimizer, adam, check_constant, check_optimizer, decays_as_adam
 from adamflow.runs import Trajectory
 
 #: The iterations at which bounds without a formula are computed.
@@ -114,9 +114,7 @@ def _of(optimizer: Optimizer, trajectory: Trajectory | None) -> Assessment:
         raise ValueError("assess takes one optimizer with known numbers, got a batch or one that jax is tracing")
     learning_rate, epsilon = float(optimizer.learning_rate), float(optimizer.epsilon)
     edge = _edge(optimizer)
-    stage = optimizer.stages[-1]
-    beta = float(stage.beta) if isinstance(stage, AdamStage | RMSpropStage) else math.nan
-    gamma = float(stage.gamma) if isinstance(stage, AdamStage) else (0.0 if beta == beta else math.nan)
+    beta, gamma = map(float, decays_as_adam(optimizer.stages[-1]) or (math.nan, math.nan))
     bounds = _known_bound(beta, gamma, optimizer.bias_correction) if beta == beta else _computed_bound(optimizer)
     run, observed = ("", math.nan) if trajectory is None else _on_run(optimizer, trajectory)
     return Assessment(

@@ -14,7 +14,7 @@ from adamflow.advice.words import paragraph, percent
 from adamflow.analysis.stability import critical_curvature, preconditioned_sharpness
 from adamflow.checks import check_range, describe
 from adamflow.display import html_table
-from adamflow.flows import AbstractFlow, Snapshot
+from adamflow.flows import AbstractFlow, Snapshot, averages
 from adamflow.losses import check_loss
 from adamflow.optimizers import Optimizer, check_constant, check_optimizer
 from adamflow.runs import Comparison, Trajectory, compare, iterate, solve
@@ -319,9 +319,7 @@ def _sign_change(place: _Place) -> Cause:
 
 
 def _young_filters(place: _Place) -> Cause:
-    decays = [float(filter.decay_at(0)) for stage in place.optimizer.stages for filter in stage.filters()]
-    memory = 1 / (1 - min(decays, default=0.0))
-    ratio = place.iteration / memory
+    ratio = place.iteration / averages.shortest_memory(place.optimizer, default=1.0)
     evidence = f"iteration {place.iteration} is {ratio:.2g} memories 1/(1−α) of the fastest filter."
     if ratio <= 2:
         evidence += " The first iterations are where flows are least accurate: start=20 leaves them to the optimizer."

@@ -58,6 +58,7 @@ from adamflow.analysis.stability import (
     phase_diagram,
     preconditioned_sharpness,
     sharpness_observer,
+    stack_reports,
     training_report,
     unstable_multipliers,
 )
@@ -110,6 +111,7 @@ __all__ = [
     "square_norm_recursion",
     "stability",
     "stability_exponent",
+    "stack_reports",
     "training_report",
     "two_cycle",
     "unstable_multipliers",

@@ -17,9 +17,9 @@ from adamflow.types import Filters, Loss, Params, Scalar
 #: Where ln v starts for a v of 0: far below what an iteration adds to it, (ηH)² of the largest.
 _SHARE_OF_LARGEST = 1e-12
 
-#: The iterations in which a direction varies fast, at least and at most, and the decay of a filter that is not known.
+#: The iterations in which a direction varies fast, at least and at most, and the usual memory of a filter.
 _SHORTEST_TRANSIENT, _LONGEST_TRANSIENT = 10, 50
-_USUAL_DECAY = 0.9
+_USUAL_MEMORY = 10.0
 
 
 class FlowState(Record):
@@ -109,15 +109,23 @@ def _moves(stage: AbstractStage) -> bool:
 
 
 def transient_iterations(optimizer: Optimizer) -> int:
-    """How long a direction varies fast: twice the memory 1/(1−α) of the fastest filter, between 10 and 50 iterations.
+    """How long a direction varies fast: twice the memory of the fastest filter, between 10 and 50 iterations.
 
     Under 10 the second moment averages too few gradients, whatever its decay; beyond 50 it varies slowly anyway.
-    Decays that jax traces count as 0.9.
+    """
+    return round(min(max(2 * shortest_memory(optimizer, _USUAL_MEMORY), _SHORTEST_TRANSIENT), _LONGEST_TRANSIENT))
+
+
+def shortest_memory(optimizer: Optimizer, default: float) -> float:
+    """The memory 1/(1−α) of the fastest filter, in iterations.
+
+    Args:
+        optimizer: any optimizer.
+        default: the result where no decay is known: those that jax traces, or that vary with the iteration, are not.
     """
     decays = [filter.decay for stage in optimizer.stages for filter in stage.filters()]
     known = [float(np.asarray(decay).min()) for decay in decays if not callable(decay) and is_concrete(decay)]
-    fastest = min(known, default=_USUAL_DECAY)
-    return round(min(max(2 / (1 - fastest), _SHORTEST_TRANSIENT), _LONGEST_TRANSIENT))
+    return 1 / (1 - min(known)) if known else default
 
 
 def filter_rate(decay: Any, paper: bool, xp: Any = jnp) -> Any:

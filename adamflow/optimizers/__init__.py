@@ -32,7 +32,7 @@ from adamflow.optimizers.optimizer import (
 )
 from adamflow.optimizers.per_tensor import PerTensorAdamStage, PerTensorRMSpropStage
 from adamflow.optimizers.radam import RAdamStage, radam
-from adamflow.optimizers.reading import divides_by, reads_as_adam
+from adamflow.optimizers.reading import decays_as_adam, divides_by, reads_as_adam
 from adamflow.optimizers.rmsprop import RMSpropStage, rmsprop
 from adamflow.optimizers.schedule_free import ScheduleFreeStage, schedule_free
 from adamflow.optimizers.settings import ByLeaf, Schedule, by_leaf
@@ -101,6 +101,7 @@ __all__ = [
     "check_optimizer",
     "check_standard",
     "clipped_adam",
+    "decays_as_adam",
     "divides_by",
     "from_optax",
     "kadam",

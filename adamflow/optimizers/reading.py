@@ -28,6 +28,18 @@ def divides_by(stage: AbstractStage, name: str) -> bool:
     return all(_read(stage, name, shape) is not None for shape in ((2,), (2, 2)))
 
 
+def decays_as_adam(stage: AbstractStage) -> tuple[Any, Any] | None:
+    """The decays (β, γ) of a stage that `reads_as_adam`, γ = 0 without momentum; `None` for others.
+
+    They are constant: `None` too where one is a function of the iteration.
+    """
+    if not reads_as_adam(stage):
+        return None
+    filters = {filter.name: filter.decay for filter in stage.filters()}
+    pair = filters["second_moment"], filters.get("first_moment", 0.0)
+    return None if any(callable(decay) for decay in pair) else pair
+
+
 def reads_as_adam(stage: AbstractStage, name: str = "second_moment") -> bool:
     """Whether a stage's direction is m̂/√v̂, or x/√v̂ without a filter "first_moment", as Adam's and RMSprop's are.
 

@@ -28,6 +28,7 @@ from adamflow.plotting.results import (
 )
 from adamflow.plotting.runs import convergence, errors, trajectories
 from adamflow.plotting.sweep import sweep_lines, sweep_map
+from adamflow.plotting.training import training_run
 
 __all__ = [
     "bounded_update_region",
@@ -50,6 +51,7 @@ __all__ = [
     "square_norms",
     "sweep_lines",
     "sweep_map",
+    "training_run",
     "trajectories",
     "two_branch_flow",
     "updates",

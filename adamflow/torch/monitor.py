@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from jax.flatten_util import ravel_pytree
 
-from adamflow.analysis import TrainingReport
+from adamflow.analysis import TrainingReport, stack_reports
 from adamflow.analysis.stability.training import LocalLoss, ReportSettings, in_working_precision, report_of
 from adamflow.checks import check_count, check_flag, check_range
 from adamflow.optimizers import with_clipping
@@ -43,6 +43,7 @@ class Monitor:
         every: how many steps lie between two looks.
         cheap: whether to leave out the eigenvalues.
         plain_sharpness: whether to compute the sharpness without preconditioner too, at the same cost again.
+        leaf_sharpness: whether to compute the largest eigenvalue of each parameter's block too, at that cost for each.
         clip_norm: the norm at which the loop clips the gradient, if it does.
         second_derivatives: `False` takes central differences of gradients in the place of Hessian-vector products, for
             models without second derivatives; their relative errors are about 1e-3 in float32.
@@ -80,6 +81,7 @@ class Monitor:
         *,
         cheap: bool = False,
         plain_sharpness: bool = False,
+        leaf_sharpness: bool = False,
         clip_norm: float | None = None,
         second_derivatives: bool = True,
         tolerance: float = 1e-3,
@@ -98,6 +100,7 @@ class Monitor:
         self._settings = ReportSettings(
             cheap=check_flag("cheap", cheap),
             plain_sharpness=check_flag("plain_sharpness", plain_sharpness),
+            leaf_sharpness=leaf_sharpness,
             tolerance=tolerance,
             max_products=max_products,
             seed=seed,
@@ -136,26 +139,15 @@ class Monitor:
             local = LocalLoss(near.gradient, near.product, near.difference)
             report = report_of(local, params, *reading, settings)
         if last is not None:
-            self.reports[-1] = dataclasses.replace(last, vector=None, plain_vector=None)
+            self.reports[-1] = dataclasses.replace(last, vector=None, plain_vector=None, leaf_vectors=None)
         self.reports.append(report)
         return report
 
     def to_xarray(self) -> xr.Dataset:
-        """All reports as a dataset: each scalar over the dimension `iteration`, and `share` over `leaf` too."""
+        """All reports as a dataset, as `af.analysis.stack_reports` makes it; `af.plotting.training_run` draws it."""
         if not self.reports:
             raise ValueError("there are no reports yet; call the monitor after optimizer.step(), or look()")
-        rows = [report.scalars() for report in self.reports]
-        names = dict.fromkeys(name for row in rows for name in row if not name.startswith("share/"))
-        columns = {
-            name: ("iteration", [row.get(name, np.nan) for row in rows]) for name in names if name != "iteration"
-        }
-        coordinates: dict[str, Any] = {"iteration": [report.iteration for report in self.reports]}
-        leaves = list(dict.fromkeys(leaf for report in self.reports for leaf in report.share_by_leaf))
-        if leaves:
-            shares = [[report.share_by_leaf.get(leaf, np.nan) for leaf in leaves] for report in self.reports]
-            columns["share"] = (("iteration", "leaf"), shares)
-            coordinates["leaf"] = leaves
-        return xr.Dataset(columns, coordinates)
+        return stack_reports(self.reports)
 
 
 class _ModelNear:

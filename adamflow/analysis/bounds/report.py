@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from adamflow.analysis.bounds.formulas import bound_growth_rate, check_kind, log_update_bound
 from adamflow.checks import is_concrete
 from adamflow.flows import Snapshot
-from adamflow.optimizers import Optimizer, OptimizerState, SignStage, check_standard, reads_as_adam
+from adamflow.optimizers import Optimizer, OptimizerState, SignStage, check_standard, decays_as_adam
 from adamflow.optimizers.settings import Schedule, parts
 from adamflow.runs import Trajectory
 from adamflow.runs.trajectory import check_rows, largest
@@ -266,22 +266,22 @@ def _decays_of_last_stage(optimizer: Optimizer) -> dict[str, float]:
             f"the bound needs a last stage with a filter named 'second_moment' of its squared input, but "
             f"{type(stage).__name__} has {sorted(filters) or 'no filters'}; for other stages no bound is known"
         )
-    gamma = filters.get("first_moment", 0.0)
-    decays = {"beta": _number("beta", filters["second_moment"]), "gamma": _number("gamma", gamma)}
-    if not reads_as_adam(stage):
+    for name, key in (("beta", "second_moment"), ("gamma", "first_moment")):
+        if callable(filters.get(key)):
+            raise ValueError(
+                f"{name} of the last stage varies with the iteration, but the bound is that of constant decays"
+            )
+    decays = decays_as_adam(optimizer.stages[-1])
+    if decays is None:
         raise ValueError(
             f"the bound is that of a last stage that divides an average of its input by the root of one of its square, "
             f"but {type(stage).__name__} does something else; af.analysis.direction_bound has the bound of other "
             "stages, where one is known"
         )
-    return decays
+    return {name: _number(name, decay) for name, decay in zip(("beta", "gamma"), decays, strict=True)}
 
 
 def _number(name: str, value: Any) -> float:
-    if callable(value):
-        raise ValueError(
-            f"{name} of the last stage varies with the iteration, but the bound is that of constant decays"
-        )
     if np.ndim(value) != 0:
         raise ValueError(
             f"{name} must be one number, got shape {np.shape(value)}: the record is a batch; take one lane with "

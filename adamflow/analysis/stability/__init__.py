@@ -16,6 +16,7 @@ from adamflow.analysis.stability.generalized_sharpness import GeneralizedSharpne
 from adamflow.analysis.stability.instability import Instability, first_instability, unstable_multipliers
 from adamflow.analysis.stability.linear import dominant_eigenvalue, linear_stability, linear_system
 from adamflow.analysis.stability.phase import phase_diagram
+from adamflow.analysis.stability.report_table import stack_reports
 from adamflow.analysis.stability.sharpness import (
     ObservedSharpness,
     Sharpness,
@@ -44,6 +45,7 @@ __all__ = [
     "phase_diagram",
     "preconditioned_sharpness",
     "sharpness_observer",
+    "stack_reports",
     "training_report",
     "unstable_multipliers",
 ]

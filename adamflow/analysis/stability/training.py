@@ -21,10 +21,10 @@ from adamflow.analysis.bounds.regions import bounded_update_sign
 from adamflow.analysis.stability.critical import critical_curvature
 from adamflow.analysis.stability.critical_step import CriticalStep, critical_step
 from adamflow.analysis.stability.leading_pair import LeadingPair, leading_pair
-from adamflow.checks import check_count, check_params, check_range, describe, is_concrete
+from adamflow.checks import check_count, check_flag, check_params, check_range, describe, is_concrete
 from adamflow.flows.norms import numpy_norm
 from adamflow.losses import check_loss, program, scalar_loss
-from adamflow.optimizers import AdamStage, Optimizer, OptimizerState, RMSpropStage, StageInput, check_optimizer
+from adamflow.optimizers import Optimizer, OptimizerState, StageInput, check_optimizer, decays_as_adam
 from adamflow.optimizers.hyperparameters import beside
 from adamflow.types import Batch, Loss, Params
 
@@ -54,6 +54,7 @@ class ReportSettings:
 
     cheap: bool = False
     plain_sharpness: bool = True
+    leaf_sharpness: bool = False
     start: Any = None
     tolerance: float = 1e-3
     max_products: int = 40
@@ -63,6 +64,8 @@ class ReportSettings:
         check_range("tolerance", self.tolerance, 0.0, 1.0, low_open=True, high_open=True)
         check_count("max_products", self.max_products, low=2)
         check_count("seed", self.seed, low=0)
+        if check_flag("leaf_sharpness", self.leaf_sharpness) and self.cheap:
+            raise ValueError("a cheap report has no eigenvalues, so leaf_sharpness=True needs cheap=False")
         if self.start is not None and not isinstance(self.start, TrainingReport):
             raise TypeError(f"start must be the TrainingReport of an earlier state, got {describe(self.start)}")
 
@@ -84,6 +87,9 @@ class TrainingReport:
         sharpness: the largest eigenvalue of H itself.
         sharpness_residual: some eigenvalue lies within this distance of it.
         share_by_leaf: the squared norm of the eigenvector of s in each leaf; the sum is 1.
+        leaf_sharpness: the largest eigenvalue of each leaf's diagonal block of P^{−1/2} H P^{−1/2}, at most s: that of
+            a run in which the leaf alone moves. Empty unless it was asked for.
+        leaf_sharpness_residual: some eigenvalue of the block lies within this distance.
         gradient_curvature: gᵀHg/‖g‖², at most the sharpness.
         update_curvature: dᵀHd/‖d‖², d the step that leaves this state, at most the sharpness.
         gradient_preconditioned_curvature: gᵀHg/gᵀPg, at most s.
@@ -103,6 +109,7 @@ class TrainingReport:
         vector: the unit eigenvector y of s, like the parameters; the direction in parameter space is P^{−1/2} y. `None`
             in a cheap report.
         plain_vector: the unit eigenvector of the sharpness, or `None`.
+        leaf_vectors: the unit eigenvector of each leaf's block, like the parameters, or `None`.
     """
 
     iteration: int
@@ -131,9 +138,12 @@ class TrainingReport:
     sharpness_residual: float = math.nan
     growth_from_second_moment: float = math.nan
     share_by_leaf: dict[str, float] = dataclasses.field(default_factory=dict)
+    leaf_sharpness: dict[str, float] = dataclasses.field(default_factory=dict)
+    leaf_sharpness_residual: dict[str, float] = dataclasses.field(default_factory=dict)
     tolerance: float = 1e-3
     vector: Params = dataclasses.field(default=None, repr=False)
     plain_vector: Params = dataclasses.field(default=None, repr=False)
+    leaf_vectors: Params = dataclasses.field(default=None, repr=False)
 
     @property
     def scaled_sharpness(self) -> float:
@@ -153,15 +163,20 @@ class TrainingReport:
     def scalars(self) -> dict[str, float]:
         """All numbers by name, without those that are nan: what a logger takes.
 
-        The shares by leaf have the names "share/" + leaf.
+        Numbers by leaf have the names "share/" + leaf, "leaf_sharpness/" + leaf and "leaf_sharpness_residual/" + leaf.
         """
-        left_out = ("region", "share_by_leaf", "vector", "plain_vector", "tolerance")
-        names = [field.name for field in dataclasses.fields(self) if field.name not in left_out]
+        left_out = ("region", "vector", "plain_vector", "leaf_vectors", "tolerance")
+        fields = [field.name for field in dataclasses.fields(self) if field.name not in left_out]
+        tables = {"share": self.share_by_leaf} | {
+            name: getattr(self, name) for name in ("leaf_sharpness", "leaf_sharpness_residual")
+        }
+        names = [name for name in fields if name not in tables and name != "share_by_leaf"]
         numbers = {name: float(getattr(self, name)) for name in names}
         if not math.isnan(self.preconditioned_sharpness):
             numbers["scaled_sharpness"] = self.scaled_sharpness
             numbers["ratio"] = self.ratio
-        numbers |= {f"share/{leaf}": share for leaf, share in self.share_by_leaf.items()}
+        for name, table in tables.items():
+            numbers |= {f"{name}/{leaf}": number for leaf, number in table.items()}
         return {name: number for name, number in numbers.items() if not math.isnan(number)}
 
     def __str__(self) -> str:
@@ -184,6 +199,7 @@ def training_report(
     *,
     cheap: bool = False,
     plain_sharpness: bool = True,
+    leaf_sharpness: bool = False,
     start: TrainingReport | None = None,
     batches: Sequence[Batch] | None = None,
     tolerance: float = 1e-3,
@@ -212,12 +228,14 @@ def training_report(
         cheap: whether to leave out the eigenvalues: one gradient, two Hessian-vector products and some evaluations of
             the loss remain.
         plain_sharpness: whether to compute the largest eigenvalue of H too, which costs as much as s does.
+        leaf_sharpness: whether to compute the largest eigenvalue of each leaf's block of P^{−1/2} H P^{−1/2} too, which
+            costs as much as s does for each leaf.
         start: the report of an earlier state of the run. Its eigenvectors, with 3% of a random vector, are where the
             iteration starts: where little has changed it takes 4 to 8 products.
         batches: batches over which the loss, the gradient and each product are averaged, one at a time.
         tolerance: the residual, as a share of the eigenvalue, at which the iteration ends.
         max_products: the most products for each eigenvalue; as many vectors of the size of the parameters are kept, and
-            two more.
+            two more. Without batches what a gradient's pass computes is kept too, for all products.
         seed: a whole number that determines the random vector.
 
     Returns:
@@ -236,7 +254,7 @@ def training_report(
     >>> print(f"{report.scaled_sharpness:.4f} of {report.edge:.4f}")
     0.0111 of 38.0000
     """
-    settings = ReportSettings(cheap, plain_sharpness, start, tolerance, max_products, seed)
+    settings = ReportSettings(cheap, plain_sharpness, leaf_sharpness, start, tolerance, max_products, seed)
     check_loss(loss)
     if not is_concrete(params, optimizer, optimizer_state):
         raise ValueError("training_report needs numbers, but jax is tracing the parameters; call it outside of jit")
@@ -280,7 +298,8 @@ def report_of(
         numbers |= eigenvalues
     # dᵀHd, by which a parabola would say where the loss is back at its value.
     bend = numbers["update_curvature"] * float(numpy_norm(step.increment)) ** 2
-    search = _critical_step(local, loss, gradient, step, _guess(gradient, step, bend, settings.start, learning_rate))
+    guess = _guess(gradient, step, bend, settings.start, learning_rate)
+    search = _critical_step(local, loss, gradient, step, bend, guess)
     return TrainingReport(
         iteration=iteration,
         loss=loss,
@@ -426,8 +445,11 @@ def _eigenvalues(
     dtype = step.inverse.dtype
     unit = float(step.inverse.max()) or 1.0
     weights = np.sqrt(step.inverse / unit).astype(step.inverse.dtype)
-    last = None if start is None else start.vector
-    pair = _leading(lambda x: weights * local.product(weights * x), moves, dtype, last, settings)
+
+    def preconditioned(vector: np.ndarray) -> np.ndarray:
+        return weights * local.product(weights * vector)
+
+    pair = _leading(preconditioned, moves, dtype, None if start is None else start.vector, settings)
     numbers = dict(
         preconditioned_sharpness=pair.value * unit,
         preconditioned_sharpness_residual=pair.residual * unit,
@@ -437,17 +459,51 @@ def _eigenvalues(
         vector=unravel(jnp.asarray(pair.vector)),
         products=pair.products,
     )
-    if not settings.plain_sharpness:
-        return numbers
-    last = None if start is None else start.plain_vector
-    plain = _leading(local.product, np.ones_like(moves), dtype, last, settings)
-    numbers |= dict(
-        sharpness=plain.value,
-        sharpness_residual=plain.residual,
-        plain_vector=unravel(jnp.asarray(plain.vector)),
-        products=pair.products + plain.products,
-    )
+    if settings.plain_sharpness:
+        last = None if start is None else start.plain_vector
+        plain = _leading(local.product, np.ones_like(moves), dtype, last, settings)
+        numbers |= dict(
+            sharpness=plain.value,
+            sharpness_residual=plain.residual,
+            plain_vector=unravel(jnp.asarray(plain.vector)),
+            products=numbers["products"] + plain.products,
+        )
+    if settings.leaf_sharpness:
+        last = None if start is None else start.leaf_vectors
+        names = list(numbers["share_by_leaf"])
+        sizes = [leaf.size for leaf in jax.tree.leaves(numbers["vector"])]
+        pairs = _leading_of_blocks(preconditioned, moves, sizes, dtype, last, settings)
+        numbers |= dict(
+            leaf_sharpness={name: leaf.value * unit for name, leaf in zip(names, pairs, strict=True)},
+            leaf_sharpness_residual={name: leaf.residual * unit for name, leaf in zip(names, pairs, strict=True)},
+            leaf_vectors=unravel(jnp.asarray(np.concatenate([leaf.vector for leaf in pairs]))),
+            products=numbers["products"] + sum(leaf.products for leaf in pairs),
+        )
     return numbers
+
+
+def _leading_of_blocks(
+    apply: Callable[[np.ndarray], np.ndarray],
+    moves: np.ndarray,
+    sizes: Sequence[int],
+    dtype: np.dtype,
+    last: Params,
+    settings: ReportSettings,
+) -> list[LeadingPair]:
+    """The leading pair of each diagonal block of an operator; vectors have the length of the block."""
+    ends = np.cumsum(sizes)
+    starts = [None] * len(sizes) if last is None else jax.tree.leaves(last)
+    pairs = []
+    for end, size, start in zip(ends, sizes, starts, strict=True):
+        place = slice(end - size, end)
+
+        def of_block(vector: np.ndarray, place: slice = place) -> np.ndarray:
+            whole = np.zeros(moves.size, vector.dtype)
+            whole[place] = vector
+            return apply(whole)[place]
+
+        pairs.append(_leading(of_block, moves[place], dtype, start, settings))
+    return pairs
 
 
 def _leading(
@@ -499,12 +555,12 @@ def _guess(
 
 
 def _critical_step(
-    local: LocalLoss, loss: float, gradient: np.ndarray, step: _StepMeasures, guess: float
+    local: LocalLoss, loss: float, gradient: np.ndarray, step: _StepMeasures, bend: float, guess: float
 ) -> CriticalStep:
     """The multiple of the step that raises the loss."""
     slope = float(np.vdot(gradient, step.increment))
     rounding = 2 * float(np.finfo(gradient.dtype).eps) * abs(loss)
-    return critical_step(local.difference(step.increment), slope, guess, rounding)
+    return critical_step(local.difference(step.increment), slope, bend, guess, rounding)
 
 
 def _error_of(search: CriticalStep, learning_rate: float) -> float:
@@ -520,11 +576,10 @@ def _error_of(search: CriticalStep, learning_rate: float) -> float:
 
 def _bounds(optimizer: Optimizer, iteration: int) -> dict[str, Any]:
     """The bound of the last stage and its region, where that has a pair (β, γ) and a v for each coordinate."""
-    stage = optimizer.stages[-1]
-    if not isinstance(stage, AdamStage | RMSpropStage):
+    decays = decays_as_adam(optimizer.stages[-1])
+    if decays is None:
         return dict(update_bound=math.nan, stability_exponent=math.nan, region="")
-    beta = float(stage.beta)
-    gamma = float(stage.gamma) if isinstance(stage, AdamStage) else 0.0
+    beta, gamma = map(float, decays)
     bound = update_bound(iteration, beta=beta, gamma=gamma, kind="discrete", bias_correction=optimizer.bias_correction)
     return dict(
         update_bound=float(bound),
@@ -551,20 +606,31 @@ def _checked_state(optimizer: Optimizer, params: Params, state: Any) -> Optimize
 
 
 def _local_loss(loss: Loss, params: Params, batches: Sequence[tuple[Any, ...]]) -> LocalLoss:
-    """A loss of jax near parameters, averaged over batches."""
+    """A loss of jax near parameters, averaged over batches.
+
+    Of a single batch the gradient is linearized once: a product is then the linear part alone, two thirds of the work.
+    What that keeps, about the memory of a gradient's own pass, would grow with the number of batches.
+    """
     if not batches:
         raise ValueError("batches must hold at least one batch, got none; leave it out for loss(params)")
     flat, unravel = ravel_pytree(params)
+    linear: list[Any] = []
 
     def mean_of(values: list[Any]) -> Any:
         return sum(values[1:], values[0]) / len(values)
 
     def gradient() -> tuple[float, np.ndarray]:
+        if len(batches) == 1:
+            value, slope, product_of = _linearized(loss, params, *batches[0])
+            linear[:] = [product_of]
+            return float(value), np.asarray(slope)
         results = [_value_and_gradient(loss, params, *batch) for batch in batches]
         return mean_of([float(value) for value, _ in results]), mean_of([np.asarray(flat) for _, flat in results])
 
     def product(vector: np.ndarray) -> np.ndarray:
-        tangent = unravel(jnp.asarray(vector, flat.dtype))
+        tangent = jnp.asarray(vector, flat.dtype)
+        if linear:
+            return np.asarray(_linear_product(linear[0], params, tangent))
         return mean_of([np.asarray(_product(loss, params, tangent, *batch)) for batch in batches])
 
     def difference(direction: np.ndarray) -> Callable[[float], float]:
@@ -587,7 +653,21 @@ def _value_and_gradient(loss: Loss, params: Params, *batch: Batch) -> Any:
 
 
 @program
-def _product(loss: Loss, params: Params, tangent: Params, *batch: Batch) -> Any:
+def _linearized(loss: Loss, params: Params, *batch: Batch) -> Any:
+    """The loss, its gradient, and x ↦ H x as a function of pytrees that holds what it needs."""
+    value_and_gradient = jax.value_and_grad(lambda x: scalar_loss(loss, x, *batch))
+    gradient, linear, value = jax.linearize(lambda x: value_and_gradient(x)[::-1], params, has_aux=True)
+    return value, ravel_pytree(gradient)[0], linear
+
+
+@program
+def _linear_product(linear: Callable[[Params], Params], params: Params, vector: jax.Array) -> Any:
+    return ravel_pytree(linear(ravel_pytree(params)[1](vector)))[0]
+
+
+@program
+def _product(loss: Loss, params: Params, vector: jax.Array, *batch: Batch) -> Any:
+    tangent = ravel_pytree(params)[1](vector)
     image = jax.jvp(jax.grad(lambda x: scalar_loss(loss, x, *batch)), (params,), (tangent,))[1]
     return ravel_pytree(image)[0]
 
@@ -614,6 +694,12 @@ def _sentences_of_edge(report: TrainingReport) -> list[str]:
     if len(report.share_by_leaf) > 1:
         named = " and ".join(f"{100 * share:.0f}% in {leaf}" for leaf, share in largest)
         sentences.append(f"Its eigenvector lies {named}.")
+    if report.leaf_sharpness:
+        leaf, value = max(report.leaf_sharpness.items(), key=lambda item: item[1])
+        sentences.append(
+            f"Of the leaves alone {leaf} has the largest s, {value:.4g} (residual "
+            f"{report.leaf_sharpness_residual[leaf]:.1e})."
+        )
     if not math.isnan(report.sharpness):
         sentences.append(
             f"Without P the sharpness is {report.sharpness:.5g} (residual {report.sharpness_residual:.1e})."
