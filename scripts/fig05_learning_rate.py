@@ -21,7 +21,8 @@ bursts around the minimum: v has forgotten the way there, and η s passes the ed
 
 Source: [GT] = R. Gould and H. Tanaka, Continuous-Time Analysis of Adaptive Optimization and Normalization,
 arXiv:2411.05746, for C = 0; the border γ² = β, the scaling and the exponent are derivations of this project.
-Run time on 2 cores: half a minute; --quick 8 seconds; --full, 600,000 quadratics, four times the iterations, an hour.
+Run time on 2 cores: half a minute; --quick 8 seconds; --full, 600,000 quadratics, four times the iterations, an hour;
+cut short, it goes on where it stopped.
 """
 
 import dataclasses
