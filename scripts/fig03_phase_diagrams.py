@@ -21,7 +21,8 @@ unstable. All have negative curvatures too, saddle directions, along which every
 
 Source: [GT] = R. Gould and H. Tanaka, Continuous-Time Analysis of Adaptive Optimization and Normalization,
 arXiv:2411.05746, for the regions and flows; the edges are derivations of this project.
-Run time on 2 cores: 50 seconds; --quick 20 seconds; --full, a grid of 48 × 48 and 1000 iterations, about half an hour.
+Run time on 2 cores: 50 seconds; --quick 20 seconds; --full, a grid of 48 × 48 and 1000 iterations, about half an hour;
+cut short, it goes on where it stopped.
 """
 
 import dataclasses
@@ -37,7 +38,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import adamflow as af
-from adamflow.figures import cores, figure
+from adamflow.figures import figure, resume
 from adamflow.plotting import phase
 
 jax.config.update("jax_enable_x64", True)
@@ -141,24 +142,19 @@ def train(config: Config) -> dict[str, Any]:
     problem = af.problems.mlp(widths=(config.width,), seed=config.seed)
     betas, gammas = (nines(*ends, config.grid) for ends in (config.beta_range, config.gamma_range))
 
-    def run(decays: tuple[float, float]) -> list[Any]:
-        optimizer = af.adam(config.learning_rate, beta=decays[0], gamma=decays[1])
+    def run(beta: float, gamma: float) -> dict[str, Any]:
+        optimizer = af.adam(config.learning_rate, beta=beta, gamma=gamma)
         look = af.analysis.sharpness_observer(optimizer, problem.loss)
         options: dict[str, Any] = dict(save_at=[config.steps], observe=look, on_failure="ignore")
         result = af.iterate(optimizer, problem.loss, problem.params, config.steps, **options)
-        seen = result.observed
-        return (
-            [seen.value[0], seen.residual[0], seen.lowest_eigenvalue_bound[0]]
-            if result.outcome.successful
-            else [np.nan] * 3
-        )
+        names = ("value", "residual", "lowest_eigenvalue_bound")
+        if not result.outcome.successful:
+            return dict.fromkeys(names, np.nan)
+        return {name: getattr(result.observed, name)[0] for name in names}
 
-    pairs = [(float(beta), float(gamma)) for beta in betas for gamma in gammas]
-    with cores.threads() as pool:
-        # The first run compiles the program that the others share.
-        found = [run(pairs[0])]
-        found += figure.progress(pool.map(run, pairs[1:]), "training", total=len(pairs) - 1)
-    sharpness, residual, lowest = np.moveaxis(np.reshape(found, (config.grid, config.grid, 3)), -1, 0)
+    with resume.Parts(__file__, config) as parts:
+        runs = parts.sweep("runs", run, {"beta": betas, "gamma": gammas}, method="threads")
+    sharpness, residual, lowest = (runs[name].values for name in runs.data_vars if name != "outcome")
     data = {"net_beta": betas, "net_gamma": gammas, "net_residual": residual}
     data["net_exponent"] = af.analysis.bounded_update_region(beta=betas, gamma=gammas).exponent
     records = jax.vmap(lambda gamma: af.adam(1.0, gamma=gamma))(jnp.asarray(gammas))

@@ -21,7 +21,8 @@ bursts around the minimum: v has forgotten the way there, and η s passes the ed
 
 Source: [GT] = R. Gould and H. Tanaka, Continuous-Time Analysis of Adaptive Optimization and Normalization,
 arXiv:2411.05746, for C = 0; the border γ² = β, the scaling and the exponent are derivations of this project.
-Run time on 2 cores: half a minute; --quick 8 seconds; --full, 600,000 quadratics, four times the iterations, an hour.
+Run time on 2 cores: half a minute; --quick 8 seconds; --full, 600,000 quadratics, four times the iterations, an hour;
+cut short, it goes on where it stopped.
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ from matplotlib.figure import Figure
 from scipy.stats import mannwhitneyu
 
 import adamflow as af
-from adamflow.figures import cores, figure
+from adamflow.figures import figure, resume
 from adamflow.plotting import observed_region
 
 jax.config.update("jax_enable_x64", True)
@@ -108,30 +109,22 @@ class Quadratic(eqx.Module):
 
 
 def compute(config: Config) -> figure.Data:
-    """Run all lanes, a chunk of cells at a time in each thread, and some once more with η and the start scaled."""
+    """A sweep over all cells, and one over some of them with η and the start scaled."""
     beta_edges, betas = cells_of(config.beta_nines, config.cells)
     gamma_edges, gammas = cells_of(config.gamma_nines, config.cells)
     axes = (np.array(config.learning_rates), betas, gammas)
     eta, beta, gamma = (axis.ravel() for axis in np.meshgrid(*axes, indexing="ij"))
-    hessians, starts = random_quadratics(config, len(eta))
-    places, size = np.arange(len(eta)), config.cells_at_once
-    again = np.random.default_rng(config.seed + 1).choice(places, size, replace=False)
-    jobs = [(places[first : first + size], 1.0) for first in places[::size]] + [(again, 3.0)]
-
-    def run(job: tuple[np.ndarray, float]) -> tuple[np.ndarray, ...]:
-        cells, divisor = job
-        arguments = (eta[cells] / divisor, beta[cells], gamma[cells], hessians[cells], starts[cells] / divisor)
-        return jax.device_get(run_cells(config.iterations, *arguments))
-
-    with cores.threads() as pool, figure.progress(total=len(jobs), describe="chunks") as bar:
-        # The first chunk compiles the program that the others share.
-        results = [run(jobs[0])]
-        bar.update()
-        for result in pool.map(run, jobs[1:]):
-            results.append(result)
-            bar.update()
-    scaled = results.pop()[0]
-    largest, excess, code = (np.concatenate(parts) for parts in zip(*results, strict=True))
+    cells = np.arange(len(eta))
+    again = np.random.default_rng(config.seed + 1).choice(cells, config.cells_at_once, replace=False)
+    options: dict[str, Any] = dict(method="vmap", chunk=config.cells_at_once)
+    run = partial(run_cell, config)
+    with resume.Parts(__file__, config) as parts:
+        grid = af.zip_axes(learning_rate=eta, beta=beta, gamma=gamma, divisor=np.ones(len(eta)), cell=cells)
+        runs = parts.sweep("runs", run, {"point": grid}, **options)
+        points = dict(learning_rate=eta[again], beta=beta[again], gamma=gamma[again], cell=again)
+        grid = af.zip_axes(**points, divisor=np.full(len(again), 3.0))
+        scaled = parts.sweep("scaled", run, {"point": grid}, **options).largest.values
+    largest = runs.largest.values
     last = af.analysis.log_update_bound(config.iterations[-1], beta=betas[:, None], gamma=gammas, kind="discrete")
     return {
         "beta_edges": beta_edges,
@@ -141,8 +134,8 @@ def compute(config: Config) -> figure.Data:
         "learning_rates": axes[0],
         "iterations": np.array(config.iterations),
         "largest": np.moveaxis(largest.reshape(*map(len, axes), *largest.shape[1:]), -1, 0),
-        "excess": excess.max(),
-        "ended_early": np.sum(code != 0),
+        "excess": runs.excess.values.max(),
+        "ended_early": np.sum(runs.code.values != 0),
         "log_of_largest_bound": np.max(last),
         "scaled_differ_by": np.abs(scaled / largest[again] - 1),
         "thresholds": np.array(config.thresholds),
@@ -156,33 +149,36 @@ def cells_of(nines: float, count: int) -> tuple[np.ndarray, np.ndarray]:
     return decays[::2], decays[1::2]
 
 
-def random_quadratics(config: Config, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Hessians with random eigenvectors and eigenvalues log-uniform in [1/condition, 1], and normal starts."""
-    generator = np.random.default_rng(config.seed)
-    shape = (count, config.quadratics, config.dimension)
-    vectors = np.linalg.qr(generator.standard_normal((*shape, config.dimension)))[0]
-    values = config.condition ** -generator.uniform(size=shape)
-    return np.einsum("...ij,...j,...kj->...ik", vectors, values, vectors), generator.standard_normal(shape)
+def random_quadratics(config: Config, cell: Any) -> tuple[jax.Array, jax.Array]:
+    """Of a cell: Hessians with random eigenvectors, eigenvalues log-uniform in [1/condition, 1], and normal starts."""
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), cell), 3)
+    shape = (config.quadratics, config.dimension)
+    vectors = jnp.linalg.qr(jax.random.normal(keys[0], (*shape, config.dimension)))[0]
+    values = config.condition ** -jax.random.uniform(keys[1], shape)
+    return jnp.einsum("...ij,...j,...kj->...ik", vectors, values, vectors), jax.random.normal(keys[2], shape)
 
 
-@partial(jax.jit, static_argnums=0)
-def run_cells(
-    lengths: tuple[int, ...], eta: jax.Array, beta: jax.Array, gamma: jax.Array, hessians: jax.Array, starts: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """For each lane the largest update up to each length, by how much ln‖uₙ‖∞ exceeds its bound, and the outcome."""
+def run_cell(config: Config, learning_rate: Any, beta: Any, gamma: Any, divisor: Any, cell: Any) -> dict[str, Any]:
+    """For each quadratic the largest update up to each length, by how much ln‖uₙ‖∞ exceeds its bound, and the outcome.
 
-    def cell(eta, beta, gamma, hessians, starts):
-        bound = af.analysis.log_update_bound(jnp.arange(lengths[-1] + 1), beta=beta, gamma=gamma, kind="discrete")
+    The learning rate and the start are divided by `divisor`.
+    """
+    lengths = config.iterations
+    hessians, starts = random_quadratics(config, cell)
+    bound = af.analysis.log_update_bound(jnp.arange(lengths[-1] + 1), beta=beta, gamma=gamma, kind="discrete")
+    optimizer, watch = af.adam(learning_rate / divisor, beta=beta, gamma=gamma), af.analysis.largest_update
 
-        def lane(hessian, start):
-            optimizer, watch = af.adam(eta, beta=beta, gamma=gamma), af.analysis.largest_update
-            run = af.iterate(optimizer, Quadratic(hessian), start, lengths[-1], observe=watch)
-            largest = jnp.stack([jnp.max(run.observed[: length + 1]) for length in lengths])
-            return largest, jnp.max(jnp.log(run.observed) - bound), run.outcome.code
+    def lane(hessian: jax.Array, start: jax.Array) -> tuple[jax.Array, ...]:
+        run = af.iterate(optimizer, Quadratic(hessian), start / divisor, lengths[-1], observe=watch)
+        largest = jnp.stack([jnp.max(run.observed[: length + 1]) for length in lengths])
+        return largest, jnp.max(jnp.log(run.observed) - bound), run.outcome.code
 
-        return jax.vmap(lane)(hessians, starts)
-
-    return jax.vmap(cell)(eta, beta, gamma, hessians, starts)
+    largest, excess, code = jax.vmap(lane)(hessians, starts)
+    return {
+        "largest": (("quadratic", "iterations"), largest, {"long_name": "largest update up to an iteration"}),
+        "excess": ("quadratic", excess),
+        "code": ("quadratic", code),
+    }
 
 
 def shares(data: figure.Data) -> tuple[np.ndarray, np.ndarray]:

@@ -25,7 +25,8 @@ goes on where it stopped.
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import diffrax
@@ -34,10 +35,11 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import xarray as xr
 from matplotlib.figure import Figure
 
 import adamflow as af
-from adamflow.figures import cores, figure, resume
+from adamflow.figures import figure, resume
 from adamflow.plotting import scale_invariance as pictures
 
 jax.config.update("jax_enable_x64", True)
@@ -51,6 +53,9 @@ ARMS: tuple[str, ...] = (
     "AdamW, other data",
     "AdamW, W(0) .1% away",
 )
+
+#: No network here has more scale-invariant tensors.
+TENSORS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,94 +137,89 @@ def record(config: Config, second_moment: str, gamma: Any = None) -> af.Optimize
     return af.adamw(config.learning_rate, beta=config.beta, gamma=gamma, **numbers)
 
 
-def lanes(run: Any, gammas: tuple[float, ...]) -> list[af.Trajectory]:
-    """Runs for several γ, one program for all."""
-    batch = eqx.filter_jit(eqx.filter_vmap(run))(jnp.array(gammas))
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], batch) for i in range(len(gammas))]
-
-
 def compute(config: Config) -> figure.Data:
-    """All parts side by side: most of the time goes into compiling, which threads share among the cores."""
-    with resume.Parts(__file__, config) as kept, cores.threads() as pool:
+    """Three sweeps; the lanes of a program make a chunk, so that the programs are compiled side by side."""
+    with resume.Parts(__file__, config) as parts:
 
-        def part(name: str, find: Callable[..., figure.Data], *arguments: Any) -> figure.Data:
-            return kept.get(name, lambda: find(config, *arguments))
+        def sweep(name: str, run: Callable[..., Any], **grid: Sequence[Any]) -> xr.Dataset:
+            *_, last = grid.values()
+            return parts.sweep(name, partial(run, config), grid, method="threads", chunk=len(last))
 
-        jobs = [pool.submit(part, f"order-{order}", of_flow, order) for order in reversed(config.orders)]
-        jobs += [pool.submit(of_network, config, name, part) for name in reversed(config.networks)]
-        jobs += [pool.submit(part, f"gammas-{name}", of_gammas, name) for name in (*GRANULARITIES, "noise")]
-        parts = [job.result() for job in figure.progress(jobs, "parts", unit="part")]
-    flows, others = parts[: len(config.orders)][::-1], parts[len(config.orders) :]
-    return {
-        "factors": np.stack([part["measured"] for part in flows]),
-        "predicted_factors": np.stack([part["predicted"] for part in flows]),
+        flows = sweep("flows", of_flow, order=config.orders, gamma=config.flow_gammas)
+        norms = sweep("gammas", of_gamma, kind=(*GRANULARITIES, "noise"), gamma=config.gammas)
+        seeds = config.seed + np.arange(config.seeds)
+        runs = sweep("runs", of_seed, network=config.networks, seed=seeds)
+    data: dict[str, Any] = {
+        "factors": flows.measured.values,
+        "predicted_factors": flows.predicted.values,
         "models": [MODELS[order] for order in config.orders],
         "flow_gammas": config.flow_gammas,
         "gammas": config.gammas,
         "networks": config.networks,
         "decay": 2 * config.learning_rate * config.weight_decay,
-    } | {name: value for part in others for name, value in part.items()}
+    }
+    for kind in norms.kind.values:
+        tensors = len(problem_of("noise" if kind == "noise" else "perceptron", config, config.seed).scale_invariant)
+        data |= of_tensors(norms.sel(kind=kind), kind, tensors)
+    for name in config.networks:
+        known = problem_of(name, config, config.seed).scale_invariant
+        data |= {**of_tensors(runs.sel(network=name), name, len(known)), f"{name} tensors": np.array(known)}
+    return data
 
 
-def of_flow(config: Config, order: int) -> figure.Data:
-    """The factor K over γ, of the iterates (order 0) or a flow: one batch, one v per tensor."""
+def of_tensors(runs: xr.Dataset, name: str, tensors: int) -> figure.Data:
+    """The results of a network by their names in the figure's data, for as many tensors as it has."""
+    found = runs.drop_vars("outcome")
+    if "tensor" in found.dims:
+        found = found.isel(tensor=slice(tensors))
+    return {f"{name} {key}": values.values for key, values in found.items()}
+
+
+def padded(table: xr.DataArray) -> Any:
+    """A table of a report with rows of NaN for tensors that other networks have and this one has not."""
+    missing = [(0, TENSORS - size if dim == "tensor" else 0) for dim, size in table.sizes.items()]
+    return table.dims, np.pad(np.asarray(table.values, float), missing, constant_values=np.nan)
+
+
+def of_flow(config: Config, order: int, gamma: float) -> dict[str, Any]:
+    """The factor K, of the iterates (order 0) or a flow: one batch, one v per tensor."""
     problem, eta = af.problems.mlp((16,), "gelu", normalization="layer", seed=config.seed), config.flow_learning_rate
     loss = OfWeights(problem, problem.batches(config.flow_examples, seed=config.seed)(0))
     start, steps = problem.params[0]["weight"].ravel(), config.flow_steps
     options: dict[str, Any] = dict(save_at=np.arange(0, steps + 1, 2), observe=af.analysis.invariance_observer([""]))
-
-    def model(gamma: Any) -> Any:
-        optimizer = dataclasses.replace(record(config, "per_tensor", gamma), learning_rate=jnp.asarray(eta))
-        return af.GouldTanakaFlow(optimizer, 1 if order == 1 else 2) if order else optimizer
-
-    def run(gamma: Any) -> af.Trajectory:
-        if order == 0:
-            # One more iteration than is saved: a look at the end would compile the gradient once more.
-            return af.iterate(model(gamma), loss, start, steps + 1, **options)
+    model: Any = dataclasses.replace(record(config, "per_tensor", gamma), learning_rate=np.asarray(eta))
+    if order == 0:
+        # One more iteration than is saved: a look at the end would compile the gradient once more.
+        run = af.iterate(model, loss, start, steps + 1, **options)
+    else:
+        model = af.GouldTanakaFlow(model, order)
         # Filters' rates are at most 4 per iteration, so that half of one is a step short enough.
-        return af.solve(model(gamma), loss, start, steps, solver=diffrax.Tsit5(), step_size=config.step_size, **options)
-
-    runs = zip(config.flow_gammas, lanes(run, config.flow_gammas), strict=True)
-    reports = [af.analysis.scale_invariance_report(trajectory, model(gamma)) for gamma, trajectory in runs]
-    measured, predicted = zip(*((report.measured_factor[0], report.factor) for report in reports), strict=True)
-    return {"measured": np.array(measured, float), "predicted": np.array(predicted)}
+        run = af.solve(model, loss, start, steps, solver=diffrax.Tsit5(), step_size=config.step_size, **options)
+    report = af.analysis.scale_invariance_report(run, model)
+    return {"measured": float(report.measured_factor[0]), "predicted": float(report.factor)}
 
 
-def of_gammas(config: Config, kind: str) -> figure.Data:
-    """Minibatch runs over γ, on the perceptron or on noise alone: the last quarter of each, beside the laws."""
+def of_gamma(config: Config, kind: str, gamma: float) -> dict[str, Any]:
+    """A minibatch run on the perceptron or on noise alone: its last quarter, beside the laws."""
     noise = kind == "noise"
     problem = problem_of(kind if noise else "perceptron", config, config.seed)
     observe = af.analysis.invariance_observer(problem.scale_invariant)
     batches = problem.batches(1 if noise else config.batch_sizes[0], seed=config.seed)
-    second_moment = "elementwise" if noise else kind
-
-    def run(gamma: Any) -> af.Trajectory:
-        optimizer = record(config, second_moment, gamma)
-        options: dict[str, Any] = dict(save_at=np.arange(config.steps + 1), observe=observe, batches=batches)
-        return af.iterate(optimizer, problem.loss, problem.params, config.steps + 1, **options)
-
+    optimizer = record(config, "elementwise" if noise else kind, gamma)
+    options: dict[str, Any] = dict(save_at=np.arange(config.steps + 1), observe=observe, batches=batches)
+    run = af.iterate(optimizer, problem.loss, problem.params, config.steps + 1, **options)
+    report = af.analysis.scale_invariance_report(run, optimizer)
+    last = report.isel(iteration=slice(-(config.steps // 4), None)).mean("iteration")
     names = ("square_norm", "law_paper", "law_corrected", "law_exact", "rotation", "equilibrium")
-    table: dict[str, list[Any]] = {name: [] for name in names}
-    for gamma, trajectory in zip(config.gammas, lanes(run, config.gammas), strict=True):
-        report = af.analysis.scale_invariance_report(trajectory, record(config, second_moment, gamma))
-        last = report.isel(iteration=slice(-(config.steps // 4), None)).mean("iteration")
-        for name in names:
-            table[name].append(last[name].values if name in last else np.full(report.tensor.size, np.nan))
-    return {f"{kind} {name}": np.array(values) for name, values in table.items()}
+    absent = xr.full_like(last.square_norm, np.nan)
+    return {name: padded(last.get(name, absent)) for name in names}
 
 
-def of_network(config: Config, name: str, part: Callable[..., figure.Data]) -> figure.Data:
-    """The assumptions along runs of AdamW, by seed, each a part that is kept, and how far other runs turn from it."""
-    seeds = config.seed + np.arange(config.seeds)
-    parts = [part(f"{name}-{seed}", of_seed, name, int(seed)) for seed in seeds]
-    result = {f"{name} {key}": np.stack([part[key] for part in parts]) for key in parts[0]}
-    return result | {f"{name} tensors": np.array(problem_of(name, config, config.seed).scale_invariant)}
-
-
-def of_seed(config: Config, name: str, seed: int) -> figure.Data:
-    problem, steps = problem_of(name, config, seed), config.steps
+def of_seed(config: Config, network: str, seed: int) -> dict[str, Any]:
+    """The assumptions along a run of AdamW, and how far other runs turn from it."""
+    problem, steps = problem_of(network, config, seed), config.steps
     names, saved = problem.scale_invariant, np.arange(0, config.steps + 1, config.save_every)
-    size = config.batch_sizes[config.networks.index(name)]
+    size = config.batch_sizes[config.networks.index(network)]
     batches, other = (problem.batches(size, seed=place) for place in (seed, seed + 1000))
     observe = Watch(af.analysis.invariance_observer(names, vectors=True))
 
@@ -241,13 +241,15 @@ def of_seed(config: Config, name: str, seed: int) -> figure.Data:
     arms = [on_spheres(True), on_spheres(False), run("per_tensor", batches), run("elementwise", other)]
     arms.append(run("elementwise", batches, away=1e-3))
     distances = [af.analysis.direction_distance(params(adamw), params(arm), names) for arm in arms]
+    keys = ("square_norm", "law_paper", "law_corrected", "spread", "cosine", "orthogonality", "alignment")
+    relative = xr.concat([distance.relative for distance in distances], "arm", join="exact")
+    shown = entries([params(run) for run in (adamw, *arms[:2])], names[0])
     return {
-        **{key: report[key].values for key in ("square_norm", "law_paper", "law_corrected", "spread", "cosine")},
-        **{key: report[key].values for key in ("orthogonality", "alignment")},
-        "iterations": report.iteration.values,
-        "moved": distances[0].moved.values,
-        "distance": np.stack([distance.relative.values for distance in distances]),
-        "entries": entries([params(run) for run in (adamw, *arms[:2])], names[0]),
+        **{key: padded(report[key]) for key in keys},
+        "iterations": ("iteration", report.iteration.values),
+        "moved": padded(distances[0].moved),
+        "distance": padded(relative),
+        "entries": (("run", "iteration", "entry"), shown),
     }
 
 

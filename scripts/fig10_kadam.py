@@ -15,7 +15,6 @@ import dataclasses
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -27,7 +26,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from scipy import stats
 
 import adamflow as af
-from adamflow.figures import cores, figure, resume
+from adamflow.figures import figure, resume
 from adamflow.optimizers.kadam import STRATEGIES
 from adamflow.plotting import kadam
 
@@ -72,40 +71,82 @@ CONFIGS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """A record but for its learning rate and weight decay, and the weight decays that it may choose from."""
-
-    k: int
-    strategy: str
-    weight_decays: tuple[float, ...]
+#: A method but for its learning rate and weight decay: problem, k, strategy.
+Method = tuple[str, int, str]
 
 
 def compute(config: Config) -> figure.Data:
-    """One job for each problem and k, whose strategies, numbers and seeds share one program."""
-    with resume.Parts(__file__, config) as parts, cores.threads() as pool:
-        jobs = {
-            (name, k): pool.submit(parts.get, f"{name}-{k}", partial(study, config, name, methods(config, k)))
-            for k in reversed((1, *config.stages))
-            for name in PROBLEMS
-        }
-        tables = {key: job.result() for key, job in figure.progress(jobs.items(), "problems and k")}
+    """A sweep over (η, λ) from the tuning seeds, and one of the chosen pairs from the others."""
+    methods = methods_of(config)
+    tasks = {(name, seed): problem_of(config, name, seed) for name in PROBLEMS for seed in seeds_of(config)}
+
+    def run(problem: str, k: int, strategy: str, learning_rate: float, weight_decay: float, seed: int) -> Any:
+        values = train(config, (problem, k, strategy), tasks[problem, seed], learning_rate, weight_decay)
+        return {"metrics": ("metric", values)}
+
+    with resume.Parts(__file__, config) as parts:
+        rates, decays = config.learning_rates, config.weight_decays
+        grid = {"method": zipped(methods), "learning_rate": rates, "weight_decay": decays, "seed": config.tuning_seeds}
+        # A chunk for each method: those of different problems are compiled side by side.
+        size = len(rates) * len(decays) * len(config.tuning_seeds)
+        tuned = parts.sweep("tuning", run, grid, method="threads", chunk=size).metrics.values[..., TEST_LOSS]
+        chosen = best_pairs(config, methods, tuned.mean(axis=-1))
+        pairs = {"learning_rate": [pair[0] for _, pair in chosen], "weight_decay": [pair[1] for _, pair in chosen]}
+        grid = {"method": zipped([method for method, _ in chosen], **pairs), "seed": config.seeds}
+        final = parts.sweep("final", run, grid, method="threads", chunk=len(config.seeds)).metrics.values
     data: dict[str, Any] = {"stages": config.stages, "strategies": STRATEGIES, "baselines": BASELINES}
     data |= {"learning_rates": config.learning_rates, "weight_decays": config.weight_decays}
-    for name in PROBLEMS:
-        for part in ("final", "chosen"):
-            data[f"{name}_baseline_{part}"] = tables[name, 1][part]
-            data[f"{name}_{part}"] = np.stack([tables[name, k][part] for k in config.stages])
-    # Afterwards, since jobs side by side would disturb each other's times.
+    data |= tables(config, chosen, final)
+    # Afterwards, since runs side by side would disturb each other's times.
     data["milliseconds"] = [[milliseconds(config, name, k) for k in (1, *config.stages)] for name in PROBLEMS]
     return data
 
 
-def methods(config: Config, k: int) -> list[Method]:
-    """The methods of k stages: Adam and AdamW for k = 1."""
-    if k == 1:
-        return [Method(1, STRATEGIES[0], decays) for decays in ((0.0,), config.weight_decays)]
-    return [Method(k, strategy, config.weight_decays) for strategy in STRATEGIES]
+def seeds_of(config: Config) -> tuple[int, ...]:
+    return (*config.tuning_seeds, *config.seeds)
+
+
+def methods_of(config: Config) -> list[Method]:
+    """The methods, those of a program next to each other, and with problems in turn; k = 1 has no strategy."""
+    pairs = [(1, STRATEGIES[0])] + [(k, strategy) for k in reversed(config.stages) for strategy in STRATEGIES]
+    return [(name, *pair) for pair in pairs for name in PROBLEMS]
+
+
+def zipped(methods: Sequence[Method], **others: Any) -> Any:
+    """Methods as one dimension of a grid."""
+    names, stages, strategies = zip(*methods, strict=True)
+    return af.zip_axes(problem=names, k=stages, strategy=strategies, **others)
+
+
+def best_pairs(config: Config, methods: Sequence[Method], losses: np.ndarray) -> list[tuple[Method, tuple]]:
+    """Each method with its best (η, λ); k = 1 stands for Adam, whose λ is the first, 0, and after it for AdamW.
+
+    Args:
+        config: settings.
+        methods: by the first axis of `losses`.
+        losses: the mean test losses of the tuning runs, by method, η and λ; NaN where one failed.
+    """
+    chosen = []
+    for method, table in zip(methods, losses, strict=True):
+        for count in (1, len(config.weight_decays)) if method[1] == 1 else (len(config.weight_decays),):
+            allowed = np.where(np.isfinite(table), table, np.inf)[:, :count]
+            row, column = np.unravel_index(np.argmin(allowed), allowed.shape)
+            chosen.append((method, (config.learning_rates[row], config.weight_decays[column])))
+    return chosen
+
+
+def tables(config: Config, chosen: Sequence[tuple[Method, tuple]], final: np.ndarray) -> dict[str, np.ndarray]:
+    """The final numbers and the chosen pairs, by problem: of the baselines, and of k and strategy."""
+    data = {}
+    for name in PROBLEMS:
+        for key, of in (("final", list(final)), ("chosen", [pair for _, pair in chosen])):
+            rows: dict[int, list[Any]] = {k: [] for k in (1, *config.stages)}
+            for ((problem, k, _), _), values in zip(chosen, of, strict=True):
+                if problem == name:
+                    rows[k].append(values)
+            data[f"{name}_baseline_{key}"] = np.array(rows[1])
+            data[f"{name}_{key}"] = np.array([rows[k] for k in config.stages])
+    return data
 
 
 def problem_of(config: Config, name: str, seed: int) -> tuple[af.Problem, Any]:
@@ -127,39 +168,23 @@ def measure(problem: af.Problem, params: Any) -> Any:
     return jnp.stack([problem.loss(params) if name == "train_loss" else values[name] for name in METRICS])
 
 
-def train(config: Config, method: Method, problem: tuple[af.Problem, Any], rate: float, decay: float) -> np.ndarray:
+def train(config: Config, method: Method, task: tuple[af.Problem, Any], rate: float, decay: float) -> np.ndarray:
     """The numbers of `METRICS` after a run; NaN where it failed."""
-    task, batches = problem
+    problem, batches = task
     # Arrays, which have a type of their own, so that all numbers and strategies share one program.
     eta, beta, gamma, lam = (np.asarray(number) for number in (rate, config.beta, config.gamma, decay))
     optimizer = af.kadam(
-        method.k, eta, beta=beta, gamma=gamma, epsilon=config.epsilon, weight_decay=lam, strategy=method.strategy
+        method[1], eta, beta=beta, gamma=gamma, epsilon=config.epsilon, weight_decay=lam, strategy=method[2]
     )
-    run = af.iterate(optimizer, task.loss, task.params, config.steps, save_at=[config.steps], batches=batches)
+    run = af.iterate(optimizer, problem.loss, problem.params, config.steps, save_at=[config.steps], batches=batches)
     if not run.outcome.successful:
         return np.full(len(METRICS), np.nan)
-    return np.asarray(measure(task, run.final_state[0]))
-
-
-def study(config: Config, name: str, chosen: Sequence[Method]) -> dict[str, np.ndarray]:
-    """For each method the numbers at the best (η, λ), by seed, and that pair."""
-    problems = {seed: problem_of(config, name, seed) for seed in (*config.tuning_seeds, *config.seeds)}
-    finals, pairs = [], []
-    for method in chosen:
-        grid = [(rate, decay) for rate in config.learning_rates for decay in method.weight_decays]
-        tuned = [
-            np.mean([train(config, method, problems[seed], *pair)[TEST_LOSS] for seed in config.tuning_seeds])
-            for pair in grid
-        ]
-        best = grid[int(np.argmin(np.where(np.isfinite(tuned), tuned, np.inf)))]
-        finals.append([train(config, method, problems[seed], *best) for seed in config.seeds])
-        pairs.append(best)
-    return {"final": np.array(finals), "chosen": np.array(pairs)}
+    return np.asarray(measure(problem, run.final_state[0]))
 
 
 def milliseconds(config: Config, name: str, k: int) -> float:
     """The time of an iteration, gradient included: the fastest of three runs."""
-    task, method = problem_of(config, name, config.seeds[0]), methods(config, k)[-1]
+    task, method = problem_of(config, name, config.seeds[0]), (name, k, STRATEGIES[0 if k == 1 else -1])
     seconds = []
     for _ in range(4):
         started = time.perf_counter()

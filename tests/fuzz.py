@@ -752,6 +752,49 @@ def plots(draw: Draw) -> str:
     return name
 
 
+# --- sweeps ----------------------------------------------------------------------------------------------------------
+
+
+def zipped_points(draw: Draw) -> str:
+    """Points that belong together keep their values, in a sweep too."""
+    length = draw.one_of(1, 2, 3, 5)
+    given = {"beta": draw.numbers(length), "gamma": draw.numbers(draw.one_of(length, length, length + 1))}
+    draw.good = len(given["beta"]) == len(given["gamma"])
+    given = draw.spoil(given)
+    points = af.zip_axes(**given)
+    runs = af.sweep(
+        lambda beta, gamma: {"sum": 1.0 * beta + gamma}, {"point": points}, method="threads", progress=False
+    )
+    near(runs["sum"], np.asarray(given["beta"], float) + np.asarray(given["gamma"], float), "a sum", rtol=1e-12)
+    return "zip_axes"
+
+
+def sweeps(draw: Draw) -> str:
+    """A sweep is NumPy's product, whatever the method and the chunk."""
+    if draw.random.random() < 0.3:
+        return zipped_points(draw)
+    x, k = np.sort(draw.numbers(draw.one_of(1, 2, 5))), draw.one_of([1], [3, 1], [2.5, 0.0])
+    arguments = {
+        "x": x,
+        "k": k,
+        "method": draw.one_of("auto", "vmap", "threads"),
+        "chunk": draw.one_of("auto", 1, 3, 100),
+        "memory": draw.one_of(None, "2 MB", 1e8),
+        "difficulty": draw.one_of(None, lambda x, k: -x),
+        "retries": draw.one_of(0, 2),
+        "progress": False,
+    }
+    arguments = draw.spoil(arguments)
+    grid = {name: arguments[name] for name in ("x", "k")}
+    options = {name: value for name, value in arguments.items() if name not in grid}
+    runs = af.sweep(lambda x, k: {"product": x * k, "row": ("place", x + np.arange(3.0))}, grid, **options)
+    x, k = (np.asarray(grid[name]) for name in ("x", "k"))
+    near(runs["product"], np.multiply.outer(x.astype(float), k.astype(float)), "a product")
+    true(runs.row.dims == ("x", "k", "place"), f"dims {runs.row.dims}")
+    true(bool((runs.outcome == 0).all()), "not every lane has completed")
+    return str(arguments["method"])
+
+
 # --- the driver ------------------------------------------------------------------------------------------------------
 
 PARTS: dict[str, Callable[[Draw], str]] = {
@@ -762,6 +805,7 @@ PARTS: dict[str, Callable[[Draw], str]] = {
     "noise": noise,
     "problems": problems,
     "plots": plots,
+    "sweeps": sweeps,
 }
 #: How many inputs each part gets by default: 2,800 in all.
 COUNTS = {

@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,19 +46,40 @@ def make_powers(pause=0.0, deadly=None):
     return powers
 
 
-@contextlib.contextmanager
-def local_cluster(workers, **settings):
+@pytest.fixture(scope="module")
+def cluster():
+    """A scheduler and two workers for all tests of this file, since a process takes seconds to start."""
     import dask
 
-    options = {"distributed.scheduler.allowed-failures": 0, "distributed.comm.timeouts.connect": "20s", **settings}
+    options = {"distributed.scheduler.allowed-failures": 0, "distributed.comm.timeouts.connect": "20s"}
     with (
         dask.config.set(options),
         distributed.LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
         ) as cluster,
-        distributed.Client(cluster) as client,
     ):
+        yield cluster
+
+
+@pytest.fixture
+def client(cluster):
+    with distributed.Client(cluster) as client:
+        # The test before may have killed one.
+        client.wait_for_workers(2)
         yield client
+
+
+@contextlib.contextmanager
+def allowed_failures(client, count):
+    """For a while a task may be on so many workers that die."""
+
+    def allow(count, dask_scheduler):
+        before, dask_scheduler.allowed_failures = dask_scheduler.allowed_failures, count
+        return before
+
+    before = client.run_on_scheduler(allow, count)
+    yield
+    client.run_on_scheduler(allow, before)
 
 
 def reference(pause=0.0):
@@ -78,12 +101,11 @@ def test_identity_a_lane_apart_has_its_numbers_and_a_deadly_one_an_outcome():
     assert chunk.errors == {1: "its process ended by SIGKILL, 2 times"}
 
 
-def test_identity_a_cluster_has_the_numbers_of_this_process_and_survives_a_deadly_lane(tmp_path):
+def test_identity_a_cluster_has_the_numbers_of_this_process_and_survives_a_deadly_lane(client, tmp_path):
     store = tmp_path / "runs.zarr"
-    with local_cluster(2) as client:
-        options = {"store": store, "client": client, "method": "threads", "chunk": 4, "progress": False}
-        with pytest.warns(SweepWarning, match=r"1 of 24 lanes raised an error or crashed.*ended by SIGKILL, 1 times"):
-            data = af.sweep(make_powers(deadly=(2.0, 3)), GRID, retries=0, **options)
+    options = {"store": store, "client": client, "method": "threads", "chunk": 4, "progress": False}
+    with pytest.warns(SweepWarning, match=r"1 of 24 lanes raised an error or crashed.*ended by SIGKILL, 1 times"):
+        data = af.sweep(make_powers(deadly=(2.0, 3)), GRID, retries=0, **options)
     crashed = (data.adamflow.outcome == "crashed").values
     assert np.argwhere(crashed).tolist() == [[7, 2]]
     expected = reference()
@@ -92,16 +114,14 @@ def test_identity_a_cluster_has_the_numbers_of_this_process_and_survives_a_deadl
 
 
 @pytest.mark.slow
-def test_identity_a_killed_worker_loses_nothing(tmp_path):
-    with local_cluster(2, **{"distributed.scheduler.allowed-failures": 3}) as client:
-        pids = client.run(os.getpid)
+def test_identity_a_killed_worker_loses_nothing(client, tmp_path):
+    def kill():
+        while not list((tmp_path / "runs.zarr").glob("digest/c/*")):
+            time.sleep(0.05)
+        os.kill(next(iter(pids.values())), signal.SIGKILL)
 
-        def kill():
-            while not list((tmp_path / "runs.zarr").glob("digest/c/*")):
-                time.sleep(0.05)
-            os.kill(next(iter(pids.values())), signal.SIGKILL)
-
-        killer = threading.Thread(target=kill)
+    pids, killer = client.run(os.getpid), threading.Thread(target=kill)
+    with allowed_failures(client, 3):
         killer.start()
         run = make_powers(pause=0.2)
         data = af.sweep(
@@ -111,8 +131,7 @@ def test_identity_a_killed_worker_loses_nothing(tmp_path):
     assert same(data, reference())
 
 
-@pytest.mark.slow
-def test_identity_what_is_begun_here_is_finished_by_a_cluster(tmp_path):
+def test_identity_what_is_begun_here_is_finished_by_a_cluster(client, tmp_path):
     run, store = make_powers(pause=0.05), tmp_path / "runs.zarr"
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(0.6, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -121,9 +140,32 @@ def test_identity_what_is_begun_here_is_finished_by_a_cluster(tmp_path):
             af.sweep(run, GRID, store=store, method="threads", chunk=2, progress=False)
     finally:
         signal.signal(signal.SIGINT, before)
-    with local_cluster(2) as client:
-        data = af.sweep(run, GRID, store=store, client=client, progress=False)
+    data = af.sweep(run, GRID, store=store, client=client, progress=False)
     assert same(data, reference())
+
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "region_sweep.py"
+
+
+@pytest.mark.slow
+def test_identity_the_region_of_the_tutorial_is_begun_killed_and_finished_by_a_cluster(tmp_path):
+    settings = {"size": 5, "seeds": 2, "steps": 300}
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    command = [sys.executable, EXAMPLE, *flags, "--store=region.zarr"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob("region.zarr/digest/c/*")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    begun = open_store(tmp_path / "region.zarr")
+    assert 0 < int(begun.adamflow.successful.sum()) < 50
+    output = subprocess.run([*command, "--workers=2"], cwd=tmp_path, check=True, capture_output=True, text=True)
+    inside, outside = (float(part.split()[0]) for part in output.stdout.replace(":", ",").split(",")[1:])
+    assert inside < outside
+    example = runpy.run_path(str(EXAMPLE))
+    run, grid = example["make_run"](2, 300), example["grid_of"](5, 2)
+    assert same(open_store(tmp_path / "region.zarr"), af.sweep(run, grid, method="threads", progress=False))
 
 
 SCHEDULER = """

@@ -137,16 +137,15 @@ def network_loss(rate, gamma):
     return {"loss": loss(jax.lax.scan(step, (start, 0 * start), length=60)[0][0])}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("level", [0.05, 1.0])
-def test_identity_the_boundary_of_a_trained_network_takes_a_tenth_of_its_lanes(level):
-    grid = {"rate": np.geomspace(0.5, 60.0, 256), "gamma": np.linspace(0.0, 0.95, 256)}
+def check_boundary_of_network(size, level, share):
+    """The boundary of size × size lanes at a share of them, the same to a cell."""
+    grid = {"rate": np.geomspace(0.5, 60.0, size), "gamma": np.linspace(0.0, 0.95, size)}
     full = af.sweep(network_loss, grid, method="vmap", progress=False)
-    some = np.append(np.arange(0, 255, 8), 255)
+    some = np.append(np.arange(0, size - 1, 8), size - 1)
     runs = af.sweep(network_loss, {name: axis[some] for name, axis in grid.items()}, method="vmap", progress=False)
-    fine = af.refine(runs, "loss", level, 256**2 // 10 - runs.loss.size, grid=grid, progress=False)
+    fine = af.refine(runs, "loss", level, int(size**2 * share) - runs.loss.size, grid=grid, progress=False)
     expected = ~(full.loss.values <= level)
-    assert fine.attrs["lanes_run"] <= 256**2 / 10
+    assert fine.attrs["lanes_run"] <= size**2 * share
     wrong = fine.above.values != expected
     # Each point that differs, of islands that the coarse sweep does not show, is on the boundary of the full map.
     near = np.zeros_like(wrong)
@@ -155,3 +154,13 @@ def test_identity_the_boundary_of_a_trained_network_takes_a_tenth_of_its_lanes(l
             near |= np.roll(expected, shift, axis) != expected
     assert not np.any(wrong & ~near)
     assert wrong.mean() < 0.01
+
+
+def test_identity_the_boundary_of_a_trained_network_takes_a_part_of_its_lanes():
+    check_boundary_of_network(128, 0.05, 1 / 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", [0.05, 1.0])
+def test_identity_the_boundary_of_a_trained_network_takes_a_tenth_of_its_lanes(level):
+    check_boundary_of_network(256, level, 1 / 10)

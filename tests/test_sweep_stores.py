@@ -250,6 +250,21 @@ def test_failure_a_store_in_use_is_refused(store):
     assert same(af.sweep(powers, GRID, store=store, **OPTIONS), data)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:RuntimeWarning", "ignore:.*fork:DeprecationWarning")
+def test_failure_a_second_process_on_a_store_does_no_harm(store):
+    process = multiprocessing.get_context("fork").Process(target=_sweep_slowly, args=(store,))
+    process.start()
+    while not list(store.glob("digest/c/*")):
+        assert process.is_alive()
+        time.sleep(0.01)
+    with pytest.raises(SweepStoreError, match="is in use by another process; wait until it ends, or name another"):
+        _sweep_slowly(store)
+    process.join()
+    assert process.exitcode == 0
+    data = open_store(store)
+    np.testing.assert_array_equal(data.power, SLOW_GRID["x"][:, None] ** np.array([1, 2]))
+
+
 def test_failure_lanes_that_raise_are_kept_in_the_store(store):
     def run(x):
         if x == 3:
@@ -294,6 +309,37 @@ def test_failure_a_full_disk_is_told_and_the_store_stays(small_disk):
     assert same(whole, af.sweep(noise, grid, **options))
 
 
+def test_failure_a_file_that_may_not_grow_is_told_and_the_store_stays(store):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    full = [True]
+
+    class Limits:
+        """At one lane no file may grow beyond 4 kB any more, as on a disk that is full."""
+
+        def __call__(self, seed):
+            if full and seed == 20:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+
+    limits = Limits()
+
+    def run(seed):
+        limits(seed)
+        return noise(seed)
+
+    grid, options = {"seed": np.arange(40)}, {"method": "threads", "chunk": 1, "progress": False}
+    try:
+        with pytest.raises(SweepStoreError, match=r"cannot take chunk \d+: File too large\. What is finished there"):
+            af.sweep(run, grid, store=store, **options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    done = np.flatnonzero(open_store(store).adamflow.successful)
+    assert 10 <= len(done) < 40
+    full.clear()
+    assert same(af.sweep(run, grid, store=store, **options), af.sweep(noise, grid, **options))
+
+
 SLOW_GRID = {"x": np.linspace(0.5, 2.0, 60), "k": [1, 2]}
 
 
@@ -303,7 +349,7 @@ def slow_powers(x, k):
 
 
 def _sweep_slowly(store):
-    af.sweep(slow_powers, SLOW_GRID, store=store, method="threads", chunk=3, progress=False)
+    return af.sweep(slow_powers, SLOW_GRID, store=store, method="threads", chunk=3, progress=False)
 
 
 def kill_and_go_on(store, kills, seed):
@@ -327,10 +373,8 @@ def check_kills(store, kills, seed):
     killed = kill_and_go_on(store, kills, seed)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        data = af.sweep(slow_powers, SLOW_GRID, store=store, method="threads", chunk=3, progress=False)
-    expected = af.sweep(
-        slow_powers, SLOW_GRID, store=store.parent / "whole.zarr", method="threads", chunk=3, progress=False
-    )
+        data = _sweep_slowly(store)
+    expected = _sweep_slowly(store.parent / "whole.zarr")
     assert data.identical(expected)
     np.testing.assert_array_equal(data.power, SLOW_GRID["x"][:, None] ** np.array([1, 2]))
     return killed
@@ -349,13 +393,8 @@ def test_identity_twenty_kills_change_no_bit(store, seed):
     check_kills(store, 20, seed)
 
 
-def test_failure_without_zarr_the_extra_is_named(store):
-    code = (
-        "import sys; sys.modules['zarr'] = None\n"
-        "import adamflow as af\n"
-        "try: af.sweep(lambda x: {'y': x}, {'x': [1.0]}, store='runs.zarr')\n"
-        "except ImportError as error: print(error)"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=store.parent)
-    assert "store= needs zarr: pip install 'adamflow[sweeps]'" in found.stdout
+def test_failure_without_zarr_the_extra_is_named(store, monkeypatch):
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    with pytest.raises(ImportError, match=r"store= needs zarr: pip install 'adamflow\[sweeps\]'"):
+        af.sweep(powers, GRID, store=store, **OPTIONS)
     assert not store.exists()

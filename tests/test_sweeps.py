@@ -132,6 +132,13 @@ def test_identity_on_four_devices_numbers_are_the_same():
     assert [float.fromhex(number) for number in output] == data.theta.values.ravel().tolist()
 
 
+def test_identity_a_chunk_larger_than_the_sweep_is_the_sweep():
+    for method in ("vmap", "threads"):
+        data = sweep(lambda x: {"y": 2 * x}, ONE, method=method, chunk=2**63)
+        assert data.attrs["chunk"] == 3
+        assert data.y.values.tolist() == [2.0, 4.0, 6.0]
+
+
 def test_formula_a_chunk_is_as_large_as_memory_allows():
     def run(x):
         return {"row": x * jnp.arange(1000.0)}
@@ -222,6 +229,9 @@ ONE = {"x": [1.0, 2.0, 3.0]}
         (ONE, {"chunk": 0}, "chunk must be 'auto' or a whole number of lanes"),
         (ONE, {"memory": "much"}, "memory must be a number of bytes above 0"),
         (ONE, {"difficulty": 3}, "difficulty must be a function"),
+        (ONE, {"difficulty": len}, "difficulty must take arrays by the names of the grid .* but it raised TypeError"),
+        (ONE, {"method": np.array(["vmap", "auto"])}, "method must be one of 'auto', 'vmap', 'threads'"),
+        (ONE, {"chunk": np.array([1, 2])}, "chunk must be 'auto' or a whole number of lanes"),
         (ONE, {"client": object()}, "client= needs store="),
     ],
 )

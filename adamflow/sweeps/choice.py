@@ -251,11 +251,12 @@ def _single_plan(lanes: Lanes, wishes: Wishes, first: int, seconds: float, known
     return Trial(Plan("threads", chunk, (), schema, first, reason), known=known)
 
 
-def check_wishes(method: Any, chunk: Any, memory: Any, difficulty: Any, stored: bool) -> Wishes:
-    """The user's wishes, or a `ValueError` that names the one that cannot be."""
-    if method not in ("auto", "vmap", "threads"):
+def check_wishes(method: Any, chunk: Any, memory: Any, difficulty: Any, stored: bool, lanes: int) -> Wishes:
+    """The user's wishes for so many lanes, or a `ValueError` that names the one that cannot be."""
+    if not isinstance(method, str) or method not in ("auto", "vmap", "threads"):
         raise ValueError(f"method must be one of 'auto', 'vmap', 'threads', got {describe(method)}")
-    if chunk != "auto" and (isinstance(chunk, bool) or not isinstance(chunk, int | np.integer) or chunk < 1):
+    by_itself = isinstance(chunk, str) and chunk == "auto"
+    if not by_itself and (isinstance(chunk, bool) or not isinstance(chunk, int | np.integer) or chunk < 1):
         raise ValueError(f"chunk must be 'auto' or a whole number of lanes, at least 1, got {describe(chunk)}")
     if difficulty is not None and not callable(difficulty):
         raise ValueError(
@@ -263,7 +264,7 @@ def check_wishes(method: Any, chunk: Any, memory: Any, difficulty: Any, stored: 
         )
     if memory is not None:
         memory = _as_bytes(memory)
-    return Wishes(method, chunk if isinstance(chunk, str) else int(chunk), memory, difficulty, stored)
+    return Wishes(method, "auto" if by_itself else min(int(chunk), lanes), memory, difficulty, stored)
 
 
 _UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "B": 1}

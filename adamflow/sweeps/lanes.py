@@ -101,11 +101,19 @@ class Layout:
         key = np.zeros(len(lanes), int)
         for part in keys:
             key = key * (part.max() + 1) + part
-        hard = np.zeros(len(lanes)) if difficulty is None else difficulty(**self.grid.values(lanes))
-        hard = np.broadcast_to(np.asarray(hard, float), lanes.shape)
+        hard = np.zeros(len(lanes)) if difficulty is None else self._difficulties(lanes, difficulty)
         self.order = np.lexsort((lanes, -hard, key))
         _, starts, sizes = np.unique(key[self.order], return_index=True, return_counts=True)
         self._starts, self._sizes = starts, sizes.tolist()
+
+    def _difficulties(self, lanes: np.ndarray, difficulty: Callable[..., Any]) -> np.ndarray:
+        try:
+            return np.broadcast_to(np.asarray(difficulty(**self.grid.values(lanes)), float), lanes.shape)
+        except Exception as error:
+            raise ValueError(
+                "difficulty must take arrays by the names of the grid and return as many numbers, but it raised "
+                f"{type(error).__name__}: {error}; an example is lambda beta, gamma: 1 / (1 - gamma)"
+            ) from error
 
     @property
     def groups(self) -> int:

@@ -97,7 +97,7 @@ def sweep(
     check_signature(run, points)
     check_flag("progress", progress)
     check_count("retries", retries, low=0)
-    wishes = check_wishes(method, chunk, memory, difficulty, store is not None)
+    wishes = check_wishes(method, chunk, memory, difficulty, store is not None, points.lanes)
     if client is not None and store is None:
         raise ValueError("client= needs store=, since workers write their results there; give a folder that all see")
     lanes = Lanes(run, points)
