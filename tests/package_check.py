@@ -5,6 +5,7 @@ are not downloaded again), but none of the packages that only extras bring: an i
 """
 
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -68,7 +69,8 @@ _REFUSAL = "refuse_extras"
 
 def call(*command: object, cwd: Path | None = None) -> str:
     """The standard output of a command, which has to succeed."""
-    run = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=cwd)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=cwd, env=environment)
     if run.returncode:
         raise SystemExit(f"{' '.join(map(str, command))} failed:\n{run.stdout}{run.stderr}")
     return run.stdout

@@ -19,7 +19,7 @@ ADDRESS = "127.0.0.1"
 def run(port: int, show: bool) -> None:
     """Serve until Ctrl-C; what the page needs first is compiled while the browser starts."""
     jax.config.update("jax_enable_x64", True)
-    port = port or _free_port()
+    port = _checked_port(port)
     compiler = ThreadPoolExecutor(max_workers=1)
     server = make_server(port, compiler)
     compiler.submit(prepare, Settings().k, Settings().order)
@@ -50,7 +50,10 @@ def make_server(port: int, compiler: ThreadPoolExecutor) -> Server:
     )
 
 
-def _free_port() -> int:
+def _checked_port(port: int) -> int:
+    """A port that can be had, any for 0; `OSError` if it is taken."""
     with socket.socket() as probe:
-        probe.bind((ADDRESS, 0))
+        # As the server does: a port that was in use a moment ago is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((ADDRESS, port))
         return probe.getsockname()[1]
