@@ -275,8 +275,9 @@ def figures(
     flags = [*(["--quick"] if quick else []), *(["--out", str(out)] if out else [])]
     command = [sys.executable, str(SCRIPTS / "make_figures.py"), *names, *flags]
     # With --json standard output is for the object alone.
-    run = subprocess.run(command, check=False, stdout=sys.stderr if as_json else None)
+    run = subprocess.run(command, check=False, capture_output=as_json, text=True)
     if as_json:
+        typer.echo(run.stdout + run.stderr, err=True)
         _print("", {"names": names, "exit_code": run.returncode}, as_json)
     # The script says by 2 that it has no figure of such a name.
     raise typer.Exit(run.returncode if run.returncode in (0, 2) else FAILED)
