@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import diffrax
 import jax
@@ -178,7 +178,8 @@ def _optimizer(k: int, learning_rate: Any, beta: Any, gamma: Any, weight_decay: 
 
 def _decays(stage: af.AbstractStage) -> tuple[float, float]:
     """β and γ of a stage of Adam."""
-    decays = {moving_average.name: float(moving_average.decay) for moving_average in stage.filters()}
+    # Those of Adam are numbers, never functions of the iteration.
+    decays = {moving_average.name: float(cast(Any, moving_average.decay)) for moving_average in stage.filters()}
     return decays["second_moment"], decays.get("first_moment", 0.0)
 
 
