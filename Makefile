@@ -12,7 +12,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: accuracy docs docs-links help figures figures-quick figures-full test test-examples test-slow test-torch test-all test-newest test-oldest fuzz check gpu-check bench clean
+.PHONY: accuracy docs docs-links package-check test-browser help figures figures-quick figures-full test test-examples test-slow test-torch test-all test-newest test-oldest fuzz check gpu-check bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -67,6 +67,12 @@ check: $(VENV)/.installed-dev  ## lint, format and types
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m pyright
+
+package-check: $(VENV)/.installed-test  ## wheel and sdist, installed without extras; the quick start runs there
+	$(BIN)/python tests/package_check.py
+
+test-browser: $(VENV)/.installed-test $(VENV)/.installed-browser  ## the explorer in headless Chromium, if there is one
+	$(BIN)/python -m pytest -p no:xdist -m "" tests/test_explorer.py
 
 gpu-check:  ## every result on this machine's GPU against the CPU, and times there; by python3 as it is, or .venv
 	@if [ -x "$(BIN)/python" ]; then $(BIN)/python bench/gpu_check.py --out build/gpu-check.json; \

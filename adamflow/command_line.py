@@ -1,16 +1,21 @@
 """The command line: `adamflow --help`.
 
 Each command prints words, or with `--json` an object for machines. Exit codes: 0 done, 1 a run or check failed, 2 the
-command was not understood, 3 a number was out of its range.
+command was not understood, 3 a number was out of its range, 4 something that the command needs is not there.
 """
 
+import ast
 import enum
 import importlib.metadata
+import importlib.util
 import json
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Adaptive optimizers as dynamical systems. Names: beta is b2 of PyTorch and optax, gamma is b1.",
+    epilog="Exit codes: 0 done, 1 a run or check failed, 2 not understood, 3 a number out of its range, 4 missing.",
 )
 
 Beta = Annotated[float, typer.Option("--beta", "--b2", help="Decay of the second moment.")]
@@ -29,7 +35,7 @@ WeightDecay = Annotated[float, typer.Option(help="Decoupled weight decay.")]
 Epsilon = Annotated[float, typer.Option("--epsilon", "--eps", help="What is added to the root of the second moment.")]
 Json = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
 
-FAILED, OUT_OF_RANGE = 1, 3
+FAILED, OUT_OF_RANGE, MISSING = 1, 3, 4
 
 
 @app.callback(invoke_without_command=True)
@@ -225,3 +231,86 @@ def doctor(as_json: Json = False) -> None:
     _print("\n".join(lines), numbers, as_json)
     if not all(checks.values()):
         raise typer.Exit(FAILED)
+
+
+#: The scripts of the figures, which a clone has and a wheel has not.
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+
+
+@app.command()
+def figures(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="fig02, or several; without any the list is printed.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small settings: a minute or two for each.")] = False,
+    out: Annotated[Path | None, typer.Option(help="The folder that they are written into.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the figures of the project, or make those that are named. Needs a clone and the extra `figures`.
+
+    Example: adamflow figures
+
+    Example: adamflow figures fig02 fig06 --quick --out build/figures
+    """
+    found = sorted(SCRIPTS.glob("fig[0-9][0-9]_*.py"))
+    if not found:
+        typer.echo(
+            f"adamflow: the scripts of the figures are not in {SCRIPTS}: a wheel has none. Clone the repository, "
+            "install it by pip install --editable '.[figures]', and call this again",
+            err=True,
+        )
+        raise typer.Exit(MISSING)
+    if not names:
+        titles = {path.stem: _title_of(path) for path in found}
+        width = max(map(len, titles))
+        _print("\n".join(f"{name:{width}}  {title}" for name, title in titles.items()), titles, as_json)
+        return
+    if missing := _missing("matplotlib", "sklearn", "zarr"):
+        typer.echo(
+            f"adamflow: figures need {', '.join(missing)}, not installed; install the extra `figures`: "
+            "pip install --editable '.[figures]'",
+            err=True,
+        )
+        raise typer.Exit(MISSING)
+    flags = [*(["--quick"] if quick else []), *(["--out", str(out)] if out else [])]
+    command = [sys.executable, str(SCRIPTS / "make_figures.py"), *names, *flags]
+    # With --json standard output is for the object alone.
+    run = subprocess.run(command, check=False, capture_output=as_json, text=True)
+    if as_json:
+        typer.echo(run.stdout + run.stderr, err=True)
+        _print("", {"names": names, "exit_code": run.returncode}, as_json)
+    # The script says by 2 that it has no figure of such a name.
+    raise typer.Exit(run.returncode if run.returncode in (0, 2) else FAILED)
+
+
+def _title_of(script: Path) -> str:
+    """The first sentence of a script's docstring."""
+    text = ast.get_docstring(ast.parse(script.read_text())) or ""
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def _missing(*modules: str) -> list[str]:
+    return [name for name in modules if importlib.util.find_spec(name) is None]
+
+
+@app.command()
+def explore(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of 127.0.0.1; 0 takes a free one.")] = 0,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Whether to open a browser.")] = True,
+) -> None:
+    """A page in the browser with a slider for each number of an optimizer, until Ctrl-C. Needs the extra `explorer`.
+
+    Example: adamflow explore
+
+    Example: adamflow explore --port 5006 --no-browser
+    """
+    from adamflow import explorer
+
+    try:
+        explorer.serve(port, show=browser)
+    except ModuleNotFoundError as error:
+        typer.echo(f"adamflow: {error}", err=True)
+        raise typer.Exit(MISSING) from error
+    except OSError as error:
+        typer.echo(f"adamflow: port {port} cannot be had ({error}); take another one, or 0 for any", err=True)
+        raise typer.Exit(FAILED) from error

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import adamflow as af
+from adamflow import command_line
 from adamflow.command_line import app
 
 
@@ -24,9 +25,9 @@ def numbers(*arguments):
 @pytest.mark.parametrize("name", [command.callback.__name__ for command in app.registered_commands])
 def test_identity_help_teaches_by_an_example_that_runs(name):
     text = " ".join(call(name, "--help").stdout.split())
-    example = text.split("Example: adamflow ")[1].split(" ╭")[0].split()
+    example = text.split("Example: adamflow ")[1].split(" Example:")[0].split(" ╭")[0].split()
     assert example[0] == name
-    if name not in ("compare", "doctor"):
+    if name not in ("compare", "doctor", "explore"):
         result = call(*example)
         assert result.exit_code == 0
         assert result.stdout.strip()
@@ -62,6 +63,25 @@ def test_identity_doctor_checks_known_numbers():
     answer = numbers("doctor")
     assert all(answer["checks"].values())
     assert answer["adamflow"] == af.__version__
+
+
+def test_identity_figures_lists_the_scripts_by_their_claims():
+    listed = numbers("figures")
+    assert sorted(listed) == sorted(path.stem for path in command_line.SCRIPTS.glob("fig[0-9][0-9]_*.py"))
+    assert all(listed.values())
+    assert call("figures").stdout.count("\n") >= len(listed)
+
+
+def test_failure_figures_say_what_is_missing(monkeypatch, tmp_path):
+    unknown = call("figures", "fig99", "--json")
+    assert unknown.exit_code == 2
+    monkeypatch.setattr(command_line.importlib.util, "find_spec", lambda name: None)
+    assert "install the extra `figures`" in call("figures", "fig02").output
+    assert call("figures", "fig02").exit_code == 4
+    monkeypatch.setattr(command_line, "SCRIPTS", tmp_path)
+    absent = call("figures")
+    assert absent.exit_code == 4
+    assert "a wheel has none. Clone the repository" in absent.output
 
 
 def test_failure_exit_codes_tell_failures_apart():

@@ -15,7 +15,7 @@ BESIDE = ("problems",)
 #: The doors for users of another library, over all that computes; nothing imports them.
 PORTS = ("torch",)
 #: What stands where users do, and imports the package as they do.
-OUTSIDE = ("__init__", "__main__", "command_line")
+OUTSIDE = ("__init__", "__main__", "command_line", "explorer")
 SHARED = ("types", "checks", "display", "losses")
 ONLY_IN = {
     "diffrax": ("noise", "runs", "flows"),

@@ -14,6 +14,7 @@ import equinox.internal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from adamflow.checks import check_count, check_flag, is_concrete
 from adamflow.flows import Snapshot
@@ -83,7 +84,7 @@ def iterate(
             drawn, and batch `steps` only if the last iteration is saved and `observe` uses more there than `iteration`
             and `params`.
         has_aux: whether the loss returns (value, aux), aux any pytree of arrays: `observe` finds it as `snapshot.aux`.
-        progress: whether to show a bar.
+        progress: whether to show a bar; with `stream` it moves at the end of each piece.
         on_failure: what to do if the run does not complete, as its `outcome` says: "warn" at the line of this call,
             "raise" an `af.IncompleteRunError`, whose attribute `trajectory` holds the run, or "ignore". Under `jit`,
             `vmap` and `grad` an outcome has no value yet and nothing is said: look at `outcome` afterwards.
@@ -122,14 +123,14 @@ def iterate(
         )
     count_program(loss)
     has_aux = check_flag("has_aux", has_aux)
-    meter = diffrax.TqdmProgressMeter() if progress else diffrax.NoProgressMeter()
+    # A run in pieces shows a bar of its own over all of them.
+    meter = diffrax.TqdmProgressMeter() if progress and stream is None else diffrax.NoProgressMeter()
     task = _Task(optimizer, loss, params, observe, batches, has_aux, meter, rows, first, state)
     if stream is None:
         trajectory = _run(task, steps, rows)
     else:
-        if progress:
-            raise ValueError("progress shows the bar of a run in one piece, but stream= makes several; leave one out")
-        trajectory = _run_in_pieces(task, steps, rows, Path(stream), stream_every)
+        with tqdm(total=steps, initial=first, unit="iteration", disable=not progress, dynamic_ncols=True) as bar:
+            trajectory = _run_in_pieces(task, steps, rows, Path(stream), stream_every, bar)
     return tell_failure(trajectory, on_failure, rows[0])
 
 
@@ -170,7 +171,9 @@ def _run(task: "_Task", steps: int, rows: np.ndarray) -> Trajectory:
 _PIECES = 20
 
 
-def _run_in_pieces(task: "_Task", steps: int, rows: np.ndarray, folder: Path, count: int | None) -> Trajectory:
+def _run_in_pieces(
+    task: "_Task", steps: int, rows: np.ndarray, folder: Path, count: int | None, bar: tqdm
+) -> Trajectory:
     """A run of which each piece is written into a folder before the next one begins.
 
     Pieces of as many iterations and rows share one compiled program.
@@ -199,6 +202,7 @@ def _run_in_pieces(task: "_Task", steps: int, rows: np.ndarray, folder: Path, co
         reached = int(piece.outcome.last_valid_iteration) + (piece.outcome.name == "interrupted")
         save(piece, file_for(folder, begin, reached), wanted=steps)
         pieces.append(piece)
+        bar.update(end - begin)
         if not piece.outcome.successful:
             break
         begin, (params, state) = end, piece.final_state
