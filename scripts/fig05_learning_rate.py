@@ -16,7 +16,7 @@ better (.99), since growth just outside of γ² = β is too slow for runs of thi
 
 Where γ is near 1 and β small, the largest update grows as η^{−1/2} (measured: −.54): u ~ M/(h|θ|), with M the momentum
 brought along and h the curvature, makes θ² fall linearly in n to a last step θ ~ ηu. No update grows as the bound does:
-it peaks where a gradient passes through zero, at 161 at most. In B₊ the updates beyond 2, at β near 1 and small γ, are
+it peaks where a gradient passes through zero, at 151 at most. In B₊ the updates beyond 2, at β near 1 and small γ, are
 bursts around the minimum: v has forgotten the way there, and η s passes the edge (2+2γ)/(1−γ), see figure 4.
 
 Source: [GT] = R. Gould and H. Tanaka, Continuous-Time Analysis of Adaptive Optimization and Normalization,

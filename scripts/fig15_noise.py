@@ -1,10 +1,10 @@
 """Where minibatch noise moves Adam's edge: the spectral edge index Q of digits perceptrons, over batch sizes.
 
 The network has one hidden layer; the loss is the square loss of one output (the digit as a number) or of ten, or the
-cross-entropy. a: Q along runs of three batch sizes, one output. b: Q in the second half of the runs (median) against
-the batch size, over learning rates, decays γ, widths, weight decay, both ways to sample, and losses. c: for the base
-runs, on the same axis, η times the largest eigenvalue and η times batch sharpness in the metric of P, in units of the
-edge of a full batch, (2+2γ)/(1−γ). d: as b, for Q with the law factor of the examples.
+cross-entropy. a: Q along runs of three batch sizes, one output. b: for the base runs, η
+times the largest eigenvalue of P^(−1/2) H P^(−1/2) and η times batch sharpness, over the edge of a full batch,
+(2+2γ)/(1−γ). c to e: Q in the second half of the runs (median) against the batch size, over learning rates and γ; over
+widths, weight decay and both ways to sample; over outputs and losses. f: as e, with the law factor of the examples.
 
 Claim: with one output and batches of up to a quarter of the data Q rises towards 1 along the runs and then changes far
 less with the batch size than the largest eigenvalue does; for larger batches it meets its pole instead. It is no law
@@ -303,25 +303,40 @@ def check(data: figure.Data) -> list[figure.Claim]:
     return claims
 
 
+#: The groups of each panel of the late index, beside the base.
+SETTINGS = ("η = .0015", "η = .015", "γ = 0", "γ = .5")
+NETWORKS = ("width 4", "width 16", "decay .1", "epochs")
+LOSSES = ("ten outputs", "ten outputs, η = .015", "cross-entropy")
+
+
 def draw(data: figure.Data) -> Figure:
-    drawn, panels = plt.subplots(1, 4, figsize=(15, 3.8))
+    drawn, panels = plt.subplots(2, 3, figsize=(12, 7))
+    panels = panels.ravel()
     chosen = [place for place in np.flatnonzero(members(data, "base")) if data["seed"][place] == 0]
     shown = [place for place in chosen if data["batch_size"][place] in (1, 4, 16)]
     rows = {f"B = {data['batch_size'][place]}": data["index"][place] for place in shown}
     af.plotting.noise.along_runs(panels[0], data["saved"].astype(float), rows, label="edge index Q")
-    groups = [group for group in dict.fromkeys(data["group"].tolist()) if members(data, group).any()]
-    for ax, name, label in ((panels[1], "index", "Q, late"), (panels[3], "own_index", "Q with the law factor, late")):
-        lines = {group: by_size(data, group, name) for group in groups}
-        af.plotting.noise.against_batch(ax, lines, label=label).legend().remove()
-    drawn.legend(*panels[1].get_legend_handles_labels(), loc="outside right center", fontsize=7)
     measures = {"η λ": "sharpness", "η batch sharpness": "batch_sharpness"}
     lines = {name: by_size(data, "base", key) for name, key in measures.items()}
-    af.plotting.noise.against_batch(panels[2], lines, label="over the edge of a full batch")
+    af.plotting.noise.against_batch(panels[1], lines, label="over the edge of a full batch")
+    for ax, groups, name in (
+        (panels[2], SETTINGS, "index"),
+        (panels[3], NETWORKS, "index"),
+        (panels[4], LOSSES, "index"),
+        (panels[5], LOSSES, "own_index"),
+    ):
+        there = [group for group in ("base", *groups) if members(data, group).any()]
+        lines = {group: by_size(data, group, name) for group in there}
+        af.plotting.noise.against_batch(
+            ax, lines, label="Q, late" if name == "index" else "Q with the law factor, late"
+        )
     titles = (
         "a  Along runs, one output",
-        "b  Index, Gaussian law",
-        "c  Sharpness, one output",
-        "d  With the law factor",
+        "b  Sharpness, one output",
+        "c  Q by learning rate and γ, one output",
+        "d  Q by network and sampling, one output",
+        "e  Q by outputs and loss",
+        "f  The same with the law factor",
     )
     for ax, title in zip(panels, titles, strict=True):
         ax.set_title(title)
