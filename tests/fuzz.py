@@ -155,11 +155,12 @@ CONSTRUCTORS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     },
     "adagrad": (af.adagrad, ("epsilon", "weight_decay")),
     "lars": (af.lars, ("gamma",)),
+    "steepest_descent": (af.steepest_descent, ("weight_decay",)),
     "adafom": (af.adafom, ("gamma", "epsilon", "weight_decay")),
     "madam": (af.madam, ("gamma", "epsilon", "weight_decay")),
     "lamadam": (af.lamadam, ("gamma", "epsilon", "weight_decay")),
 }
-FLAGS = ("epsilon_inside_root", "bias_correction", "second_moment", "strategy")
+FLAGS = ("epsilon_inside_root", "bias_correction", "second_moment", "strategy", "norm")
 
 
 def constructors(draw: Draw) -> str:
@@ -180,12 +181,14 @@ def constructors(draw: Draw) -> str:
         arguments[flag] = draw.one_of(True, False)
     if name == "kadam":
         arguments["strategy"] = draw.one_of("naive", "uniform", "exponential", "inverse_exponential")
+    if name == "steepest_descent":
+        arguments["norm"] = draw.one_of("max", "spectral")
     arguments = draw.spoil(arguments)
     optimizer = make(**arguments)
     low = {"learning_rate": 0.0, "k": 1, "beta": 0.0, "gamma": 0.0, "epsilon": 0.0, "weight_decay": 0.0}
     for key in arguments:
         if key in FLAGS:
-            true(key in ("strategy", "second_moment") or isinstance(arguments[key], bool), f"{key} was accepted")
+            true(key in ("strategy", "second_moment", "norm") or isinstance(arguments[key], bool), f"{key} was accepted")
             continue
         if np.ndim(arguments[key]) > 0:
             # Batches of optimizers: every number of them is checked below.
