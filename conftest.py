@@ -28,8 +28,9 @@ jaxtyping.install_import_hook("adamflow", "beartype.beartype")
 hypothesis.settings.register_profile("adamflow", derandomize=True, deadline=None, max_examples=25)
 hypothesis.settings.load_profile("adamflow")
 
-# The one module of the package that needs an extra at its import.
-collect_ignore = [] if importlib.util.find_spec("torch") else ["adamflow/torch"]
+# The modules of the package that need an extra at their import.
+_NEEDS = {"torch": ["adamflow/torch"], "bokeh": ["adamflow/explorer/page.py", "adamflow/explorer/server.py"]}
+collect_ignore = [path for extra, paths in _NEEDS.items() if not importlib.util.find_spec(extra) for path in paths]
 
 import adamflow as af
 import adamflow.losses

@@ -6,8 +6,10 @@ A value that jax is tracing has no number yet, so it passes: ranges are checked 
 import functools
 import inspect
 import operator
+import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -158,6 +160,13 @@ def check_flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise ValueError(f"{name} must be True or False, got {describe(value)}")
     return bool(value)
+
+
+def check_path(name: str, value: Any) -> Path:
+    """Return `value` as a path, or raise `TypeError` unless it is a string or a path."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} must be a path, a string or a pathlib.Path, got {describe(value)}")
+    return Path(value)
 
 
 def check_precision(name: str, tree: Any) -> None:

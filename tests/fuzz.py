@@ -188,7 +188,8 @@ def constructors(draw: Draw) -> str:
     low = {"learning_rate": 0.0, "k": 1, "beta": 0.0, "gamma": 0.0, "epsilon": 0.0, "weight_decay": 0.0}
     for key in arguments:
         if key in FLAGS:
-            true(key in ("strategy", "second_moment", "norm") or isinstance(arguments[key], bool), f"{key} was accepted")
+            named = key in ("strategy", "second_moment", "norm")
+            true(named or isinstance(arguments[key], bool), f"{key} was accepted")
             continue
         if np.ndim(arguments[key]) > 0:
             # Batches of optimizers: every number of them is checked below.

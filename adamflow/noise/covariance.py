@@ -253,7 +253,8 @@ def covariance(
         >>> print(noise.trace, noise.with_batch_size(4).trace, noise.noise_scale)
         1.75 0.875 0.875
     """
-    check_choice("kind", kind, KINDS)
+    kind, replacement = check_choice("kind", kind, KINDS), check_flag("replacement", replacement)
+    batch_size, rank = check_count("batch_size", batch_size), check_count("rank", rank)
     if callable(data):
         batches = [data(n) for n in range(check_count("draws", draws))]
         data = jax.tree.map(lambda *parts: jnp.concatenate([jnp.atleast_1d(part) for part in parts]), *batches)
@@ -281,12 +282,20 @@ def known_covariance(covariance: Any, params: Params) -> GradientNoise:
     mean = jax.tree.map(jnp.zeros_like, params)
     flat, _ = ravel_pytree(mean)
     if jax.tree.structure(covariance) == jax.tree.structure(params):
-        shapes = [*map(jnp.shape, jax.tree.leaves(covariance))]
-        if shapes == [*map(jnp.shape, jax.tree.leaves(params))]:
+        shapes = [getattr(leaf, "shape", None) for leaf in jax.tree.leaves(covariance)]
+        if shapes == [leaf.shape for leaf in jax.tree.leaves(params)]:
             variances = jnp.asarray(ravel_pytree(covariance)[0], flat.dtype)
             _check_positive(jnp.min(variances), "a variance")
             return GradientNoise(mean, "diagonal", variances, None)
-    array = jnp.asarray(check_real("covariance", covariance), flat.dtype)
+    array = check_real("covariance", covariance)
+    if is_concrete(array):
+        with np.errstate(over="ignore"):
+            array = np.asarray(array, flat.dtype)
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"covariance must be finite in {flat.dtype}, the type of params, got {describe(covariance)}"
+            )
+    array = jnp.asarray(array, flat.dtype)
     if array.ndim == 0:
         _check_positive(array, "the variance")
         return GradientNoise(mean, "isotropic", array, None)

@@ -57,6 +57,10 @@ def scale_batch(optimizer: Optimizer, factor: Scalar) -> Optimizer:
     check_optimizer("scale_batch", optimizer)
     check_constant("scale_batch", optimizer, "take optimizer.at(iteration), which has those of one iteration")
     check_range("factor", factor, 0, low_open=True, high=float("inf"), high_open=True)
+    if is_concrete(factor):
+        # Not of a type that jax does not have.
+        factor = np.asarray(factor, float)
+        factor = factor.item() if factor.ndim == 0 else factor
     stage = optimizer.stages[0]
     has_moment = reads_as_adam(stage)
     if len(optimizer.stages) != 1 or not (has_moment or isinstance(stage, GradientStage | MomentumStage)):
@@ -176,14 +180,14 @@ def _with_rates(stage: Any, factor: Scalar, name: str) -> Any:
         decay = getattr(stage, field, None)
         if decay is None:
             continue
-        new = 1 - factor * (1 - decay)
-        lowest = 0.0 if field == "gamma" else np.finfo(float).tiny
-        if is_concrete(new) and np.any(np.asarray(new) < lowest):
-            most = np.min(1 / (1 - np.asarray(decay)))
-            raise ValueError(
-                f"{name} must be at most 1/(1 − {field}) = {most:.6g}, got {float(np.max(np.asarray(factor))):g}: "
-                f"{field} would be {float(np.min(np.asarray(new))):.3g}, outside (0, 1); take a smaller factor, or a "
-                f"{field} nearer to 1 to start from"
-            )
-        changes[field] = new
+        if is_concrete(factor, decay):
+            known = np.asarray(decay, float)
+            new = 1 - np.asarray(factor, float) * (1 - known)
+            if np.any(new < (0.0 if field == "gamma" else np.finfo(float).tiny)):
+                raise ValueError(
+                    f"{name} must be at most 1/(1 − {field}) = {np.min(1 / (1 - known)):.6g}, got {np.max(factor):g}: "
+                    f"{field} would be {np.min(new):.3g}, outside (0, 1); take a smaller factor, or a {field} nearer "
+                    "to 1 to start from"
+                )
+        changes[field] = 1 - factor * (1 - decay)
     return dataclasses.replace(stage, **changes) if changes else stage

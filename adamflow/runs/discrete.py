@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from adamflow.checks import check_count, check_flag, is_concrete
+from adamflow.checks import check_count, check_flag, check_path, is_concrete
 from adamflow.flows import Snapshot
 from adamflow.flows.flow import StartLike
 from adamflow.losses import count_program, loss_and_aux, program
@@ -130,7 +130,7 @@ def iterate(
         trajectory = _run(task, steps, rows)
     else:
         with tqdm(total=steps, initial=first, unit="iteration", disable=not progress, dynamic_ncols=True) as bar:
-            trajectory = _run_in_pieces(task, steps, rows, Path(stream), stream_every, bar)
+            trajectory = _run_in_pieces(task, steps, rows, check_path("stream", stream), stream_every, bar)
     return tell_failure(trajectory, on_failure, rows[0])
 
 

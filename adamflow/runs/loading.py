@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from adamflow.checks import check_path
 from adamflow.runs.trajectory import Trajectory
 from adamflow.types import Params
 
@@ -38,4 +39,4 @@ def load(path: str | Path, *, like: Params = None, until: int | None = None) -> 
     # With it comes xarray, which takes a part of a second to import.
     from adamflow.runs.storage import load_run
 
-    return load_run(Path(path), like, until)
+    return load_run(check_path("path", path), like, until)

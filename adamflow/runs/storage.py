@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from adamflow.checks import describe, is_concrete
+from adamflow.checks import check_path, describe, is_concrete
 from adamflow.runs.dataset import dataset_of
 from adamflow.runs.summary import leaf_names
 from adamflow.runs.trajectory import INTERRUPTED, Stats, Trajectory
@@ -39,7 +39,7 @@ def save(run: Trajectory, path: str | Path, *, wanted: int | None = None) -> Non
         path: of the file; one that exists is replaced.
         wanted: for a piece of a run, the iteration at which the whole run is to end.
     """
-    path = Path(path)
+    path = check_path("path", path)
     if not is_concrete(run):
         raise ValueError("save needs the numbers of a run, but jax is tracing it; call it outside of jit and vmap")
     if run.iterations.ndim != 1:
@@ -70,7 +70,9 @@ def load_run(path: Path, like: Params, until: int | None) -> Trajectory:
 def _load_folder(folder: Path, like: Params, until: int | None) -> Trajectory:
     files = files_of(folder)
     if not files:
-        raise FileNotFoundError(f"{folder} holds no file of a run; give the folder that iterate(..., stream=) wrote")
+        raise FileNotFoundError(
+            f"the path {folder} holds no file of a run; give the folder that iterate(..., stream=) wrote"
+        )
     if until is not None:
         ends = [last for _, last, _ in files]
         if until not in ends:
