@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import diffrax
 import equinox as eqx
@@ -335,7 +335,7 @@ def sweeps() -> Iterator[Row]:
 def stochastic(paths: int, steps: int) -> Row:
     """Paths of a stochastic flow of Adam on a perceptron, at the covariance of the start, against noisy iterates."""
     problem, optimizer, key = af.problems.mlp((8,)), af.adam(1e-3, beta=0.99), jax.random.key(0)
-    few = jax.tree.map(lambda leaf: leaf[:64], problem.loss.examples)
+    few = jax.tree.map(lambda leaf: leaf[:64], cast(Any, problem.loss).examples)
     loss = eqx.Partial(problem.loss, batch=few)
     noise = af.noise.covariance(problem.loss, problem.params, few, 8)
     flow = af.StochasticFlow(optimizer, noise)

@@ -31,7 +31,7 @@ def largest(snapshot: af.Snapshot) -> jax.Array:
 
 def make_run(seeds: int, steps: int) -> Callable[..., dict[str, Any]]:
     """The function of one point: a training run, with what is kept of it by name."""
-    sizes = {"layers": 1, "heads": 2, "width": 16, "context": 16, "batch_size": 1}
+    sizes: dict[str, Any] = {"layers": 1, "heads": 2, "width": 16, "context": 16, "batch_size": 1}
     problems = [af.problems.char_transformer(**sizes, seed=seed) for seed in range(seeds)]
 
     def run(beta: float, gamma: float, seed: int) -> dict[str, Any]:
@@ -47,8 +47,8 @@ def make_run(seeds: int, steps: int) -> Callable[..., dict[str, Any]]:
 
 def decays(low: float, high: float, count: int) -> np.ndarray:
     """Decays equally spaced in ln x/(1−x)."""
-    ends = [np.log(x / (1 - x)) for x in (low, high)]
-    return 1 / (1 + np.exp(-np.linspace(*ends, count)))
+    first, last = (np.log(x / (1 - x)) for x in (low, high))
+    return 1 / (1 + np.exp(-np.linspace(first, last, count)))
 
 
 def grid_of(size: int, seeds: int) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def sweep(run: Callable[..., Any], grid: dict[str, Any], store: str, workers: in
     from dask.distributed import Client, LocalCluster
 
     # On another cluster this line is another one; workers must see the folder of the store.
-    cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+    cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0")
     with cluster, Client(cluster) as client:
         return af.sweep(run, grid, client=client, **options)
 

@@ -25,7 +25,7 @@ goes on where it stopped.
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -141,7 +141,7 @@ def compute(config: Config) -> figure.Data:
     """Three sweeps; the lanes of a program make a chunk, so that the programs are compiled side by side."""
     with resume.Parts(__file__, config) as parts:
 
-        def sweep(name: str, run: Callable[..., Any], **grid: Sequence[Any]) -> xr.Dataset:
+        def sweep(name: str, run: Callable[..., Any], **grid: Any) -> xr.Dataset:
             *_, last = grid.values()
             return parts.sweep(name, partial(run, config), grid, method="threads", chunk=len(last))
 
@@ -175,7 +175,7 @@ def of_tensors(runs: xr.Dataset, name: str, tensors: int) -> figure.Data:
     return {f"{name} {key}": values.values for key, values in found.items()}
 
 
-def padded(table: xr.DataArray) -> Any:
+def padded(table: Any) -> Any:
     """A table of a report with rows of NaN for tensors that other networks have and this one has not."""
     missing = [(0, TENSORS - size if dim == "tensor" else 0) for dim, size in table.sizes.items()]
     return table.dims, np.pad(np.asarray(table.values, float), missing, constant_values=np.nan)
@@ -195,7 +195,7 @@ def of_flow(config: Config, order: int, gamma: float) -> dict[str, Any]:
         model = af.GouldTanakaFlow(model, order)
         # Filters' rates are at most 4 per iteration, so that half of one is a step short enough.
         run = af.solve(model, loss, start, steps, solver=diffrax.Tsit5(), step_size=config.step_size, **options)
-    report = af.analysis.scale_invariance_report(run, model)
+    report: Any = af.analysis.scale_invariance_report(run, model)
     return {"measured": float(report.measured_factor[0]), "predicted": float(report.factor)}
 
 

@@ -450,7 +450,7 @@ def _eigenvalues(
         return weights * local.product(weights * vector)
 
     pair = _leading(preconditioned, moves, dtype, None if start is None else start.vector, settings)
-    numbers = dict(
+    numbers: dict[str, Any] = dict(
         preconditioned_sharpness=pair.value * unit,
         preconditioned_sharpness_residual=pair.residual * unit,
         lowest_eigenvalue_bound=pair.lowest * unit,
