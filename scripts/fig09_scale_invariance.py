@@ -195,7 +195,7 @@ def of_flow(config: Config, order: int, gamma: float) -> dict[str, Any]:
         model = af.GouldTanakaFlow(model, order)
         # Filters' rates are at most 4 per iteration, so that half of one is a step short enough.
         run = af.solve(model, loss, start, steps, solver=diffrax.Tsit5(), step_size=config.step_size, **options)
-    report: Any = af.analysis.scale_invariance_report(run, model)
+    report = af.analysis.scale_invariance_report(run, model)
     return {"measured": float(report.measured_factor[0]), "predicted": float(report.factor)}
 
 

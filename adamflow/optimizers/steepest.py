@@ -72,16 +72,16 @@ def steepest_descent(
 ) -> Optimizer:
     """Steepest descent in a norm: sign descent and Muon without momentum are its members with steps of fixed length.
 
-        θₙ₊₁ = θₙ − η (λ θₙ + ‖gₙ‖* Dₙ),   Dₙ = argmax ⟨gₙ, D⟩ over ‖D‖ ≤ 1,   ‖g‖* = ⟨g, D⟩ the dual norm.
+        θₙ₊₁ = θₙ − η (λ θₙ + ‖gₙ‖∗ Dₙ),   Dₙ = argmax ⟨gₙ, D⟩ over ‖D‖ ≤ 1,   ‖g‖∗ = ⟨g, D⟩ the dual norm.
 
     The loss falls where η times `analysis.generalized_sharpness` is below 2. With the largest entry as the norm D is
-    sign g and ‖g‖* = Σ|gᵢ|; with the spectral norm D is U Vᵀ of each matrix and ‖g‖* the sum of all singular values.
+    sign g and ‖g‖∗ = Σ|gᵢ|; with the spectral norm D is U Vᵀ of each matrix and ‖g‖∗ the sum of all singular values.
 
     Args:
         learning_rate: η > 0.
         norm: "max" or "spectral". In the latter a leaf with two axes is a matrix, and any other a vector with its
             length; the norm of all is the largest of the leaves'.
-        dual_norm: whether steps have the length η‖g‖*; without it that of η: `signsgd` for "max".
+        dual_norm: whether steps have the length η‖g‖∗; without it that of η: `signsgd` for "max".
         weight_decay: λ ≥ 0, decoupled.
 
     Raises:

@@ -24,7 +24,7 @@ class GeneralizedSharpness(Record):
     Attributes:
         value: ⟨D, H D⟩ of the best direction found, a lower bound of S.
         direction: that D, with the structure of the parameters.
-        dual_norm: ‖g‖* of the gradient: the sum of its entries' sizes, or of its singular values.
+        dual_norm: ‖g‖∗ of the gradient: the sum of its entries' sizes, or of its singular values.
         agreeing: the share of starts that end within 1e-3 of `value`. Where it is small take more starts.
     """
 
@@ -35,7 +35,7 @@ class GeneralizedSharpness(Record):
 
     @property
     def of_fixed_steps(self) -> Float[Array, "*batch"]:
-        """S/‖g‖*: steps of fixed length η, as sign descent has them, are steepest descent at the rate η/‖g‖*."""
+        """S/‖g‖∗: steps of fixed length η, as sign descent has them, are steepest descent at the rate η/‖g‖∗."""
         return self.value / self.dual_norm
 
     def __str__(self) -> str:
