@@ -475,6 +475,11 @@ def noise(draw: Draw) -> str:
     return draw.one_of(noises, noises, rules)(draw)
 
 
+def mean_product(params: Any, data: Any) -> Any:
+    """A loss whose gradient of an example is the example; one program for all covariances."""
+    return jnp.mean(data @ params)
+
+
 def noises(draw: Draw) -> str:
     """A known covariance is applied and traced as it was given; a measured one has the factor of its batch size."""
     if draw.random.random() < 0.5:
@@ -496,7 +501,7 @@ def noises(draw: Draw) -> str:
         "rank": draw.random.randint(1, 3),
     }
     arguments = draw.spoil(arguments, share=0.6)
-    found = af.noise.covariance(lambda params, x: jnp.mean(x @ params), jnp.ones(2), data, **arguments)
+    found = af.noise.covariance(mean_product, jnp.ones(2), data, **arguments)
     size = int(arguments["batch_size"])
     share = 1.0 if arguments["replacement"] else (6 - size) / 5
     near(found.trace, np.var(np.asarray(data), axis=0).sum() * share / size, "trace", atol=1e-5)

@@ -1,5 +1,6 @@
 """Comparisons of runs, and measured orders."""
 
+import dataclasses
 import re
 
 import diffrax
@@ -135,6 +136,14 @@ def test_formula_the_split_is_exact_up_to_second_differences():
     oscillation = -rest * delta["a"] + jnp.outer(jnp.full(9, -0.005), jnp.array([1.0, -2.0]))
     np.testing.assert_allclose(split.oscillation["a"], oscillation[1:-1], rtol=1e-10)
     np.testing.assert_allclose(split.amplitude, np.linalg.norm(oscillation[1:-1], axis=1), rtol=1e-10)
+
+
+def test_identity_what_is_infinite_is_split_without_a_warning():
+    mean, _, _ = oscillating(range(4), 0.2, 1.1)
+    whole = dataclasses.replace(run(mean, range(4)), observed=jnp.array([1.0, np.inf, np.inf, 2.0]))
+    split = af.mean_and_oscillation(whole)
+    np.testing.assert_array_equal(split.mean.observed, [np.inf, np.inf])
+    assert np.isnan(split.observed_oscillation).all()
 
 
 def test_identity_the_mean_of_what_was_observed_and_of_iterates_saved_in_threes():

@@ -206,3 +206,9 @@ def test_formula_sgd_under_a_known_noise_has_the_stationary_variance_of_the_recu
 def test_failure_bad_noise_says_what_and_why(case, unchecked, call, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         call(*case)
+
+
+def test_formula_plain_numbers_for_each_leaf_are_a_diagonal_covariance():
+    noise = af.noise.known_covariance({"a": 0.5, "b": 2.0}, {"a": jnp.zeros(()), "b": jnp.zeros(())})
+    assert noise.kind == "diagonal"
+    np.testing.assert_allclose(noise.trace, 2.5)

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Complex, Float
 
 import adamflow as af
+from adamflow.optimizers import decays_as_adam
 
 #: Iterations of both runs.
 STEPS = 400
@@ -124,7 +125,8 @@ def settings_view(settings: Settings) -> View:
         >>> round(float(af.analysis.adaptive_edge(Settings().gamma)), 6)
         38.0
     """
-    decays = tuple(_decays(stage) for stage in settings.optimizer.stages)
+    decays = tuple(cast(Any, decays_as_adam(stage)) for stage in settings.optimizer.stages)
+    decays = tuple((float(beta), float(gamma)) for beta, gamma in decays)
     beta, gamma = decays[-1]
     iterations = np.unique(np.geomspace(1, _LAST_OF_BOUND, 120).round())
     numbers = jnp.asarray([settings.learning_rate, settings.beta, settings.gamma, settings.weight_decay])
@@ -145,7 +147,7 @@ def settings_view(settings: Settings) -> View:
         updates=np.asarray(observed["update"]),
         discrete=np.asarray(discrete.params),
         continuous=np.asarray(continuous.params),
-        relative_error=_relative_error(discrete, continuous),
+        relative_error=np.asarray(af.compare(discrete, continuous).relative_error),
         scaled_sharpness=scaled,
         edge=settings.learning_rate * float(edges[0]),
         flow_edge=settings.learning_rate * float(edges[1]),
@@ -174,13 +176,6 @@ _PREPARED: set[tuple[int, int]] = set()
 
 def _optimizer(k: int, learning_rate: Any, beta: Any, gamma: Any, weight_decay: Any) -> af.Optimizer:
     return af.kadam(k, learning_rate, beta=beta, gamma=gamma, weight_decay=weight_decay)
-
-
-def _decays(stage: af.AbstractStage) -> tuple[float, float]:
-    """β and γ of a stage of Adam."""
-    # Those of Adam are numbers, never functions of the iteration.
-    decays = {moving_average.name: float(cast(Any, moving_average.decay)) for moving_average in stage.filters()}
-    return decays["second_moment"], decays.get("first_moment", 0.0)
 
 
 def _bound(iterations: np.ndarray, beta: float, gamma: float) -> np.ndarray:
@@ -241,15 +236,6 @@ def _theory_program(k: int, order: int) -> Callable[..., tuple[list[jax.Array], 
         return edges, [af.analysis.linear_system(optimizer, sharpness, model=model) for model in models]
 
     return run
-
-
-def _relative_error(discrete: af.Trajectory, continuous: af.Trajectory) -> np.ndarray:
-    """The relative error of `af.compare`, in NumPy: nothing is compiled, and rows of runs that ended are nan."""
-    params, reference = np.asarray(continuous.params), np.asarray(discrete.params)
-    moved = np.linalg.norm(reference - np.asarray(discrete.initial_params), axis=1)
-    farthest = np.maximum.accumulate(moved)
-    error = np.linalg.norm(params - reference, axis=1)
-    return np.divide(error, farthest, out=np.zeros_like(error), where=farthest > 0)
 
 
 def _last_finite(values: np.ndarray, index: int) -> int:

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Key
 
 from adamflow.checks import check_choice, check_count, check_flag, check_params, check_real, describe, is_concrete
 from adamflow.losses import admit_loss, as_scalar, program
-from adamflow.optimizers.hyperparameters import choice_called
+from adamflow.optimizers.hyperparameters import choice_called, count_called, flag_called
 from adamflow.optimizers.record import Record
 from adamflow.types import Batch, Loss, Params, Scalar
 
@@ -177,15 +177,12 @@ class MinibatchNoise(Record):
 
     loss: Loss
     data: Batch
-    batch_size: int = eqx.field(static=True)
+    batch_size: int = eqx.field(static=True, converter=count_called("batch_size"))
     kind: str = eqx.field(static=True, default="full", converter=choice_called("kind", KINDS))
-    replacement: bool = eqx.field(static=True, default=True)
-    rank: int = eqx.field(static=True, default=10)
+    replacement: bool = eqx.field(static=True, default=True, converter=flag_called("replacement"))
+    rank: int = eqx.field(static=True, default=10, converter=count_called("rank"))
 
     def __check_init__(self):
-        check_count("batch_size", self.batch_size)
-        check_count("rank", self.rank)
-        check_flag("replacement", self.replacement)
         check_examples(self.data)
 
     def at(self, params: Params) -> GradientNoise:
@@ -253,8 +250,7 @@ def covariance(
         >>> print(noise.trace, noise.with_batch_size(4).trace, noise.noise_scale)
         1.75 0.875 0.875
     """
-    kind, replacement = check_choice("kind", kind, KINDS), check_flag("replacement", replacement)
-    batch_size, rank = check_count("batch_size", batch_size), check_count("rank", rank)
+    check_choice("kind", kind, KINDS)
     if callable(data):
         batches = [data(n) for n in range(check_count("draws", draws))]
         data = jax.tree.map(lambda *parts: jnp.concatenate([jnp.atleast_1d(part) for part in parts]), *batches)
@@ -282,20 +278,12 @@ def known_covariance(covariance: Any, params: Params) -> GradientNoise:
     mean = jax.tree.map(jnp.zeros_like, params)
     flat, _ = ravel_pytree(mean)
     if jax.tree.structure(covariance) == jax.tree.structure(params):
-        shapes = [getattr(leaf, "shape", None) for leaf in jax.tree.leaves(covariance)]
-        if shapes == [leaf.shape for leaf in jax.tree.leaves(params)]:
-            variances = jnp.asarray(ravel_pytree(covariance)[0], flat.dtype)
+        leaves = [_finite(leaf, flat.dtype) for leaf in jax.tree.leaves(covariance)]
+        if [leaf.shape for leaf in leaves] == [leaf.shape for leaf in jax.tree.leaves(params)]:
+            variances = ravel_pytree(leaves)[0]
             _check_positive(jnp.min(variances), "a variance")
             return GradientNoise(mean, "diagonal", variances, None)
-    array = check_real("covariance", covariance)
-    if is_concrete(array):
-        with np.errstate(over="ignore"):
-            array = np.asarray(array, flat.dtype)
-        if not np.isfinite(array).all():
-            raise ValueError(
-                f"covariance must be finite in {flat.dtype}, the type of params, got {describe(covariance)}"
-            )
-    array = jnp.asarray(array, flat.dtype)
+    array = _finite(covariance, flat.dtype)
     if array.ndim == 0:
         _check_positive(array, "the variance")
         return GradientNoise(mean, "isotropic", array, None)
@@ -480,6 +468,17 @@ def _noise_scale(loss: Loss, params: Params, data: Batch, curvature: bool) -> Fl
         return jnp.vdot(vector, ravel_pytree(hessian(unravel(vector)))[0])
 
     return jnp.mean(jax.lax.map(form, rows)) / form(flat)
+
+
+def _finite(covariance: Any, dtype: Any) -> jax.Array:
+    """A covariance, or a leaf of one, as an array of the type of the parameters."""
+    array = check_real("covariance", covariance)
+    if is_concrete(array):
+        with np.errstate(over="ignore"):
+            array = np.asarray(array, dtype)
+        if not np.isfinite(array).all():
+            raise ValueError(f"covariance must be finite in {dtype}, the type of params, got {describe(covariance)}")
+    return jnp.asarray(array, dtype)
 
 
 def _check_positive(value: Any, what: str, shown: Any = None) -> None:

@@ -10,7 +10,7 @@ from matplotlib.colors import SymLogNorm
 from matplotlib.patches import Circle
 from xarray import Dataset
 
-from adamflow.analysis import ObservedSharpness, Spectrum, TrainingReport, critical_curvature
+from adamflow.analysis import ObservedSharpness, Spectrum, TrainingReport, critical_curvature, stack_reports
 from adamflow.checks import describe
 from adamflow.noise.ensemble import Ensemble
 from adamflow.optimizers import Optimizer
@@ -346,7 +346,7 @@ def _columns(monitor: Any, *names: str) -> list[np.ndarray]:
             raise ValueError(
                 f"the dataset must be that of a monitor or of a bound report, but it has no {missing[0]!r}"
             )
-        found = _numbers(monitor, "iteration", *names)
+        data = monitor
     else:
         rows = getattr(monitor, "reports", monitor)
         if not isinstance(rows, Sequence) or not rows or not all(isinstance(row, TrainingReport) for row in rows):
@@ -354,7 +354,9 @@ def _columns(monitor: Any, *names: str) -> list[np.ndarray]:
                 "a picture of reports needs a monitor that has looked, its to_xarray(), or a sequence of "
                 f"TrainingReport, got {describe(monitor)}"
             )
-        scalars = [row.scalars() for row in rows]
-        found = [np.array([row.get(name, np.nan) for row in scalars]) for name in ("iteration", *names)]
+        data = stack_reports(rows)
+    # A column of which no report has a number is missing.
+    blank = np.full(data.sizes["iteration"], np.nan)
+    found = [np.asarray(data.get(name, blank), float) for name in ("iteration", *names)]
     check_data({"iteration": (found[0], "looks"), names[0]: (found[1], "looks")})
     return found

@@ -163,7 +163,7 @@ def compare(
     found = _distances(every, reference, run, norm)
     if average == "none":
         _warn_of_oscillation(reference, run, found.absolute, found.moved)
-    found = _Distances(*jax.tree.map(on_device, tuple(found)))
+    found = jax.tree.map(on_device, found)
     return Comparison(
         iterations=reference.iterations,
         absolute_error=found.absolute,

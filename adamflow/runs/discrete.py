@@ -428,7 +428,7 @@ def _in_one_program(task: _Task, plan: _Plan) -> tuple:
 
     def repeat(work: tuple[_Carry, Any], n: jax.Array, wanted: jax.Array, _: jax.Array) -> tuple:
         if plan.stride == 1:
-            return driver.step(work, (n, wanted))[0], n + 1
+            return driver.step_if_alive(work, (n, wanted))[0], n + 1
         places = (n + jnp.arange(plan.stride), wanted & (jnp.arange(plan.stride) == 0))
         return jax.lax.scan(driver.step_if_alive, work, places)[0], n + plan.stride
 

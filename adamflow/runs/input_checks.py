@@ -63,8 +63,8 @@ def check_flow(flow: Any) -> None:
         elif hasattr(flow, "drift") and hasattr(flow, "spread"):
             hint = (
                 "without noise; for a stochastic one call flow.solve(loss, params, steps, key=..., paths=...), which "
+                "returns an Ensemble of paths"
             )
-            hint += "returns an Ensemble of paths"
         raise TypeError(f"flow must be a flow {hint}, got {describe(flow)}")
     check_optimizer(flow.optimizer)
 

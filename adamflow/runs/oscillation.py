@@ -37,7 +37,8 @@ class MeanAndOscillation(Record):
         if self.oscillation is None:
             raise ValueError("the run holds no parameters, so their amplitude is unknown; run it without observe=")
         if is_concrete(self.oscillation):
-            return on_device(row_norms(jax.tree.map(np.asarray, self.oscillation), np))
+            with np.errstate(all="ignore"):
+                return on_device(row_norms(jax.tree.map(np.asarray, self.oscillation), np))
         return row_norms(self.oscillation)
 
 
@@ -84,7 +85,10 @@ def mean_and_oscillation(run: Trajectory) -> MeanAndOscillation:
     # By NumPy: each operation of jax on its own would be compiled at the first call.
     rows = jax.tree.map(np.asarray, (run.params, run.observed))
     iterations = np.asarray(run.iterations)[places]
-    means, oscillations = (jax.tree.map(on_device, jax.tree.map(part, rows)) for part in (mean, oscillation))
+    # What was observed may be infinite, which is no reason to warn.
+    with np.errstate(all="ignore"):
+        means, oscillations = (jax.tree.map(part, rows) for part in (mean, oscillation))
+    means, oscillations = jax.tree.map(on_device, (means, oscillations))
     averaged = dataclasses.replace(
         run,
         iterations=on_device(iterations),

@@ -6,11 +6,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from adamflow.analysis.stability.training import TrainingReport
+from adamflow.analysis.stability.training import BY_LEAF, TrainingReport
 from adamflow.checks import describe
-
-#: By name in the table, the fields of a report by leaf.
-_BY_LEAF = {"share": "share_by_leaf"} | {name: name for name in ("leaf_sharpness", "leaf_sharpness_residual")}
 
 
 def stack_reports(reports: Sequence[TrainingReport]) -> xr.Dataset:
@@ -45,7 +42,7 @@ def stack_reports(reports: Sequence[TrainingReport]) -> xr.Dataset:
     columns: dict[str, Any] = {name: ("iteration", [row.get(name, np.nan) for row in rows]) for name in names}
     coordinates: dict[str, Any] = {"iteration": [report.iteration for report in reports]}
     leaves = list(dict.fromkeys(leaf for report in reports for leaf in report.share_by_leaf))
-    for name, field in _BY_LEAF.items():
+    for name, field in BY_LEAF.items():
         tables = [getattr(report, field) for report in reports]
         if any(tables):
             columns[name] = (("iteration", "leaf"), [[table.get(leaf, np.nan) for leaf in leaves] for table in tables])

@@ -31,6 +31,13 @@ from adamflow.types import Batch, Loss, Params
 #: A coordinate lags if g² is at most this share of v̂: then v shrinks by nearly its decay β at each iteration.
 LAGGING_SHARE = 0.01
 
+#: By name for loggers and tables, the fields of a report that hold a number for each leaf.
+BY_LEAF = {
+    "share": "share_by_leaf",
+    "leaf_sharpness": "leaf_sharpness",
+    "leaf_sharpness_residual": "leaf_sharpness_residual",
+}
+
 _REGIONS = {1: "B+", 0: "border", -1: "B-"}
 
 
@@ -165,18 +172,14 @@ class TrainingReport:
 
         Numbers by leaf have the names "share/" + leaf, "leaf_sharpness/" + leaf and "leaf_sharpness_residual/" + leaf.
         """
-        left_out = ("region", "vector", "plain_vector", "leaf_vectors", "tolerance")
-        fields = [field.name for field in dataclasses.fields(self) if field.name not in left_out]
-        tables = {"share": self.share_by_leaf} | {
-            name: getattr(self, name) for name in ("leaf_sharpness", "leaf_sharpness_residual")
-        }
-        names = [name for name in fields if name not in tables and name != "share_by_leaf"]
+        left_out = ("region", "vector", "plain_vector", "leaf_vectors", "tolerance", *BY_LEAF.values())
+        names = [field.name for field in dataclasses.fields(self) if field.name not in left_out]
         numbers = {name: float(getattr(self, name)) for name in names}
         if not math.isnan(self.preconditioned_sharpness):
             numbers["scaled_sharpness"] = self.scaled_sharpness
             numbers["ratio"] = self.ratio
-        for name, table in tables.items():
-            numbers |= {f"{name}/{leaf}": number for leaf, number in table.items()}
+        for name, field in BY_LEAF.items():
+            numbers |= {f"{name}/{leaf}": number for leaf, number in getattr(self, field).items()}
         return {name: number for name, number in numbers.items() if not math.isnan(number)}
 
     def __str__(self) -> str:
