@@ -142,19 +142,20 @@ def train(config: Config) -> dict[str, Any]:
     problem = af.problems.mlp(widths=(config.width,), seed=config.seed)
     betas, gammas = (nines(*ends, config.grid) for ends in (config.beta_range, config.gamma_range))
 
+    names = ("value", "residual", "lowest_eigenvalue_bound")
+
     def run(beta: float, gamma: float) -> dict[str, Any]:
         optimizer = af.adam(config.learning_rate, beta=beta, gamma=gamma)
         look = af.analysis.sharpness_observer(optimizer, problem.loss)
         options: dict[str, Any] = dict(save_at=[config.steps], observe=look, on_failure="ignore")
         result = af.iterate(optimizer, problem.loss, problem.params, config.steps, **options)
-        names = ("value", "residual", "lowest_eigenvalue_bound")
         if not result.outcome.successful:
             return dict.fromkeys(names, np.nan)
         return {name: getattr(result.observed, name)[0] for name in names}
 
     with resume.Parts(__file__, config) as parts:
         runs = parts.sweep("runs", run, {"beta": betas, "gamma": gammas}, method="threads")
-    sharpness, residual, lowest = (runs[name].values for name in runs.data_vars if name != "outcome")
+    sharpness, residual, lowest = (runs[name].values for name in names)
     data = {"net_beta": betas, "net_gamma": gammas, "net_residual": residual}
     data["net_exponent"] = af.analysis.bounded_update_region(beta=betas, gamma=gammas).exponent
     records = jax.vmap(lambda gamma: af.adam(1.0, gamma=gamma))(jnp.asarray(gammas))
