@@ -377,11 +377,28 @@ def write(out: Path, results: list[dict[str, Any]]) -> None:
     partial.replace(out)
 
 
+def markdown(results: Iterable[dict[str, Any]]) -> str:
+    """The rows as a table for a page of docs/."""
+
+    def short(value: float) -> str:
+        return f"{1e3 * value:.3g} ms" if value < 1 else f"{value:.3g} s"
+
+    lines = ["| | ratio | ours | peer | first call | the peer's |", "|---|---|---|---|---|---|"]
+    for row in results:
+        times = " | ".join(short(row[name]) for name in ("ours", "peer", "first_ours", "first_peer"))
+        lines.append(f"| {row['name']} | {row['ratio']:.2f} | {times} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("groups", nargs="*", metavar="group", help=f"which rows, by default all: {', '.join(GROUPS)}")
     parser.add_argument("--out", type=Path, default=None, help="write the results there as json")
+    parser.add_argument("--table", type=Path, default=None, help="only print the results of such a file as Markdown")
     given = parser.parse_args()
+    if given.table is not None:
+        print(markdown(json.loads(given.table.read_text())["rows"]))
+        return
     out, groups = given.out, given.groups or list(GROUPS)
     if unknown := sorted(set(groups) - set(GROUPS)):
         parser.error(f"there are no groups {', '.join(unknown)}; take some of {', '.join(GROUPS)}")
