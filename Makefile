@@ -12,7 +12,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: accuracy docs docs-links package-check test-browser help figures figures-quick figures-full test test-examples test-slow test-torch test-all test-newest test-oldest fuzz check gpu-check bench clean
+.PHONY: accuracy docs docs-check docs-links package-check test-browser help figures figures-quick figures-full test test-examples test-slow test-torch test-all test-newest test-oldest fuzz check gpu-check bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -56,6 +56,9 @@ test-oldest:  ## the default tests with the lowest versions that pyproject.toml 
 docs: $(VENV)/.installed-docs $(VENV)/.installed-torch  ## the site into build/docs: strict, its notebooks executed and kept
 	$(BIN)/python -m sphinx -W --keep-going docs build/docs
 	@echo "Open build/docs/index.html"
+
+docs-check: $(VENV)/.installed-docs  ## the site, strict, without running its notebooks: `make test-examples` runs them
+	$(BIN)/python -m sphinx -q -W --keep-going -D nb_execution_mode=off -D suppress_warnings=myst-nb.lexer docs build/docs-check
 
 docs-links: $(VENV)/.installed-docs  ## ask the servers whether links to other sites still lead somewhere
 	$(BIN)/python -m sphinx -b linkcheck -D nb_execution_mode=off docs build/docs-links

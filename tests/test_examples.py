@@ -1,4 +1,4 @@
-"""Examples run as they stand, in an empty folder: each ```python block of README.md and docs/, and all of examples/."""
+"""Examples run as they stand, in an empty folder: code of README.md and docs/, the notebooks, and all of examples/."""
 
 import re
 import runpy
@@ -9,6 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+CELL = re.compile(r"^```\{code-cell\}[^\n]*\n((?::[^\n]*\n)*)(.*?)^```$", re.DOTALL | re.MULTILINE)
+#: What a notebook needs beside the extra `test`: `make test-torch`, before this, installs it.
+EXTRAS = ("torch", "flax")
 
 
 def examples() -> list:
@@ -35,6 +38,43 @@ def test_example_runs(path, line, code, tmp_path, monkeypatch):
         exec(program, {"__name__": "__main__"})
     finally:
         plt.close("all")
+
+
+def notebooks() -> list:
+    """A parameter (file, cells) for each page that is a notebook; cells are (line, options, code)."""
+    found = []
+    for path in sorted((ROOT / "docs").glob("**/*.md")):
+        text = path.read_text()
+        cells = [(text.count("\n", 0, match.start(2)), match[1], match[2]) for match in CELL.finditer(text)]
+        if cells:
+            found.append(pytest.param(path, cells, id=str(path.relative_to(ROOT))))
+    return found
+
+
+@pytest.mark.examples
+@pytest.mark.parametrize(("path", "cells"), notebooks())
+def test_notebook_runs(path, cells, tmp_path, monkeypatch):
+    for package in EXTRAS:
+        if any(f"import {package}" in code or f"from {package}" in code for _, _, code in cells):
+            pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__main__"}
+    try:
+        for line, options, code in cells:
+            program = compile("\n" * line + code, str(path), "exec")
+            if "raises-exception" in options:
+                with pytest.raises(Exception):  # noqa: B017, PT011  the page shows which
+                    exec(program, namespace)
+            else:
+                exec(program, namespace)
+    finally:
+        plt.close("all")
+
+
+@pytest.mark.examples
+def test_every_notebook_of_the_site_is_found():
+    pages = {path for path in (ROOT / "docs").glob("**/*.md") if "file_format: mystnb" in path.read_text()[:200]}
+    assert {parameter.values[0] for parameter in notebooks()} == pages
 
 
 @pytest.mark.examples

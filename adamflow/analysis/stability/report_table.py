@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import xarray as xr
 
 from adamflow.analysis.stability.training import BY_LEAF, TrainingReport
 from adamflow.checks import describe
+from adamflow.types import Dataset
 
 
-def stack_reports(reports: Sequence[TrainingReport]) -> xr.Dataset:
+def stack_reports(reports: Sequence[TrainingReport]) -> Dataset:
     """Reports of a run as a dataset: each scalar over the dimension `iteration`, and what is by leaf over `leaf` too.
 
     By leaf are `share` and, where they were asked for, `leaf_sharpness` and `leaf_sharpness_residual`. What a report
@@ -37,6 +37,9 @@ def stack_reports(reports: Sequence[TrainingReport]) -> xr.Dataset:
     for report in reports:
         if not isinstance(report, TrainingReport):
             raise TypeError(f"reports must be what training_report returns, got {describe(report)} among them")
+    # xarray takes as long to import as jax does, which analyses do without.
+    import xarray as xr
+
     rows = [report.scalars() for report in reports]
     names = dict.fromkeys(name for row in rows for name in row if "/" not in name and name != "iteration")
     columns: dict[str, Any] = {name: ("iteration", [row.get(name, np.nan) for row in rows]) for name in names}
