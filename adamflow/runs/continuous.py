@@ -14,6 +14,7 @@ import numpy as np
 from adamflow.checks import check_count, check_flag, check_range, check_single, is_concrete
 from adamflow.flows import AbstractFlow, ChangeOfVariables, GouldTanakaFlow, Snapshot, StartLike
 from adamflow.losses import ScalarLoss, count_program, loss_and_aux, program
+from adamflow.optimizers import Optimizer
 from adamflow.runs.collocation import (
     RunInputs,
     StaticOptions,
@@ -239,7 +240,8 @@ def _solve_once(problem: _Problem, numbers: "_Numbers") -> Trajectory:
             stats = _stats(run, method, counter, counted, flow.gradients_per_evaluation, looks)
     if early is not None:
         rows_and_finite = with_first_rows(early, times, run.rows, run.finite)
-        run, stats = run._replace(rows=rows_and_finite[0], finite=rows_and_finite[1]), _with_discrete(stats, early)
+        run = run._replace(rows=rows_and_finite[0], finite=rows_and_finite[1])
+        stats = _with_discrete(stats, early, flow.optimizer)
     return Trajectory(
         iterations=exact_iterations(rows),
         params=run.rows if observe is None else None,
@@ -373,12 +375,13 @@ def _stats(run: "_Run", method: Method, counter: _Counter | None, before: int, e
     return Stats(gradients, run.accepted, run.rejected, method.jacobians * attempted, None, jnp.zeros((), int))
 
 
-def _with_discrete(stats: Stats, early: FirstIterations) -> Stats:
+def _with_discrete(stats: Stats, early: FirstIterations, optimizer: Optimizer) -> Stats:
     """What a run cost, with the first iterations, which the optimizer made."""
     gradients = stats.gradient_evaluations
+    each = 2 if optimizer.uses_gradient_change else 1
     return dataclasses.replace(
         stats,
-        gradient_evaluations=None if gradients is None else gradients + early.gradient_evaluations,
+        gradient_evaluations=None if gradients is None else gradients + each * early.gradient_evaluations,
         accepted_steps=stats.accepted_steps + early.first,
         discrete_steps=early.first,
     )

@@ -155,6 +155,7 @@ def _run(task: "_Task", steps: int, rows: np.ndarray, bar: Bar) -> Trajectory:
     reached = last if steps > largest_exact_float() else last.astype(jnp.result_type(float))
     code, reached, counts = jax.tree.map(on_device, (code, reached, counts))
     gradients, accepted, rejected, jacobians = counts
+    gradients = gradients * (2 if task.optimizer.uses_gradient_change else 1)
     trajectory = Trajectory(
         iterations=exact_iterations(rows),
         params=saved if observe is None else None,
@@ -319,9 +320,12 @@ class _Driver(NamedTuple):
         return loss_and_aux(self.task.loss, params, *batch, has_aux=self.task.has_aux)
 
     def evaluate(self, params: Params, state: OptimizerState, n: jax.Array) -> tuple[Snapshot, OptimizerState]:
+        def gradient_of(params: Params) -> Params:
+            return jax.grad(self.value, has_aux=True)(params, n)[0]
+
         (value, aux), gradient = jax.value_and_grad(self.value, has_aux=True)(params, n)
         iteration = self.task.first + n
-        direction, state = self.task.optimizer.update(gradient, state, iteration, params)
+        direction, state = self.task.optimizer.consume(gradient_of, gradient, state, iteration, params)
         snapshot = Snapshot(iteration, params, gradient, direction, state.filters, value, aux=aux, memory=state.memory)
         return snapshot, state
 
