@@ -1,5 +1,6 @@
 """VRAdam as a record of stages: two gradients of one batch in every reader of an optimizer."""
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -144,3 +145,26 @@ def test_failure_of_what_has_no_second_gradient(unchecked):
         af.analysis.iterate_on_spheres(
             af.adam(0.1), problem.loss, problem.params, 5, problem.scale_invariant, other_optimizer=record
         )
+
+
+@pytest.mark.parametrize(
+    ("make", "order"),
+    [
+        (lambda record: af.GouldTanakaFlow(record, order=1, rate="exact"), 1),
+        (lambda record: af.InterpolatingFlow(record, order=2), 2),
+    ],
+    ids=["exact rate", "interpolating"],
+)
+def test_order_of_its_flows(make, order):
+    etas, errors = [0.02, 0.01, 0.005], []
+    # Filters that have settled at the start, from a run that hardly moves: the start does not depend on η.
+    first = 200
+    settled = af.iterate(af.vradam(1e-9, beta=0.9, gamma=0.5, epsilon=0.1), smooth_loss, START, first).final_state[1]
+    for eta in etas:
+        record, last = af.vradam(eta, beta=0.9, gamma=0.5, epsilon=0.1), first + round(0.6 / eta)
+        options = {"start": (first, settled), "save_at": [last]}
+        discrete = af.iterate(record, smooth_loss, START, last, **options)
+        flow = af.solve(make(record), smooth_loss, START, last, solver=diffrax.Tsit5(), rtol=1e-9, **options)
+        errors.append(float(jnp.linalg.norm(flow.params[-1] - discrete.params[-1])))
+    slope = np.log(errors[0] / errors[-1]) / np.log(etas[0] / etas[-1])
+    assert abs(slope - order) < 0.2, (errors, slope)
