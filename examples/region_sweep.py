@@ -85,7 +85,7 @@ def main() -> None:
     update = runs.largest.max("seed").values
     print(f"largest update: {update[inside].max():.3g} where γ² < β, {update[~inside].max():.3g} elsewhere")
     figure, ax = plt.subplots()
-    af.plotting.sweep_map(ax, runs.max("seed"), "largest")
+    af.plotting.sweep_map(runs.max("seed"), "largest", ax=ax)
     figure.savefig("region.png")
 
 

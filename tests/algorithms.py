@@ -188,6 +188,22 @@ def adan(b1, b2, b3, epsilon, weight_decay):
     return step
 
 
+def vradam(beta, gamma, epsilon):
+    """Li, Rakhlin and Jadbabaie, 2023, algorithm 2, with m₀ of batch 0; a gradient is a pair, at θₙ and at θₙ₋₁."""
+
+    @by_entry
+    def step(x, pair, n, memory, eta):
+        g, before = pair
+        if n == 0:
+            memory["m"] = g
+        else:
+            memory["m"] = gamma * memory["m"] + (1 - gamma) * g + gamma * (g - before)
+        v = average(memory, "v", g**2, beta)
+        return x - eta * memory["m"] / (np.sqrt(v / (1 - beta ** (n + 1))) + epsilon)
+
+    return step
+
+
 def maxva(lowest, highest, gamma, *, averages_last):
     """Zhu et al., 2020: MAdam, or LaMAdam, which averages last."""
 

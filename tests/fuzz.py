@@ -151,6 +151,7 @@ CONSTRUCTORS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
             af.nadambound,
             af.ademamix,
             af.muon,
+            af.vradam,
         )
     },
     "adagrad": (af.adagrad, ("epsilon", "weight_decay")),

@@ -611,8 +611,6 @@ def test_failure_flows_and_options_that_it_does_not_take(unchecked):
     for flow in (af.GouldTanakaFlow(af.kadam(2, 1e-3)), af.GouldTanakaFlow(af.adam(1e-3), order=2)):
         with pytest.raises(ValueError, match=r"flows of order 1 with one stage, got the .*damp what should grow"):
             solve(flow)
-    with pytest.raises(ValueError, match="shows no bar: leave out progress"):
-        solve(af.GouldTanakaFlow(af.adam(1e-3)), progress=True)
 
 
 @pytest.mark.slow

@@ -210,6 +210,8 @@ TABLE = [
         20.0 - 0.1 * ETA,
         NO_BOUND,
     ),
+    # v does not see the second gradient, and without noise it is RMSprop.
+    Row("vradam", af.vradam(ETA, beta=0.99, epsilon=1e-3), algorithms.vradam(0.99, 0.9, 1e-3), 2.0, INF),
     Row("adam, averaged", af.with_model_average(af.adam(ETA), 0.99), optax.adam(ETA, eps=0.0), 38.0, 1.1698983290),
     Row(
         "adam, l2",
@@ -245,22 +247,30 @@ def numbers(row, seed, *leading):
 
 
 @eqx.filter_jit
-def path(transformation, params, sequence):
-    """All parameters along a run of an optax transformation on a sequence of gradients."""
+def path(transformation, params, sequence, before=None):
+    """All parameters along a run of an optax transformation on a sequence of gradients.
 
-    def step(carry, gradient):
-        params, state = carry
-        updates, state = transformation.update(gradient, state, params)
+    `before` are those at the previous parameters, for what takes two of each batch.
+    """
+
+    def step(carry, gradients):
+        (params, state), (gradient, at_previous) = carry, gradients
+        second = {} if at_previous is None else {"gradient_at_previous": at_previous}
+        updates, state = transformation.update(gradient, state, params, **second)
         params = optax.apply_updates(params, updates)
         return (params, state), params
 
-    return jax.lax.scan(step, (params, transformation.init(params)), sequence)[1]
+    return jax.lax.scan(step, (params, transformation.init(params)), (sequence, before))[1]
 
 
 @ROWS
 def test_formula_steps_are_those_of_the_algorithm(row):
     params, sequence = numbers(row, SEED), numbers(row, SEED + 1, STEPS)
-    ours = path(row.record.to_optax(), params, sequence)
+    before = numbers(row, SEED + 2, STEPS) if row.record.uses_gradient_change else None
+    ours = path(row.record.to_optax(), params, sequence, before)
+    if before is not None:
+        # One pair for each iteration.
+        sequence = jax.tree.map(lambda g, other: jnp.stack([g, other], axis=1), sequence, before)
     if isinstance(row.peer, optax.GradientTransformation):
         theirs = path(row.peer, params, sequence)
     else:

@@ -315,12 +315,6 @@ def test_identity_a_program_is_compiled_once_for_all_numbers():
     assert len(traces) == once
 
 
-def test_identity_progress_bar_changes_nothing(capsys):
-    run = af.iterate(ADAM, CHAIN.loss, CHAIN.params, 40, progress=True)
-    np.testing.assert_array_equal(run.params, af.iterate(ADAM, CHAIN.loss, CHAIN.params, 40).params)
-    assert "100.00%" in capsys.readouterr().err
-
-
 def test_failure_explosion_keeps_what_came_before():
     run = af.iterate(af.signsgd(3e6), jnp.sum, jnp.ones(1), 400, save_at=np.arange(0, 401, 10), on_failure="ignore")
     assert run.outcome.name == "diverged"

@@ -107,3 +107,80 @@ def test_failure_of_what_is_no_such_result(quadratic, unchecked):
     paths = Ensemble.of([0, 1], jnp.ones((3, 2, 2)), "paths")
     with pytest.raises(ValueError, match=r"entry must lie in \[0, 2\), the entries of what was observed, got 2"):
         plotting.ensemble(paths, entry=2)
+
+
+def test_identity_the_first_crossing_of_the_edge_is_marked():
+    problem, optimizer = af.problems.quadratic([1.0, 3.0]), af.adam(0.02)
+    observe = af.analysis.sharpness_observer(optimizer, problem.loss)
+    run = af.iterate(optimizer, problem.loss, problem.params, 150, save_at=np.arange(0, 151, 10), observe=observe)
+    scaled = 0.02 * np.asarray(run.observed.value)
+    first = np.flatnonzero(scaled >= 38)[0]
+    assert first > 0
+    (marked,) = [line for line in af.plotting.sharpness(run, optimizer).lines if line.get_marker() == "o"]
+    np.testing.assert_allclose(marked.get_xydata(), [[10.0 * first, scaled[first]]], rtol=1e-6)
+
+
+def test_formula_the_two_cycle_of_adam_is_drawn_at_its_amplitude():
+    problem, optimizer = af.problems.quadratic([1.0], start=[0.05]), af.adam(0.1, beta=0.9, gamma=0.1)
+    cycle = af.analysis.periodic_orbit(optimizer, problem.loss, problem.params, 2)
+    ax = af.plotting.orbit(cycle)
+    amplitude = float(af.analysis.two_cycle(0.1, beta=0.9, gamma=0.1).amplitude)
+    drawn = ax.lines[0].get_ydata()
+    np.testing.assert_allclose(np.abs(drawn), amplitude, rtol=1e-6)
+    assert drawn[0] == drawn[2] == -drawn[1]
+    assert ax.get_title() == "cycle of period 2, stable"
+
+
+def test_identity_orbits_of_many_entries_show_those_that_move_most():
+    rows = np.random.default_rng(0).normal(size=(3, 9)) * np.arange(9)
+    points = {"a": jnp.asarray(rows[:, :4].reshape(3, 2, 2)), "b": jnp.asarray(rows[:, 4:])}
+    options = {"stable": False, "residual": 0.0, "converged": True, "period": 3, "searched": 3}
+    found = af.analysis.PeriodicOrbit((points, None), np.zeros(9, complex), **options)
+    ax = af.plotting.orbit(found)
+    deviations = rows - rows.mean(axis=0)
+    shown = sorted(np.argsort(np.abs(deviations).max(axis=0))[-5:])
+    assert [line.get_label() for line in ax.lines] == [f"entry {entry}" for entry in shown]
+    for line, entry in zip(ax.lines, shown, strict=True):
+        np.testing.assert_allclose(line.get_ydata(), deviations[[0, 1, 2, 0], entry], rtol=1e-12)
+
+
+def test_identity_multipliers_of_an_instability_and_their_periods():
+    found = af.analysis.Instability(
+        np.array([-1.1, 1.0 + 0.2j]), curvature=38.0, converged=np.array([True, False]), rounding=0.0
+    )
+    ax = af.plotting.instability(found)
+    known, open_ones = ({(x, y) for x, y in line.get_xydata()} for line in ax.lines)
+    assert known == {(-1.1, 0.0)}
+    assert open_ones == {(1.0, 0.2), (1.0, -0.2)}
+    assert [text.get_text() for text in ax.texts] == ["period 2", f"period {2 * np.pi / np.arctan(0.2):.4g}"]
+    assert ax.get_title() == "unstable from ηs = 38 on"
+
+
+def test_identity_an_explanation_shows_where_the_flow_departs():
+    problem, optimizer = af.problems.chain(dimension=4), af.adam(1e-3)
+    discrete = af.iterate(optimizer, problem.loss, problem.params, 100)
+    continuous = af.solve(af.GouldTanakaFlow(optimizer), problem.loss, problem.params, 100)
+    found = af.explain(discrete, continuous, optimizer, problem.loss, tolerance=2e-3)
+    ax = af.plotting.explanation(found)
+    moved = np.linalg.norm(np.asarray(discrete.params - discrete.initial_params), axis=1).max()
+    distance = np.linalg.norm(np.asarray(discrete.params - continuous.params), axis=1) / moved
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), distance, rtol=1e-6, atol=1e-12)
+    np.testing.assert_array_equal(ax.lines[2].get_xydata(), [[found.departs_at, found.error]])
+    agreeing = af.explain(discrete, continuous, optimizer, problem.loss, tolerance=0.5)
+    assert af.plotting.explanation(agreeing).get_title() == "within the tolerance"
+
+
+@pytest.mark.parametrize("name", ["orbit", "instability", "explanation"])
+def test_failure_other_results_are_named(unchecked, name):
+    with pytest.raises(ValueError, match=rf"{name} draws what af\..* returned, got int"):
+        getattr(af.plotting, name)(3)
+
+
+def test_failure_results_that_hold_nothing_to_draw():
+    nothing = af.analysis.Instability(np.zeros(0, complex), float("nan"), np.zeros(0, bool))
+    with pytest.raises(ValueError, match="the step is stable"):
+        af.plotting.instability(nothing)
+    options = {"stable": False, "residual": 1.0, "converged": False, "period": 2, "searched": 2}
+    failed = af.analysis.PeriodicOrbit((jnp.zeros((2, 1)), None), np.zeros(1, complex), **options)
+    with pytest.raises(ValueError, match="result holds no orbit: no orbit of period 2"):
+        af.plotting.orbit(failed)

@@ -55,8 +55,11 @@ def _lacks_derivative(
     marked = _Marked(**{field.name: getattr(optimizer, field.name) for field in dataclasses.fields(Optimizer)})
 
     def direction(record: Optimizer) -> Flat:
-        consume: Any = record.update if isinstance(memory, OptimizerState) else record.direction_and_targets
-        return ravel_pytree(consume(gradients[0], memory, iteration, params)[0])[0]
+        if isinstance(memory, OptimizerState):
+            found = record.consume(jax.grad(loss), gradients[0], memory, iteration, params)
+        else:
+            found = record.direction_and_targets(gradients[0], memory, iteration, params)
+        return ravel_pytree(found[0])[0]
 
     plain, other = direction(optimizer), direction(marked)
     missing = (plain == 0) if signs else jnp.isnan(other) & ~jnp.isnan(plain)

@@ -76,7 +76,7 @@ def check_averages(optimizer: Optimizer, flow: str, *, averages_alone: bool = Tr
             )
         has_equations = stage.only_averages
         if not averages_alone:
-            has_equations = _moves(stage) and not (stage.uses_difference and index)
+            has_equations = _moves(stage) and not (stage.uses_change and index)
         if not has_equations:
             raise TypeError(
                 f"{flow} needs stages made of moving averages, but {type(stage).__name__} keeps other memory or "
@@ -99,7 +99,8 @@ def initial_state(
 ) -> tuple[FlowState, Params]:
     """The state when the first gradient has been consumed, x̄(0) = (1−α) x(0) at n = 0, and the direction there."""
     iteration, memory = start_of(start, optimizer, params)
-    direction, state = optimizer.update(jax.grad(as_scalar(loss))(params), memory, iteration, params)
+    gradient_of = jax.grad(as_scalar(loss))
+    direction, state = optimizer.consume(gradient_of, gradient_of(params), memory, iteration, params)
     return FlowState(params, None, state.filters, state.memory if any(state.memory) else None), direction
 
 
@@ -144,7 +145,7 @@ def levels(stages: tuple[AbstractStage, ...]) -> int:
         averages_so_far = _Watched({filter.name: zero for filter in stage.filters()})
         for filter in stage.filters():
             averages_so_far.read = False
-            filter.input(StageInput(zero, zero, zero), averages_so_far)
+            filter.input(StageInput(zero, zero, zero, zero), averages_so_far)
             count += averages_so_far.read
         count += bool(stage.filters())
     return count

@@ -36,7 +36,8 @@ class GouldTanakaFlow(AbstractAveragesFlow):
     Args:
         optimizer: a record whose memory consists of averages (Adam, AdamW, RMSprop, sign descent, k-Adam, and most of
             the family in docs/family.md), or of what says how it moves (AMSGrad's maximum). Differences of gradients,
-            as Adan averages them, are H θ' here, at the cost of a Hessian-vector product.
+            as Adan averages them, and the changes of a batch's gradient of VRAdam are both H θ' here, where there is
+            no noise, at the cost of a Hessian-vector product.
         order: 1 or 2.
         rate: "gould_tanaka" or "exact".
 
@@ -80,7 +81,7 @@ class GouldTanakaFlow(AbstractAveragesFlow):
 
     @property
     def gradients_per_evaluation(self) -> int:
-        return 3 if self.optimizer.stages[0].uses_difference else 1
+        return 3 if self.optimizer.stages[0].uses_change else 1
 
     def vector_field(self, time: Scalar, state: FlowState, loss: Loss) -> FlowState:
         optimizer, params = self.optimizer, state.params
@@ -89,7 +90,7 @@ class GouldTanakaFlow(AbstractAveragesFlow):
         direction, targets = optimizer.direction_and_targets(gradient, filters, time, params, memory=state.memory)
         step = optimizer.at(time).increment(params, direction)
         velocity = step if self.order == 1 else state.velocity
-        if optimizer.stages[0].uses_difference:
+        if optimizer.stages[0].uses_change:
             difference = self._difference(loss, params, velocity)
             _, targets = optimizer.direction_and_targets(
                 gradient, filters, time, params, memory=state.memory, difference=difference

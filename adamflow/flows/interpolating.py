@@ -112,7 +112,7 @@ class InterpolatingFlow(AbstractFlow):
 
     @property
     def gradients_per_evaluation(self) -> int:
-        return self.order
+        return self.order * (2 if self.optimizer.uses_gradient_change else 1)
 
     @property
     def transient_iterations(self) -> int:
@@ -123,7 +123,8 @@ class InterpolatingFlow(AbstractFlow):
             iteration, optimizer_state = start_of(start, self.optimizer, params)
             return InterpolatingState(params, optimizer_state, self._masses_after(iteration - 1, params))
         memory = self.optimizer.initial_state(params)
-        _, after = self.optimizer.update(jax.grad(as_scalar(loss))(params), memory, 0, params)
+        gradient_of = jax.grad(as_scalar(loss))
+        _, after = self.optimizer.consume(gradient_of, gradient_of(params), memory, 0, params)
         # To their start, 0 for most, filters get what rounding would take from the first gradient's share, so that
         # `coordinates` knows how large they will be, and `solve` whether the gradient is finite.
         first, weight_sums = jax.tree.map(
@@ -132,7 +133,8 @@ class InterpolatingFlow(AbstractFlow):
         )
         filters = jax.tree.map(jnp.add, memory.filters, first)
         # As the discrete step has it, the input before the first is the first.
-        return InterpolatingState(params, OptimizerState(filters, memory.memory, after.previous_inputs), weight_sums)
+        memory = dataclasses.replace(memory, filters=filters, previous_inputs=after.previous_inputs)
+        return InterpolatingState(params, memory, weight_sums)
 
     def vector_field(self, time: Scalar, state: InterpolatingState, loss: Loss) -> InterpolatingState:
         def visit(
@@ -178,7 +180,8 @@ class InterpolatingFlow(AbstractFlow):
 
     def snapshot(self, time: Scalar, state: InterpolatingState, loss: Loss) -> Snapshot:
         value, gradient = jax.value_and_grad(as_scalar(loss))(state.params)
-        direction, optimizer_state, weight_sums = self._consume(time, self.clipped(state), gradient)
+        gradient_of = jax.grad(as_scalar(loss))
+        direction, optimizer_state, weight_sums = self._consume(time, self.clipped(state), gradient, gradient_of)
         if self.optimizer.bias_correction:
             # What iteration n divides by is 1 − αⁿ⁺¹, so that is the weight_sum that users expect in a filter.
             optimizer_state = dataclasses.replace(
@@ -189,7 +192,7 @@ class InterpolatingFlow(AbstractFlow):
         )
 
     def _consume(
-        self, time: Scalar, state: InterpolatingState, gradient: Params
+        self, time: Scalar, state: InterpolatingState, gradient: Params, gradient_of: Callable[[Params], Params]
     ) -> tuple[Params, OptimizerState, Masses]:
         """The direction at the time n, and filters, memory, last inputs and weight_sums after it."""
         weight_sums, optimizer = self._advance_masses(state.weight_sums, time), self.optimizer
@@ -199,15 +202,18 @@ class InterpolatingFlow(AbstractFlow):
                 for stage, known in zip(optimizer.stages, weight_sums, strict=True)
             )
             optimizer = dataclasses.replace(optimizer, stages=stages)
-        return *optimizer.update(gradient, state.optimizer_state, time, state.params), weight_sums
+        return *optimizer.consume(gradient_of, gradient, state.optimizer_state, time, state.params), weight_sums
 
     def increment(self, time: Scalar, state: InterpolatingState, loss: Loss) -> InterpolatingState:
         """F(y, n) − y; that of θ as the step itself has it, without a difference of large numbers."""
-        return self.increment_by(time, state, jax.grad(as_scalar(loss))(state.params))
+        gradient_of = jax.grad(as_scalar(loss))
+        return self.increment_by(time, state, gradient_of(state.params), gradient_of)
 
-    def increment_by(self, time: Scalar, state: InterpolatingState, gradient: Params) -> InterpolatingState:
-        """F(y, n) − y for a given gradient."""
-        direction, optimizer_state, weight_sums = self._consume(time, state, gradient)
+    def increment_by(
+        self, time: Scalar, state: InterpolatingState, gradient: Params, gradient_of: Callable[[Params], Params]
+    ) -> InterpolatingState:
+        """F(y, n) − y for a given gradient, and a function that has it at other parameters."""
+        direction, optimizer_state, weight_sums = self._consume(time, state, gradient, gradient_of)
         optimizer_state, weight_sums = jax.tree.map(
             jnp.subtract, (optimizer_state, weight_sums), (state.optimizer_state, state.weight_sums)
         )

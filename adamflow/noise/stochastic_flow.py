@@ -19,6 +19,7 @@ that of g. Correlations between the W₂ of different coordinates, 2Σᵢⱼ² i
 Derivation of this project.
 """
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable
@@ -300,7 +301,7 @@ class StochasticFlow(Record):
         flow, steps = self._mean_flow, []
         for node in _NODES:
             noisy = jax.tree.map(lambda g, s, node=node: (g + node * s).astype(g.dtype), gradient, deviation)
-            steps.append(flow.increment_by(time, state, noisy))
+            steps.append(flow.increment_by(time, state, noisy, jax.grad(as_scalar(loss))))
         return steps, deviation
 
     def _diffusive_drift(self, state: InterpolatingState, loss: Loss) -> InterpolatingState:
@@ -429,7 +430,9 @@ def discrete_paths(
 ) -> Ensemble:
     """Many discrete runs under Gaussian noise of a covariance, in one program: what stochastic flows are held against.
 
-    The arguments are those of `StochasticFlow.solve`; times are whole iterations.
+    The arguments are those of `StochasticFlow.solve`; times are whole iterations. An optimizer that takes two gradients
+    of one sample (`af.vradam`) gets both with the same normal numbers, one for each example where the noise is a
+    `MinibatchNoise` of kind "full".
 
     Example:
         >>> import adamflow as af, jax
@@ -441,6 +444,11 @@ def discrete_paths(
         (400, 2, 1)
     """
     check_optimizer("discrete_paths", optimizer)
+    if optimizer.uses_gradient_change and isinstance(noise, MinibatchNoise) and noise.kind == "low_rank":
+        raise ValueError(
+            f"{optimizer.name!r} takes two gradients of one sample, but leading eigenpairs, found anew at each place, "
+            "do not say what one sample is at two; take kind='full', 'diagonal' or 'isotropic', or known_covariance"
+        )
     loss, params = admit_loss(loss), check_params(params)
     steps, paths = check_count("steps", steps), check_count("paths", paths)
     times = np.asarray([0, steps] if save_at is None else save_at, float)
@@ -514,9 +522,13 @@ def _first_iterations(flow: StochasticFlow, loss: Loss, params: Params, count: i
 def _noisy_step(optimizer: Optimizer, loss: Loss, noise: Any, carry: Any, n: Array, key: Array) -> tuple[Any, Any]:
     """An iteration with a noisy gradient: what follows, and the snapshot with the gradient that was used."""
     params, memory = carry
-    value, gradient = jax.value_and_grad(as_scalar(loss))(params)
-    gradient = jax.tree.map(jnp.add, gradient, noise.at(params).sample(jax.random.fold_in(key, n)))
-    direction, after = optimizer.update(gradient, memory, n, params)
+    key = jax.random.fold_in(key, n)
+
+    def gradient_of(params: Params) -> Params:
+        return jax.tree.map(jnp.add, jax.grad(as_scalar(loss))(params), noise.at(params).sample(key))
+
+    value, gradient = as_scalar(loss)(params), gradient_of(params)
+    direction, after = optimizer.consume(gradient_of, gradient, memory, n, params)
     snapshot = Snapshot(n, params, gradient, direction, after.filters, value)
     return (optimizer.apply(params, direction), after), snapshot
 
@@ -547,7 +559,7 @@ def _params_of(snapshot: Snapshot) -> Params:
 def _like(state: InterpolatingState, params: Params, filters: Any, weight_sums: Any = None) -> InterpolatingState:
     """A change of a state: what is not given stands still."""
     still = jax.tree.map(jnp.zeros_like, state)
-    memory = OptimizerState(filters, still.optimizer_state.memory, still.optimizer_state.previous_inputs)
+    memory = dataclasses.replace(still.optimizer_state, filters=filters)
     return InterpolatingState(params, memory, still.weight_sums if weight_sums is None else weight_sums)
 
 
@@ -572,6 +584,12 @@ def _root_jvp(primals: Any, tangents: Any) -> Any:
 
 
 def _check_stage(stage: Any) -> None:
+    if stage.uses_gradient_change:
+        raise TypeError(
+            f"{type(stage).__name__} has no stochastic flow: its step depends on the noise of one sample at two "
+            "places, θₙ and θₙ₋₁, of which drift and diffusion at one place know nothing; take "
+            "af.noise.discrete_paths, or af.iterate with batches"
+        )
     if not stage.only_averages:
         raise TypeError(
             f"{type(stage).__name__} has no stochastic flow: it keeps memory that is no moving average, such as a "

@@ -1,34 +1,34 @@
-r"""VRAdam: Adam whose first moment is corrected by a second gradient on the same sample.
+r"""How much of the gradient's noise VRAdam's estimator has, beside that of Adam's momentum along the same run.
 
-    mₙ = γ mₙ₋₁ + (1−γ) gₙ(θₙ) + γ (gₙ(θₙ) − gₙ(θₙ₋₁)),   vₙ = β vₙ₋₁ + (1−β) gₙ(θₙ)²,
-    θₙ₊₁ = θₙ − η mₙ/(√v̂ₙ + ε),
-
-with gₙ(θ) the gradient of batch n at θ (Li, Rakhlin and Jadbabaie, 2304.13972). The correction takes out of mₙ₋₁ that
-it is the gradient of an earlier place, on the sample at hand: with noise that does not depend on θ the error
-mₙ − ∇L(θₙ) is the average of the noise alone, and the lag of the average is gone. Li et al. start from m₀ on a large
-batch and correct the bias of v alone; so does this.
+The optimizer itself is `af.vradam`. Here a second average stands beside its own, Adam's, and an observer of `iterate`
+compares both with the gradient of all the data. Li, Rakhlin and Jadbabaie (2304.13972) start from m₀ on a large batch,
+and so does this.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from adamflow.checks import check_count, check_params, check_range, describe
+from adamflow.flows import Snapshot
 from adamflow.losses import admit_loss, as_scalar, program
+from adamflow.optimizers import AbstractStage, Filter, Optimizer, OptimizerState, StageInput, VRAdamStage
 from adamflow.optimizers.record import Record
-from adamflow.optimizers.stage import weight_sum_of
-from adamflow.types import Batch, Loss, Params, Scalar
+from adamflow.optimizers.stage import Ratio
+from adamflow.runs import iterate
+from adamflow.types import Batch, Leaf, Loss, Params, Scalar
 
 
 class VarianceReducedRun(Record):
     """What `iterate_vradam` returns, with a leading axis of saved iterations.
 
     Attributes:
-        iterations: the saved ones.
+        iterations: the saved ones, as far as the run came.
         params: θₙ.
         loss: of all the data.
         estimator_error: |mₙ − ∇L(θₙ)|², of VRAdam's estimator.
@@ -59,7 +59,8 @@ def iterate_vradam(
 ) -> VarianceReducedRun:
     r"""Run VRAdam, and measure the error of its estimator against that of Adam's momentum along the same run.
 
-    The equations stand at the head of the file. An iteration costs two gradients of one batch.
+    The equations are those of `af.vradam`, which `af.iterate` runs without the measurement; m₀ is the gradient of a
+    large batch, v₀ that of batch 0. An iteration costs two gradients of one batch.
 
     Args:
         learning_rate: η > 0.
@@ -78,6 +79,9 @@ def iterate_vradam(
     Raises:
         ValueError: an argument is out of its range.
 
+    Warns:
+        IncompleteRunWarning: the run ends before the last of `save_at`.
+
     Source: H. Li, A. Rakhlin and A. Jadbabaie, Convergence of Adam under relaxed assumptions, arXiv:2304.13972 (2023).
 
     Example:
@@ -90,60 +94,77 @@ def iterate_vradam(
     loss, params = admit_loss(loss), check_params(params)
     steps = check_count("steps", steps)
     check_range("learning_rate", learning_rate, 0, low_open=True)
-    check_range("beta", beta, 0, 1, low_open=True, high_open=True)
-    check_range("gamma", gamma, 0, 1, high_open=True)
-    check_range("epsilon", epsilon, 0)
     rows = np.unique(np.linspace(0, steps - 1, min(steps, 10)).astype(int)) if save_at is None else np.asarray(save_at)
     if rows.ndim != 1 or rows.size == 0 or np.any(np.diff(rows) <= 0) or rows[0] < 0 or rows[-1] >= steps:
         raise ValueError(f"save_at must be rising iterations in [0, {steps - 1}], got {describe(save_at)}")
     if np.any(rows % 1):
         raise ValueError(f"save_at must hold whole iterations, got {describe(save_at)}")
-    numbers = tuple(jnp.asarray(number) for number in (learning_rate, beta, gamma, epsilon))
-    saved = _run(loss, params, batches, first_batch, numbers, jnp.asarray(rows.astype(int)))
-    return VarianceReducedRun(rows, *saved)
+    stage = _WithMomentum(VRAdamStage(beta=beta, gamma=gamma))
+    optimizer = Optimizer(learning_rate, (stage,), epsilon=epsilon, name="vradam")
+    observe, rows = _Errors(loss), rows.astype(int)
+    parts, (place, memory) = [], (params, optimizer.initial_state(params))
+    first, (place, memory) = _first_iteration(optimizer, observe, place, memory, batches, first_batch)
+    if rows[0] == 0:
+        parts.append((rows[:1], jax.tree.map(lambda leaf: leaf[None], first)))
+    later = rows[rows > 0]
+    if len(later):
+        # One iteration more than is saved, so that no look at the end is needed.
+        last, start = int(later[-1]) + 1, (1, memory)
+        run = iterate(optimizer, loss, place, last, save_at=later, start=start, observe=observe, batches=batches)
+        parts.append((later[: len(run.iterations)], run.observed))
+    iterations, observed = zip(*parts, strict=True)
+    saved = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *observed)
+    return VarianceReducedRun(np.concatenate(iterations), *saved)
+
+
+class _WithMomentum(AbstractStage):
+    """A stage with Adam's average of its input beside its filters, which nothing reads."""
+
+    uses_gradient_change: ClassVar[bool] = True
+
+    stage: VRAdamStage
+
+    def filters(self) -> tuple[Filter, ...]:
+        first, second = self.stage.filters()
+        return first, second, first._replace(name="momentum", input=lambda signal, _: signal.value)
+
+    def direction(
+        self, signal: StageInput, averages: dict[str, Leaf], memory: dict[str, Leaf], iteration: Scalar, ratio: Ratio
+    ) -> Leaf:
+        return self.stage.direction(signal, averages, memory, iteration, ratio)
+
+
+class _Errors(eqx.Module):
+    """The observer: θ, the loss of all the data, and how far estimator, momentum and batch gradient are from ∇L."""
+
+    loss: Loss
+
+    def __call__(self, snapshot: Snapshot) -> tuple[Any, ...]:
+        params, filters = snapshot.params, snapshot.filters[0]
+        value, truth = jax.value_and_grad(as_scalar(self.loss))(params)
+        estimates = (filters["first_moment"], filters["momentum"], snapshot.gradient)
+        return params, value, *(_square(jax.tree.map(jnp.subtract, estimate, truth)) for estimate in estimates)
 
 
 @program
-def _run(loss: Loss, params: Params, batches: Any, first_batch: Any, numbers: Any, rows: Array) -> Any:
-    eta, beta, gamma, epsilon = numbers
-
-    def gradient_of(params: Params, *batch: Any) -> Params:
-        return jax.grad(as_scalar(loss))(params, *batch)
-
-    start = gradient_of(params) if first_batch is None else gradient_of(params, first_batch)
-    zeros = jax.tree.map(jnp.zeros_like, params)
-
-    def moments(carry: Any, n: Array) -> tuple[Any, Params]:
-        place, last, m, plain, v = carry
-        batch = batches(n)
-        here, before = gradient_of(place, batch), gradient_of(last, batch)
-        corrected = jax.tree.map(lambda m, g, old: gamma * (m - old) + g, m, here, before)
-        averaged = jax.tree.map(lambda m, g: gamma * m + (1 - gamma) * g, plain, here)
-        # Iteration 0 has no place before it: both estimators are the gradient of the large batch.
-        m, plain = (jax.tree.map(lambda a, b: jnp.where(n == 0, a, b), start, new) for new in (corrected, averaged))
-        v = jax.tree.map(lambda v, g: beta * v + (1 - beta) * g**2, v, here)
-        return (place, last, m, plain, v), here
-
-    def advance(carry: Any, n: Array) -> Any:
-        (place, _, m, plain, v), _ = moments(carry, n)
-        mass = weight_sum_of(beta, n + 1)
-
-        def moved(leaf: Array, m: Array, v: Array) -> Array:
-            below = jnp.sqrt(v / mass) + epsilon
-            return leaf - eta * jnp.where(below > 0, m / jnp.where(below > 0, below, 1.0), 0.0)
-
-        return (jax.tree.map(moved, place, m, v), place, m, plain, v)
-
-    def to_row(carry: Any, row: Array) -> tuple[Any, Any]:
-        inner, reached = carry
-        inner = jax.lax.fori_loop(reached, row, lambda n, inner: advance(inner, n), inner)
-        (place, _, m, plain, _), here = moments(inner, row)
-        truth = gradient_of(place)
-        errors = [_square(jax.tree.map(jnp.subtract, estimate, truth)) for estimate in (m, plain, here)]
-        return (inner, row), (place, as_scalar(loss)(place), *errors)
-
-    start_of_run = ((params, params, zeros, zeros, zeros), jnp.zeros_like(rows[0]))
-    return jax.lax.scan(to_row, start_of_run, rows)[1]
+def _first_iteration(
+    optimizer: Optimizer,
+    observe: _Errors,
+    params: Params,
+    memory: OptimizerState,
+    batches: Callable[[Any], Batch],
+    first_batch: Batch | None,
+) -> tuple[Any, tuple[Params, OptimizerState]]:
+    """Iteration 0, whose m is the gradient of the large batch: its row, and what it leads to."""
+    value_of, n = as_scalar(observe.loss), jnp.zeros((), int)
+    gradient = jax.grad(value_of)(params, batches(n))
+    start = jax.grad(value_of)(params, *(() if first_batch is None else (first_batch,)))
+    _, memory = optimizer.update(gradient, memory, n, params, gradient_at_previous=gradient)
+    for name in ("first_moment", "momentum"):
+        memory = optimizer.with_moment(memory, name, start)
+    direction, _ = optimizer.direction_and_targets(gradient, memory.filters, n, params)
+    row = observe(Snapshot(n, params, gradient, direction, memory.filters, value_of(params)))
+    return row, (optimizer.at(n).apply(params, direction), memory)
 
 
 def _square(tree: Params) -> Array:

@@ -42,6 +42,7 @@ from adamflow.optimizers.signsgd import SignStage, signsgd
 from adamflow.optimizers.stage import AbstractStage, Filter, StageInput
 from adamflow.optimizers.steepest import SteepestStage, steepest_descent
 from adamflow.optimizers.uadam import InterpolatedMomentumStage, UAdamStage, uadam
+from adamflow.optimizers.vradam import VRAdamStage, vradam
 from adamflow.optimizers.yogi import YogiStage, yogi
 
 __all__ = [
@@ -84,6 +85,7 @@ __all__ = [
     "SteepestStage",
     "TrustRatioStage",
     "UAdamStage",
+    "VRAdamStage",
     "YogiStage",
     "adabelief",
     "adabound",
@@ -124,6 +126,7 @@ __all__ = [
     "signum",
     "steepest_descent",
     "uadam",
+    "vradam",
     "with_clipping",
     "with_l2",
     "with_model_average",

@@ -364,7 +364,7 @@ def _state(optimizer: Optimizer, merged: dict[str, Params], scale: float) -> Opt
         value = jax.tree.map(lambda leaf: scale * leaf, value) if tree == "trace" else value
         state = optimizer.with_moment(state, names[tree], value)
     if maximum is not None:
-        state = OptimizerState(state.filters, ({"maximum": maximum},), state.previous_inputs)
+        state = dataclasses.replace(state, memory=({"maximum": maximum},))
     return state
 
 

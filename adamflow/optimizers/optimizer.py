@@ -1,5 +1,6 @@
 """The record of an optimizer, and the discrete step that it declares."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -131,11 +132,14 @@ class OptimizerState(Record):
         memory: by stage, a dict of pytrees; empty for optimizers made of averages.
         previous_inputs: by stage, the input of the last iteration, or `None` where the stage does not ask for
             differences.
+        previous_params: θₙ₋₁ (θ₀ before the first iteration), where the first stage asks for two gradients of one
+            batch; otherwise `None`.
     """
 
     filters: Filters
     memory: Filters
     previous_inputs: tuple[Params | None, ...]
+    previous_params: Params | None = None
 
 
 @jax.custom_jvp
@@ -203,6 +207,12 @@ class Optimizer(Record):
     def __check_init__(self):
         if not self.stages:
             raise ValueError("an optimizer needs at least one stage, got none; for plain sign descent use af.signsgd")
+        for index, stage in enumerate(self.stages[1:], 1):
+            if stage.uses_gradient_change:
+                raise ValueError(
+                    f"stages[{index}], {type(stage).__name__}, uses two gradients of one batch, which the first stage "
+                    "alone gets: what others get was made of one; put it first"
+                )
         hint = "the step is θ − η(λθ + u)"
         check_setting("learning_rate", self.learning_rate, low_open=True, hint=hint)
         check_setting("weight_decay", self.weight_decay, low_open=False, hint=hint)
@@ -310,10 +320,49 @@ class Optimizer(Record):
             filters=tuple({filter.name: initial(filter) for filter in stage.filters()} for stage in self.stages),
             memory=tuple(_over_leaves(stage.initial_memory, (params,)) for stage in self.stages),
             previous_inputs=tuple(zeros() if stage.uses_difference else None for stage in self.stages),
+            previous_params=jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+            if self.uses_gradient_change
+            else None,
         )
 
+    @property
+    def uses_gradient_change(self) -> bool:
+        """Whether an iteration takes a second gradient of its batch, at the parameters before, as VRAdam does."""
+        return self.stages[0].uses_gradient_change
+
+    def consume(
+        self,
+        gradient_of: Callable[[Params], Params],
+        gradient: Params,
+        state: OptimizerState,
+        iteration: Scalar,
+        params: Params,
+    ) -> tuple[Params, OptimizerState]:
+        """`update` for whoever can take gradients, with a second one where the optimizer asks for it.
+
+        Args:
+            gradient_of: the gradient of this iteration's batch, as a function of the parameters.
+            gradient: gₙ, what it is at θₙ.
+            state: the state after iteration n − 1.
+            iteration: n = 0, 1, ….
+            params: θₙ.
+
+        Returns:
+            the direction uₙ and the state after iteration n.
+        """
+        if not self.uses_gradient_change:
+            return self.update(gradient, state, iteration, params)
+        at_previous = gradient_of(state.previous_params)
+        return self.update(gradient, state, iteration, params, gradient_at_previous=at_previous)
+
     def update(
-        self, gradient: Params, state: OptimizerState, iteration: Scalar, params: Params | None = None
+        self,
+        gradient: Params,
+        state: OptimizerState,
+        iteration: Scalar,
+        params: Params | None = None,
+        *,
+        gradient_at_previous: Params | None = None,
     ) -> tuple[Params, OptimizerState]:
         """Feed the gradient gₙ through the stages.
 
@@ -321,33 +370,39 @@ class Optimizer(Record):
             gradient: gₙ, a pytree like the parameters.
             state: the state after iteration n − 1.
             iteration: n = 0, 1, ….
-            params: θₙ; only needed with `l2`, or by stages that use the parameters.
+            params: θₙ; only needed with `l2`, or by stages that use the parameters or two gradients of one batch.
+            gradient_at_previous: the gradient of the same batch at `state.previous_params`; only needed where
+                `uses_gradient_change`.
 
         Returns:
             the direction uₙ and the state after iteration n.
 
         Raises:
-            ValueError: if a leaf of the gradient is neither float32 nor float64, or parameters are needed and missing.
+            ValueError: if a leaf of the gradient is neither float32 nor float64, or parameters or the gradient at the
+                previous ones are needed and missing.
         """
         check_precision("the gradient", gradient)
         signal = self.first_input(gradient, params)
+        change = self._gradient_change(signal, gradient_at_previous, state, iteration)
         filters, memories, previous = [], [], []
         for index, stage in enumerate(self.stages):
 
-            def respond(value, last, place, averages, memory, stage=stage):
-                return self._advance(stage, value, last, place, averages, memory, iteration)
+            def respond(value, last, place, change, averages, memory, stage=stage):
+                return self._advance(stage, value, last, place, change, averages, memory, iteration)
 
             trees = (
                 signal,
                 state.previous_inputs[index] if stage.uses_difference else signal,
                 self._place(stage, params, signal),
+                change if stage.uses_gradient_change else signal,
             )
             direction, averages, memory = _over_leaves(respond, trees, (state.filters[index], state.memory[index]))
             filters.append(averages)
             memories.append(memory)
             previous.append(signal if stage.uses_difference else None)
             signal = stage.combine(direction)
-        return signal, OptimizerState(tuple(filters), tuple(memories), tuple(previous))
+        here = params if self.uses_gradient_change else None
+        return signal, OptimizerState(tuple(filters), tuple(memories), tuple(previous), here)
 
     def direction_and_targets(
         self,
@@ -367,8 +422,8 @@ class Optimizer(Record):
             iteration: the time n = t/η, any real number ≥ 0.
             params: θ at this time; only needed with `l2`, or by stages that use the parameters.
             memory: by stage, the memory that is no average, at this time; only needed by stages that keep some.
-            difference: how fast the first stage's input changes per iteration, for filters of its differences; by
-                default 0.
+            difference: how fast the first stage's input changes per iteration, for filters of its differences or of
+                its changes on one batch; by default 0.
 
         Returns:
             the direction u and, by stage and name, the signal f(x) towards which each filter relaxes.
@@ -387,7 +442,8 @@ class Optimizer(Record):
     def first_input(self, gradient: Params, params: Params | None) -> Params:
         """What the first stage gets: the gradient, clipped, with λ₂θ added where there is an `l2`."""
         gradient = self.clipped(gradient)
-        if params is None and (self.l2 is not None or any(stage.uses_params for stage in self.stages)):
+        uses_params = self.uses_gradient_change or any(stage.uses_params for stage in self.stages)
+        if params is None and (self.l2 is not None or uses_params):
             raise ValueError(
                 f"{self.name!r} needs the parameters, for l2 or for a stage that uses them; call "
                 "update(gradient, state, iteration, params), or of the optax transformation "
@@ -456,7 +512,12 @@ class Optimizer(Record):
 
             def respond(value, change, place, averages, memory, stage=stage):
                 place = place if stage.uses_params else None
-                inputs = StageInput(value, change if stage.uses_difference else None, place)
+                inputs = StageInput(
+                    value,
+                    change if stage.uses_difference else None,
+                    place,
+                    change if stage.uses_gradient_change else None,
+                )
                 wanted = {filter.name: filter.input(inputs, averages) for filter in stage.filters()}
                 corrected = self._corrected(stage, averages, iteration)
                 rate = stage.memory_rate(inputs, corrected, memory, iteration) if memory else {}
@@ -472,6 +533,22 @@ class Optimizer(Record):
             rates.append(rate)
             signal = stage.combine(direction)
         return signal, tuple(targets), tuple(rates)
+
+    def _gradient_change(
+        self, signal: Params, at_previous: Params | None, state: OptimizerState, iteration: Scalar
+    ) -> Params | None:
+        """gₙ(θₙ) − gₙ(θₙ₋₁), both as the first stage gets them, and 0 at n = 0; `None` where no stage asks for it."""
+        if not self.uses_gradient_change:
+            return None
+        if at_previous is None or state.previous_params is None:
+            raise ValueError(
+                f"{self.name!r} takes two gradients of each batch, the second at the parameters before, "
+                "state.previous_params of a state of this optimizer; give it by gradient_at_previous=, call consume, "
+                "which takes it, or take af.iterate"
+            )
+        check_precision("the gradient at the previous parameters", at_previous)
+        before = self.first_input(at_previous, state.previous_params)
+        return jax.tree.map(lambda x, y: jnp.where(iteration == 0, 0.0, x - y).astype(x.dtype), signal, before)
 
     def _place(self, stage: AbstractStage, params: Params | None, signal: Params) -> Params:
         """The parameters for a stage that uses them; else what has their structure and costs nothing."""
@@ -545,7 +622,7 @@ class Optimizer(Record):
         new = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), value, old)
         filters = list(state.filters)
         filters[stage] = {**filters[stage], name: new}
-        return OptimizerState(tuple(filters), state.memory, state.previous_inputs)
+        return dataclasses.replace(state, filters=tuple(filters))
 
     def _keeps(self, name: str, stage: int) -> bool:
         """Whether a stage keeps a filter; a `ValueError` if it has none of that name."""
@@ -595,7 +672,8 @@ class Optimizer(Record):
     ) -> tuple[Params, OptimizerState]:
         """The whole map of an iteration: from θₙ and the memory before its gradient to θₙ₊₁ and the memory after it."""
         params, memory = state
-        direction, memory = self.update(jax.grad(as_scalar(loss))(params), memory, iteration, params)
+        gradient_of = jax.grad(as_scalar(loss))
+        direction, memory = self.consume(gradient_of, gradient_of(params), memory, iteration, params)
         return self.at(iteration).apply(params, direction), memory
 
     def ratio(self, numerator: Leaf, square: Leaf) -> Leaf:
@@ -618,6 +696,10 @@ class Optimizer(Record):
         second moment would be that of |g|, and half precision are refused: keep the real and imaginary parts as two
         real arrays, and the parameters that are averaged in float32.
 
+        Where `uses_gradient_change`, an optax loop has to take the second gradient of its batch, which is an extra
+        argument: `update(gradient, state, params, gradient_at_previous=grad(loss)(state.inner.previous_params,
+        batch))`. Without it `update` raises a `ValueError`.
+
         Example:
             >>> import adamflow as af, jax.numpy as jnp, optax
             >>> transformation = af.adam(0.1).to_optax()
@@ -630,7 +712,20 @@ class Optimizer(Record):
         def init(params: Params) -> Any:
             return OptaxState(jnp.zeros((), jnp.int32), self.initial_state(params))
 
-        def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
+        def update(
+            updates: Params,
+            state: Any,
+            params: Params | None = None,
+            *,
+            gradient_at_previous: Params | None = None,
+            **others: Any,
+        ) -> tuple[Params, Any]:
+            if self.uses_gradient_change and gradient_at_previous is None:
+                raise ValueError(
+                    f"{self.name!r} takes two gradients of each batch, of which an optax loop hands on one; call "
+                    "update(gradient, state, params, gradient_at_previous=jax.grad(loss)(state.inner.previous_params, "
+                    "batch)) with the batch of `gradient`, or take af.iterate, which does so"
+                )
             given = params is not None
             if params is None:
                 if not is_zero_setting(self.weight_decay):
@@ -638,10 +733,15 @@ class Optimizer(Record):
                 params = jax.tree.map(jnp.zeros_like, updates)
             check_precision("params", params)
             updates, params = jax.tree.map(jnp.asarray, (updates, params))
-            direction, inner = self.update(updates, state.inner, state.iteration, params if given else None)
+            second = {}
+            if self.uses_gradient_change:
+                second = {"gradient_at_previous": jax.tree.map(jnp.asarray, gradient_at_previous)}
+            direction, inner = self.update(updates, state.inner, state.iteration, params if given else None, **second)
             increment = self.at(state.iteration).increment(params, direction)
             return increment, OptaxState(optax.safe_increment(state.iteration), inner)
 
+        if self.uses_gradient_change:
+            return optax.GradientTransformationExtraArgs(init, update)
         return optax.GradientTransformation(init, update)
 
     def _denominator(self, square: Leaf) -> Leaf:
@@ -657,10 +757,15 @@ class Optimizer(Record):
             corrected[filter.name] = average * beside(1 / filter.weight_sum_at(iteration), average)
         return corrected
 
-    def _advance(self, stage, value, last, place, averages, memory, iteration):
+    def _advance(self, stage, value, last, place, change, averages, memory, iteration):
         """One iteration of one stage on one leaf: its direction, filters and memory."""
         difference = jnp.where(iteration == 0, 0.0, value - last) if stage.uses_difference else None
-        signal = StageInput(value, difference, place if stage.uses_params else None)
+        signal = StageInput(
+            value,
+            difference,
+            place if stage.uses_params else None,
+            change if stage.uses_gradient_change else None,
+        )
         averages = dict(averages)
         for filter in stage.filters():
             decay = filter.decay_at(iteration)

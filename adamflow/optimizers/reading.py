@@ -76,7 +76,9 @@ def _read(stage: AbstractStage, name: str, shape: tuple[int, ...]) -> str | None
 
     averages = {filter.name: jnp.ones(shape) for filter in stage.filters()}
     place = value if stage.uses_params else None
-    signal = StageInput(value, value if stage.uses_difference else None, place)
+    signal = StageInput(
+        value, value if stage.uses_difference else None, place, value if stage.uses_gradient_change else None
+    )
     direction = stage.direction(signal, averages, stage.initial_memory(value), _ITERATION, ratio)
     if name not in averages or direction is not result or len(seen) != 1 or seen[0][1] is not averages[name]:
         return None

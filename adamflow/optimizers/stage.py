@@ -22,12 +22,15 @@ class StageInput(NamedTuple):
         value: the input xₙ: the gradient for the first stage, the direction of the stage before for the others.
         difference: xₙ − xₙ₋₁ (zero at n = 0) for a stage that sets `uses_difference`, otherwise `None`.
         params: θₙ for a stage that sets `uses_params`, otherwise `None`.
+        gradient_change: gₙ(θₙ) − gₙ(θₙ₋₁), two gradients of one batch (zero at n = 0), for a first stage that sets
+            `uses_gradient_change`, otherwise `None`.
     """
 
     value: Leaf
     # Leaves, for the stages that ask for them.
     difference: Any = None
     params: Any = None
+    gradient_change: Any = None
 
 
 class Filter(NamedTuple):
@@ -91,6 +94,8 @@ class AbstractStage(Record):
     Only if it needs them, define too
 
     - `uses_difference = True`: the signal then carries xₙ − xₙ₋₁ (Adan);
+    - `uses_gradient_change = True`, for a first stage: the signal then carries gₙ(θₙ) − gₙ(θₙ₋₁), two gradients of one
+      batch (VRAdam); an iteration then costs a second gradient, and the state keeps θₙ₋₁;
     - `uses_params = True`: the signal then carries θₙ (LAMB's trust ratio, an average of the model);
     - `forgets`: names of moving averages that it does not keep since their decay is 0, so that they are its input;
     - `initial_memory` and `update_memory`: memory that is no average (AMSGrad's maximum, MAdam's decays that depend on
@@ -113,6 +118,7 @@ class AbstractStage(Record):
     """
 
     uses_difference: ClassVar[bool] = False
+    uses_gradient_change: ClassVar[bool] = False
     uses_params: ClassVar[bool] = False
     forgets: ClassVar[tuple[str, ...]] = ()
     memory_moves: ClassVar[bool] = False
@@ -197,7 +203,12 @@ class AbstractStage(Record):
     @property
     def only_averages(self) -> bool:
         """Whether this stage remembers nothing but moving averages, so that it has the flows of [GT]."""
-        return not self.uses_difference and not self.initial_memory(jnp.zeros(()))
+        return not self.uses_change and not self.initial_memory(jnp.zeros(()))
+
+    @property
+    def uses_change(self) -> bool:
+        """Whether it asks how its input changes. Without noise both kinds of change are one, in a flow D x."""
+        return self.uses_difference or self.uses_gradient_change
 
 
 class Refiltered(AbstractStage):
@@ -213,6 +224,10 @@ class Refiltered(AbstractStage):
     @property
     def uses_difference(self) -> bool:  # pyright: ignore
         return self.stage.uses_difference
+
+    @property
+    def uses_gradient_change(self) -> bool:  # pyright: ignore
+        return self.stage.uses_gradient_change
 
     @property
     def uses_params(self) -> bool:  # pyright: ignore

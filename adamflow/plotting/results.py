@@ -10,7 +10,16 @@ from matplotlib.colors import SymLogNorm
 from matplotlib.patches import Circle
 from xarray import Dataset
 
-from adamflow.analysis import ObservedSharpness, Spectrum, TrainingReport, critical_curvature, stack_reports
+from adamflow.advice import Explanation
+from adamflow.analysis import (
+    Instability,
+    ObservedSharpness,
+    PeriodicOrbit,
+    Spectrum,
+    TrainingReport,
+    critical_curvature,
+    stack_reports,
+)
 from adamflow.checks import describe
 from adamflow.noise.ensemble import Ensemble
 from adamflow.optimizers import Optimizer
@@ -24,10 +33,12 @@ from adamflow.runs import Trajectory
 _DASHED: Any = dict(color=BLACK, linestyle="--", linewidth=1)
 #: The bound of a map of updates is cut there: what is larger has one colour.
 _LARGEST_SHOWN = 6.0
+#: Of an orbit so many entries are drawn, those that move most.
+_MOST_ENTRIES = 5
 
 
 def sharpness(run: Trajectory, optimizer: Optimizer, *, ax: Axes | None = None) -> Axes:
-    """η times the preconditioned sharpness along a run, and the edge of stability.
+    """η times the preconditioned sharpness along a run, the edge of stability, and where it is first reached.
 
     Args:
         run: a run with `observe=af.analysis.sharpness_observer(optimizer, loss)`.
@@ -59,11 +70,15 @@ def sharpness(run: Trajectory, optimizer: Optimizer, *, ax: Axes | None = None) 
         raise ValueError(f"sharpness needs an optimizer with one learning rate, got {describe(rate)}")
     values = float(rate) * np.asarray(run.observed.value)
     edge = float(rate) * float(critical_curvature(optimizer))
-    return sharpness_of_run(np.asarray(run.iterations), values, edge, label=run.name, ax=ax)
+    iterations = np.asarray(run.iterations)
+    ax = sharpness_of_run(iterations, values, edge, label=run.name, ax=ax)
+    return _mark_crossing(ax, iterations, values, np.full(values.shape, edge))
 
 
 def reports(monitor: Any, *, ax: Axes | None = None) -> Axes:
     """η times the sharpness at each look at a training run, and the edge of stability at that moment, dashed.
+
+    The first look at which the edge is reached is marked.
 
     Args:
         monitor: an `adamflow.torch.Monitor`, its `to_xarray()`, or a sequence of `TrainingReport`, in their order.
@@ -89,6 +104,16 @@ def reports(monitor: Any, *, ax: Axes | None = None) -> Axes:
     ax.plot(iterations, scaled, "o-", markersize=3, color=LINES[0], label="η s")
     ax.plot(iterations, edge, label="edge of stability", **_DASHED)
     ax.set(xlabel="iteration n", ylabel="preconditioned sharpness, η s")
+    return _mark_crossing(ax, iterations, scaled, edge)
+
+
+def _mark_crossing(ax: Axes, iterations: np.ndarray, scaled: np.ndarray, edge: np.ndarray) -> Axes:
+    """A circle where η s first reaches its edge, and the legend."""
+    reached = np.flatnonzero(scaled >= edge)
+    if reached.size:
+        first = reached[0]
+        style: Any = dict(color=BLACK, markersize=9, fillstyle="none", zorder=4)
+        ax.plot(iterations[first], scaled[first], "o", label=f"edge reached at n = {iterations[first]:g}", **style)
     ax.legend()
     return ax
 
@@ -237,7 +262,47 @@ def spectrum(result: Spectrum, *, ax: Axes | None = None) -> Axes:
     if values.ndim != 1:
         raise ValueError(f"spectrum draws one spectrum, got a batch of shape {values.shape[:-1]}")
     check_data({"the moduli of the eigenvalues": (np.abs(values), "entries")})
-    ax = axes_or_new(ax)
+    return _multipliers(axes_or_new(ax), values, converged)
+
+
+def instability(result: Instability, *, ax: Axes | None = None) -> Axes:
+    """The multipliers with which a step turns unstable, and the unit circle; each with its period in iterations.
+
+    Args:
+        result: what `af.analysis.first_instability` or `unstable_multipliers` returned.
+        ax: where to draw; by default axes of a new figure.
+
+    Returns:
+        the axes. Multipliers that have not converged are open circles.
+
+    Raises:
+        ValueError: if it is no such result, or has no multiplier, since the step is stable.
+
+    Example:
+        >>> import adamflow as af
+        >>> ax = af.plotting.instability(af.analysis.first_instability(af.kadam(2, 0.01, gamma=0.9)))
+        >>> [text.get_text() for text in ax.texts]
+        ['period 12.76']
+    """
+    if not isinstance(result, Instability):
+        raise ValueError(
+            "instability draws what af.analysis.first_instability or unstable_multipliers returned, got "
+            f"{type(result).__name__}"
+        )
+    if not result.multipliers.size:
+        raise ValueError("result has no multiplier on or outside of the unit circle: the step is stable")
+    ax = _multipliers(axes_or_new(ax), result.multipliers, result.converged)
+    for value, period in zip(result.multipliers, result.periods, strict=True):
+        words = "no oscillation" if np.isinf(period) else f"period {period:.4g}"
+        place: Any = dict(xytext=(0, -14), textcoords="offset points", ha="center", fontsize=8)
+        ax.annotate(words, (value.real, value.imag), **place)
+    if np.isfinite(result.curvature):
+        ax.set_title(f"unstable from ηs = {result.curvature:.6g} on")
+    return ax
+
+
+def _multipliers(ax: Axes, values: np.ndarray, converged: np.ndarray) -> Axes:
+    """Eigenvalues and their conjugates, over the unit circle."""
     ax.add_patch(Circle((0, 0), 1, facecolor=ORANGE, alpha=0.08, edgecolor="none"))
     ax.add_patch(Circle((0, 0), 1, fill=False, **_DASHED))
     both = np.concatenate([values, values.conj()])
@@ -246,6 +311,87 @@ def spectrum(result: Spectrum, *, ax: Axes | None = None) -> Axes:
     ax.plot(real[known], imaginary[known], "o", color=LINES[0], markersize=5)
     ax.plot(real[~known], imaginary[~known], "o", color=LINES[0], markersize=5, fillstyle="none")
     ax.set(xlabel="real part of μ", ylabel="imaginary part of μ", aspect="equal", title="inside of the circle: stable")
+    return ax
+
+
+def orbit(result: PeriodicOrbit, *, ax: Axes | None = None) -> Axes:
+    """The parameters along a cycle of an optimizer over one period, less their mean over it: a line for each entry.
+
+    Args:
+        result: what `af.analysis.periodic_orbit` returned.
+        ax: where to draw; by default axes of a new figure.
+
+    Returns:
+        the axes. Of more than five entries those that move most are drawn; the last point is the first one again.
+
+    Raises:
+        ValueError: if it is no such result, or a search that failed.
+
+    Example:
+        >>> import adamflow as af
+        >>> optimizer, problem = af.adam(0.1, beta=0.9, gamma=0.1), af.problems.quadratic([1.0], start=[0.05])
+        >>> cycle = af.analysis.periodic_orbit(optimizer, problem.loss, problem.params, 2)
+        >>> len(af.plotting.orbit(cycle).lines[0].get_xdata())
+        3
+    """
+    if not isinstance(result, PeriodicOrbit):
+        raise ValueError(f"orbit draws what af.analysis.periodic_orbit returned, got {type(result).__name__}")
+    if not result.converged:
+        raise ValueError(f"result holds no orbit: {result}")
+    leaves = [np.asarray(leaf).reshape(result.period, -1) for leaf in jax.tree.leaves(result.points[0])]
+    rows = np.concatenate(leaves, axis=1)
+    deviations = rows - rows.mean(axis=0)
+    largest = np.argsort(-np.abs(deviations).max(axis=0), kind="stable")[:_MOST_ENTRIES]
+    ax = axes_or_new(ax)
+    steps = np.arange(result.period + 1)
+    for entry, colour in zip(np.sort(largest), LINES, strict=False):
+        values = np.append(deviations[:, entry], deviations[0, entry])
+        ax.plot(steps, values, "o-", markersize=4, color=colour, label=f"entry {entry}")
+    word = "stable" if result.stable else "not stable"
+    kind = "fixed point" if result.period == 1 else f"cycle of period {result.period}"
+    ax.set(xlabel="step of the period", ylabel="θ less its mean", title=f"{kind}, {word}")
+    ax.legend()
+    return ax
+
+
+def explanation(result: Explanation, *, ax: Axes | None = None) -> Axes:
+    """The distance of a flow from the iterates, over the largest distance moved, and where it leaves the tolerance.
+
+    Args:
+        result: what `af.explain` returned.
+        ax: where to draw; by default axes of a new figure.
+
+    Returns:
+        the axes. The title names the causes that are met.
+
+    Raises:
+        ValueError: if it is no such result.
+
+    Example:
+        >>> import adamflow as af
+        >>> problem, optimizer = af.problems.chain(dimension=4), af.adam(1e-3)
+        >>> discrete = af.iterate(optimizer, problem.loss, problem.params, 100)
+        >>> continuous = af.solve(af.GouldTanakaFlow(optimizer), problem.loss, problem.params, 100)
+        >>> found = af.explain(discrete, continuous, optimizer, problem.loss, tolerance=2e-3)
+        >>> af.plotting.explanation(found).get_title()
+        'young filters'
+    """
+    if not isinstance(result, Explanation):
+        raise ValueError(f"explanation draws what af.explain returned, got {type(result).__name__}")
+    iterations = np.asarray(result.comparison.iterations)
+    distance = np.asarray(result.comparison.absolute_error)
+    departs = result.departs_at
+    known = distance.max() if departs is None else distance[np.searchsorted(iterations, departs)]
+    relative = distance * (result.error / known) if known > 0 else distance
+    ax = axes_or_new(ax)
+    log_scale(ax, relative)
+    ax.plot(iterations, relative, color=LINES[0], label="distance of the flow")
+    ax.axhline(result.tolerance, label="tolerance", **_DASHED)
+    if departs is not None:
+        ax.plot(departs, result.error, "o", color=BLACK, fillstyle="none", label=f"departs at n = {departs:g}")
+    ax.set(xlabel="iteration n", ylabel="distance / largest distance moved")
+    ax.set_title(", ".join(cause.name for cause in result.met) if departs is not None else "within the tolerance")
+    ax.legend()
     return ax
 
 

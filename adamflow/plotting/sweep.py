@@ -3,17 +3,23 @@
 Colours are those of Okabe and Ito and the map viridis, told apart by colour-blind readers.
 """
 
+import functools
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import FixedLocator, NullLocator
 from scipy.special import stdtrit
+from xarray import Dataset
 
 from adamflow.checks import check_single
 from adamflow.plotting.colours import line_styles
+from adamflow.plotting.new_axes import axes_or_new
+
+Arguments = ParamSpec("Arguments")
 
 #: Colours are logarithmic where the largest number is so many times the smallest.
 _WIDE = 100.0
@@ -30,13 +36,35 @@ _SCALES: tuple[tuple[str, Callable[[Any], Any], Callable[[Any], Any]], ...] = (
 )
 
 
+def _takes_former_order(draw: Callable[Arguments, Axes]) -> Callable[Arguments, Axes]:
+    """A picture that also takes its axes first, as until version 0.2."""
+
+    @functools.wraps(draw)
+    def draw_in_either_order(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Axes:
+        if args and isinstance(args[0], Axes):
+            name = draw.__name__
+            words = f"{name}(ax, runs, name, ...) is now called as {name}(runs, name, ..., ax=ax)"
+            warnings.warn(words, DeprecationWarning, stacklevel=2)
+            former: Any = draw
+            return former(*args[1:], ax=args[0], **kwargs)
+        return draw(*args, **kwargs)
+
+    return draw_in_either_order
+
+
+@_takes_former_order
 def sweep_map(
-    ax: Axes, runs: Any, name: str, *, x: str | None = None, y: str | None = None, level: float | None = None
+    runs: Dataset,
+    name: str,
+    *,
+    x: str | None = None,
+    y: str | None = None,
+    level: float | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
     """A result of a sweep over two of its axes, with the boundary where it crosses a level.
 
     Args:
-        ax: where to draw; a colour bar is placed next to it.
         runs: the dataset of `af.sweep` or `af.refine`. Of others than x and y it has no dimension; choose with
             `runs.sel(seed=0)`, or reduce with `runs.mean("seed")`.
         name: the result. Colours are logarithmic where it is positive and spans a factor of 100. Lanes that did not
@@ -44,17 +72,19 @@ def sweep_map(
         x, y: the axes, by default the first and the second. Each is drawn in the scale in which it is equally spaced:
             x, ln x, ln x/(1−x) or −ln(1−x).
         level: the boundary is drawn where the result crosses it; of a refined sweep that of `above` is, without it.
+        ax: where to draw; by default axes of a new figure. A colour bar is placed next to it.
+
+    Returns:
+        the axes.
 
     Raises:
         ValueError: if there is no such result, axis, or number, or more dimensions than two.
 
     Example:
-        >>> import adamflow as af, matplotlib.pyplot as plt
+        >>> import adamflow as af
         >>> runs = af.sweep(lambda a, b: {"sum": a + b}, {"a": [0.0, 1.0, 2.0], "b": [0.0, 1.0]}, progress=False)
-        >>> figure, ax = plt.subplots()
-        >>> af.plotting.sweep_map(ax, runs, "sum", level=1.5).get_xlabel()
+        >>> af.plotting.sweep_map(runs, "sum", level=1.5).get_xlabel()
         'a'
-        >>> plt.close(figure)
     """
     field = _field(runs, name)
     dims = [str(dim) for dim in field.dims]
@@ -69,6 +99,7 @@ def sweep_map(
     finite = values[np.isfinite(values)]
     if not finite.size:
         raise ValueError(f"{name!r} holds no finite number, so that nothing can be drawn")
+    ax = axes_or_new(ax)
     wide = finite.min() > 0 and finite.max() > _WIDE * finite.min()
     for dim, axis in ((x, ax.xaxis), (y, ax.yaxis)):
         _apply(axis, axes[dim][0])
@@ -86,28 +117,32 @@ def sweep_map(
     return ax
 
 
-def sweep_lines(ax: Axes, runs: Any, name: str, *, x: str, by: str | None = None, over: str | None = None) -> Axes:
+@_takes_former_order
+def sweep_lines(
+    runs: Dataset, name: str, *, x: str, by: str | None = None, over: str | None = None, ax: Axes | None = None
+) -> Axes:
     """A result of a sweep along one of its axes or of the result's own: a line for each value of another.
 
     Args:
-        ax: where to draw.
         runs: the dataset of `af.sweep`.
         name: the result.
         x: the dimension along the horizontal axis.
         by: the axis whose values have a line each, with an entry in the legend.
         over: the dimension, such as "seed", over which the line is the mean; the band is its 95% interval by Student's
             t. Lanes without a number are left out.
+        ax: where to draw; by default axes of a new figure.
+
+    Returns:
+        the axes.
 
     Raises:
         ValueError: if there is no such result or dimension, more dimensions than named, or no number.
 
     Example:
-        >>> import adamflow as af, matplotlib.pyplot as plt
+        >>> import adamflow as af
         >>> runs = af.sweep(lambda a, seed: {"y": a + 0.1 * seed}, {"a": [0.0, 1.0], "seed": [0, 1, 2]}, progress=False)
-        >>> figure, ax = plt.subplots()
-        >>> len(af.plotting.sweep_lines(ax, runs, "y", x="a", over="seed").lines)
+        >>> len(af.plotting.sweep_lines(runs, "y", x="a", over="seed").lines)
         1
-        >>> plt.close(figure)
     """
     field = _field(runs, name)
     named = [dim for dim in (by, over, x) if dim is not None]
@@ -124,6 +159,7 @@ def sweep_lines(ax: Axes, runs: Any, name: str, *, x: str, by: str | None = None
     if over is None:
         values = values[:, None]
     scale, places = _axis(runs, x)
+    ax = axes_or_new(ax)
     _apply(ax.xaxis, scale)
     lines = [None] if by is None else np.asarray(runs[by]).tolist()
     for line, rows, style in zip(lines, values, line_styles(len(lines)), strict=True):

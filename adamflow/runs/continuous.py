@@ -14,6 +14,7 @@ import numpy as np
 from adamflow.checks import check_count, check_flag, check_range, check_single, is_concrete
 from adamflow.flows import AbstractFlow, ChangeOfVariables, GouldTanakaFlow, Snapshot, StartLike
 from adamflow.losses import ScalarLoss, count_program, loss_and_aux, program
+from adamflow.optimizers import Optimizer
 from adamflow.runs.collocation import (
     RunInputs,
     StaticOptions,
@@ -43,6 +44,7 @@ from adamflow.runs.input_checks import (
     check_tolerance,
 )
 from adamflow.runs.outcome import meaning, outcome_of
+from adamflow.runs.progress import HostedMeter, RunMeter
 from adamflow.runs.trajectory import (
     SETTLING,
     Stats,
@@ -126,7 +128,8 @@ def solve(
         estimate_error: whether to run a second time, with a tenth of rtol (or half of a constant step), and keep in
             `error_estimate` how far both are apart at the saved times, in the measure of rtol. It costs about as much
             as 2.5 runs (docs/accuracy.md has how good it is).
-        progress: whether to show a bar, which collocation has not: "auto" then takes a solver of diffrax.
+        progress: whether to show a bar, in a batch of the slowest element. The solver is the same. Where the output is
+            no terminal it appears after three seconds.
         on_failure: what to do if the run does not complete, as its `outcome` says: "warn" at the line of this call,
             "raise" an `af.IncompleteRunError`, whose attribute `trajectory` holds the run, or "ignore". Under `jit`,
             `vmap` and `grad` an outcome has no value yet and nothing is said: look at `outcome` afterwards.
@@ -159,8 +162,6 @@ def solve(
     rtol, atol, max_steps = _checked_steps(params, rtol, atol, step_size, steps - first, max_steps)
     if solver == "collocation":
         check_collocation(flow, params)
-        if progress:
-            raise ValueError('solver="collocation" shows no bar: leave out progress, or take a diffrax solver')
     if estimate_error and observe is not None:
         raise ValueError(
             "estimate_error compares the parameters of two runs, which observe= keeps none of: leave one out"
@@ -201,12 +202,13 @@ def _solve_once(problem: _Problem, numbers: "_Numbers") -> Trajectory:
     flow, loss, params, _, observe, rows, solver, max_steps, progress = problem
     rtol, step_size = numbers.rtol, numbers.step_size
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    plain = solver == "auto" and step_size is None and not progress
+    plain = solver == "auto" and step_size is None
     preferred = plain and supports_collocation(flow, params) and prefers_collocation(flow, size, rtol)
     collocated = solver == "collocation" or preferred
     # That of a run by collocation is the one for its derivatives: explicit, since that compiles in a third of the time.
     method = choose_method(diffrax.Dopri8() if collocated else solver, flow, size, None if collocated else step_size)
     numbers, early, begin = _begin(problem, numbers)
+    span = (int(numbers.first) if is_concrete(numbers.first) else 0, numbers.steps)
     state, finite = begin.state, begin.is_finite
     # A loss may close over a tracer that only its value shows.
     eager = is_concrete(state, finite, flow, loss, rtol, numbers.atol, step_size)
@@ -224,15 +226,22 @@ def _solve_once(problem: _Problem, numbers: "_Numbers") -> Trajectory:
         if collocated:
             reference = _Reference(method, observe, max(max_steps, _REFERENCE_STEPS))
             inputs = RunInputs(cast(GouldTanakaFlow, flow), loss, state, run_times, numbers)
-            run = solve_by_collocation(inputs, StaticOptions(observe, max_steps), reference, eager)
+            run = solve_by_collocation(
+                inputs, StaticOptions(observe, max_steps), reference, eager, span if progress else None
+            )
             gradients = run.gradients + looks + _START_GRADIENTS
             stats = Stats(gradients, run.accepted, run.rejected, run.hessians, None, jnp.zeros((), int))
         else:
-            run = _run(flow, loss, state, run_times, numbers, method, observe, max_steps, progress, counter)
+            with HostedMeter(*span, shown=progress and eager) as hosted:
+                meter = RunMeter(None, span) if progress and not eager else hosted.meter
+                run = _run(flow, loss, state, run_times, numbers, method, observe, max_steps, meter, counter)
+                if hosted.bar.shown:
+                    hosted.bar.move(float(run.reached))
             stats = _stats(run, method, counter, counted, flow.gradients_per_evaluation, looks)
     if early is not None:
         rows_and_finite = with_first_rows(early, times, run.rows, run.finite)
-        run, stats = run._replace(rows=rows_and_finite[0], finite=rows_and_finite[1]), _with_discrete(stats, early)
+        run = run._replace(rows=rows_and_finite[0], finite=rows_and_finite[1])
+        stats = _with_discrete(stats, early, flow.optimizer)
     return Trajectory(
         iterations=exact_iterations(rows),
         params=run.rows if observe is None else None,
@@ -323,7 +332,9 @@ class _Reference(eqx.Module):
 
     def __call__(self, inputs: RunInputs) -> Any:
         inputs = inputs._replace(settings=inputs.settings._replace(step_size=None))
-        run = _run(*inputs, self.method, self.observe, self.max_steps, False, None)
+        flow, loss, state, times, numbers, _ = inputs
+        meter = diffrax.NoProgressMeter()
+        run = _run(flow, loss, state, times, numbers, self.method, self.observe, self.max_steps, meter, None)
         return run.rows, run.final, run.code
 
 
@@ -364,12 +375,13 @@ def _stats(run: "_Run", method: Method, counter: _Counter | None, before: int, e
     return Stats(gradients, run.accepted, run.rejected, method.jacobians * attempted, None, jnp.zeros((), int))
 
 
-def _with_discrete(stats: Stats, early: FirstIterations) -> Stats:
+def _with_discrete(stats: Stats, early: FirstIterations, optimizer: Optimizer) -> Stats:
     """What a run cost, with the first iterations, which the optimizer made."""
     gradients = stats.gradient_evaluations
+    each = 2 if optimizer.uses_gradient_change else 1
     return dataclasses.replace(
         stats,
-        gradient_evaluations=None if gradients is None else gradients + early.gradient_evaluations,
+        gradient_evaluations=None if gradients is None else gradients + each * early.gradient_evaluations,
         accepted_steps=stats.accepted_steps + early.first,
         discrete_steps=early.first,
     )
@@ -394,7 +406,7 @@ class _Run(NamedTuple):
 
 
 @program
-def _run(flow, loss, state, times, numbers: _Numbers, method: Method, observe, max_steps, progress, counter) -> _Run:
+def _run(flow, loss, state, times, numbers: _Numbers, method: Method, observe, max_steps, meter, counter) -> _Run:
     """Hand the flow to diffrax, in the coordinates of the method."""
     limit = divergence_limit(flow.params(state))
     # An explicit method has no use for ln v: where v starts near 0 it makes the flow stiffer.
@@ -431,7 +443,7 @@ def _run(flow, loss, state, times, numbers: _Numbers, method: Method, observe, m
         event=diffrax.Event(failed),
         max_steps=max_steps,
         throw=False,
-        progress_meter=diffrax.TqdmProgressMeter() if progress else diffrax.NoProgressMeter(),
+        progress_meter=meter,
     )
     rows, last = cast(Any, solution.ys)
     final = decode(jax.tree.map(lambda leaf: leaf[-1], last))

@@ -14,7 +14,6 @@ import equinox.internal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from adamflow.checks import check_count, check_flag, check_path, is_concrete
 from adamflow.flows import Snapshot
@@ -24,6 +23,7 @@ from adamflow.optimizers import Optimizer, OptimizerState
 from adamflow.runs.failure import OnFailure, check_on_failure, tell_failure
 from adamflow.runs.input_checks import check_observe, check_optimizer, check_restart, check_run
 from adamflow.runs.interruption import Interruption
+from adamflow.runs.progress import Bar, RunMeter, next_part
 from adamflow.runs.trajectory import (
     DIVERGED,
     INTERRUPTED,
@@ -84,7 +84,8 @@ def iterate(
             drawn, and batch `steps` only if the last iteration is saved and `observe` uses more there than `iteration`
             and `params`.
         has_aux: whether the loss returns (value, aux), aux any pytree of arrays: `observe` finds it as `snapshot.aux`.
-        progress: whether to show a bar; with `stream` it moves at the end of each piece.
+        progress: whether to show a bar, in a batch of the slowest element. Numbers are the same to the bit. Where the
+            output is no terminal it appears after three seconds.
         on_failure: what to do if the run does not complete, as its `outcome` says: "warn" at the line of this call,
             "raise" an `af.IncompleteRunError`, whose attribute `trajectory` holds the run, or "ignore". Under `jit`,
             `vmap` and `grad` an outcome has no value yet and nothing is said: look at `outcome` afterwards.
@@ -123,25 +124,25 @@ def iterate(
         )
     count_program(loss)
     has_aux = check_flag("has_aux", has_aux)
-    # A run in pieces shows a bar of its own over all of them.
-    meter = diffrax.TqdmProgressMeter() if progress and stream is None else diffrax.NoProgressMeter()
+    # That of a run inside a larger program; a run by itself moves a bar between its parts.
+    meter = RunMeter(None, (first, steps)) if progress else diffrax.NoProgressMeter()
     task = _Task(optimizer, loss, params, observe, batches, has_aux, meter, rows, first, state)
-    if stream is None:
-        trajectory = _run(task, steps, rows)
-    else:
-        with tqdm(total=steps, initial=first, unit="iteration", disable=not progress, dynamic_ncols=True) as bar:
+    with Bar(first, steps, progress and is_concrete(task)) as bar:
+        if stream is None:
+            trajectory = _run(task, steps, rows, bar)
+        else:
             trajectory = _run_in_pieces(task, steps, rows, check_path("stream", stream), stream_every, bar)
     return tell_failure(trajectory, on_failure, rows[0])
 
 
-def _run(task: "_Task", steps: int, rows: np.ndarray) -> Trajectory:
+def _run(task: "_Task", steps: int, rows: np.ndarray, bar: Bar) -> Trajectory:
     """The run of a task up to an iteration, with the rows that are to be saved."""
     started, first, observe = time.perf_counter(), task.first, task.observe
     relative = (rows - first).astype(int)
     task = task._replace(saved_at=on_device(relative), first=on_device(first))
     plan = _plan(steps - first, relative, observe is not None)
     # A loss may close over a tracer that only the result shows: then the run is part of a larger program, too.
-    ended = _in_parts(task, plan) if is_concrete(task) else None
+    ended = _in_parts(task, plan, bar) if is_concrete(task) else None
     saved, carry, looked = _in_one_program(task, plan) if ended is None else ended
     code, last = carry.code, carry.reached
     if is_concrete(code, last) and np.any(np.asarray(last) < 0) and not first:
@@ -154,6 +155,7 @@ def _run(task: "_Task", steps: int, rows: np.ndarray) -> Trajectory:
     reached = last if steps > largest_exact_float() else last.astype(jnp.result_type(float))
     code, reached, counts = jax.tree.map(on_device, (code, reached, counts))
     gradients, accepted, rejected, jacobians = counts
+    gradients = gradients * (2 if task.optimizer.uses_gradient_change else 1)
     trajectory = Trajectory(
         iterations=exact_iterations(rows),
         params=saved if observe is None else None,
@@ -172,7 +174,7 @@ _PIECES = 20
 
 
 def _run_in_pieces(
-    task: "_Task", steps: int, rows: np.ndarray, folder: Path, count: int | None, bar: tqdm
+    task: "_Task", steps: int, rows: np.ndarray, folder: Path, count: int | None, bar: Bar
 ) -> Trajectory:
     """A run of which each piece is written into a folder before the next one begins.
 
@@ -198,11 +200,10 @@ def _run_in_pieces(
     for index, following in zip(starts, [*starts[1:], len(rows)], strict=True):
         own, behind = rows[index:following], rows[following:]
         end = int(behind[0]) if len(behind) else steps
-        piece = _run(task._replace(first=begin), end, own)
+        piece = _run(task._replace(first=begin), end, own, bar)
         reached = int(piece.outcome.last_valid_iteration) + (piece.outcome.name == "interrupted")
         save(piece, file_for(folder, begin, reached), wanted=steps)
         pieces.append(piece)
-        bar.update(end - begin)
         if not piece.outcome.successful:
             break
         begin, (params, state) = end, piece.final_state
@@ -222,9 +223,8 @@ def _counts(xp: Any, last: Any, steps: int, looked: bool) -> tuple[Any, Any, Any
 #: From so many blocks on, one more of them for the look at the end does not matter.
 _MANY_BLOCKS = 16
 
-#: The iterations of the first part of a run, and the seconds that the later ones should take.
+#: The iterations of the first part of a run.
 _FIRST_PART = 16
-_SECONDS_OF_PART = 0.5
 
 
 class _Task(NamedTuple):
@@ -281,7 +281,7 @@ class _Carry(NamedTuple):
 
 
 class _Loop(NamedTuple):
-    """Where a run is: before an iteration, with the number of rows that are saved, the rows, and the bar."""
+    """Where a run is: before an iteration, with the number of rows that are saved, the rows, and the state of a bar."""
 
     carry: _Carry
     iteration: jax.Array
@@ -320,9 +320,12 @@ class _Driver(NamedTuple):
         return loss_and_aux(self.task.loss, params, *batch, has_aux=self.task.has_aux)
 
     def evaluate(self, params: Params, state: OptimizerState, n: jax.Array) -> tuple[Snapshot, OptimizerState]:
+        def gradient_of(params: Params) -> Params:
+            return jax.grad(self.value, has_aux=True)(params, n)[0]
+
         (value, aux), gradient = jax.value_and_grad(self.value, has_aux=True)(params, n)
         iteration = self.task.first + n
-        direction, state = self.task.optimizer.update(gradient, state, iteration, params)
+        direction, state = self.task.optimizer.consume(gradient_of, gradient, state, iteration, params)
         snapshot = Snapshot(iteration, params, gradient, direction, state.filters, value, aux=aux, memory=state.memory)
         return snapshot, state
 
@@ -443,13 +446,14 @@ def _in_one_program(task: _Task, plan: _Plan) -> tuple:
     return loop.rows, carry, driver.end_is_evaluated
 
 
-def _in_parts(task: _Task, plan: _Plan) -> tuple | None:
+def _in_parts(task: _Task, plan: _Plan, bar: Bar) -> tuple | None:
     """A run by itself, in parts of about half a second, so that Ctrl-C is heard between them and keeps what is saved.
 
     `None` if the loss turned out to hold a tracer.
     """
     # The number of iterations is an input, so that runs of any length with as many rows share a program.
     steps, plan = plan.steps, plan._replace(steps=on_device(plan.steps), stride=0)
+    task, first = task._replace(meter=diffrax.NoProgressMeter()), int(task.first)
     # Without `observe` the start knows nothing of the loss, so that all losses share its program.
     beginning = task if task.observe is not None else task._replace(loss=_no_loss, batches=None)
     loop, stop, size = _begin(beginning, plan), 0, _FIRST_PART
@@ -460,15 +464,15 @@ def _in_parts(task: _Task, plan: _Plan) -> tuple | None:
             loop, finished, looked = _advance((task, plan, on_device(stop)), loop)
             if not is_concrete(loop, finished):
                 return None
+            if bar.shown:
+                bar.move(first + min(int(loop.iteration), steps))
             if bool(finished):
                 break
             if interruption.asked.is_set():
                 code = jnp.full_like(loop.carry.code, INTERRUPTED)
                 loop = loop._replace(carry=loop.carry._replace(code=code))
                 break
-            growth = _SECONDS_OF_PART / max(time.perf_counter() - begun, 1e-9)
-            size = int(size * min(max(growth, 0.5), 64)) + 1
-    task.meter.close(loop.ticks)
+            size = next_part(size, time.perf_counter() - begun)
     carry = loop.carry
     return loop.rows, carry, looked
 

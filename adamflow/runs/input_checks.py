@@ -44,8 +44,8 @@ def check_optimizer(optimizer: Any) -> None:
             numbers.append((name, getattr(optimizer, name)))
     for index, stage in enumerate(optimizer.stages):
         for filter in stage.filters():
-            if not callable(filter.decay):
-                numbers.append((f"the decay of {filter.name!r} in stage {index}", filter.decay))
+            decay = jax.eval_shape(filter.decay, 1) if callable(filter.decay) else filter.decay
+            numbers.append((f"the decay of {filter.name!r} in stage {index}", decay))
     for name, value in numbers:
         if jnp.shape(value) != ():
             raise ValueError(

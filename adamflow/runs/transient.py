@@ -107,8 +107,11 @@ def _first_iterations(settings: tuple, count: int, saved: jax.Array, keeps_alway
     memory = optimizer.initial_state(params)
 
     def evaluate(params: Params, memory: OptimizerState, n: jax.Array) -> tuple[Snapshot, OptimizerState]:
-        value, gradient = jax.value_and_grad(lambda p: scalar_loss(loss, p))(params)
-        direction, memory = optimizer.update(gradient, memory, n, params)
+        def value_of(params: Params) -> Any:
+            return scalar_loss(loss, params)
+
+        value, gradient = jax.value_and_grad(value_of)(params)
+        direction, memory = optimizer.consume(jax.grad(value_of), gradient, memory, n, params)
         time = n.astype(jnp.result_type(*jax.tree.leaves(params)))
         return Snapshot(time, params, gradient, direction, memory.filters, value), memory
 
@@ -184,7 +187,7 @@ def start_flow(flow: AbstractFlow, loss: Loss, params: Params, start: StartLike 
     value, state = scalar_loss(loss, params), flow.initial_state(loss, params, start)
     optimizer, first = flow.optimizer, 0 if start is None else Start(*start).iteration
     gradient = jax.grad(loss)(params)
-    direction, memory = optimizer.update(gradient, optimizer.initial_state(params), 0, params)
+    direction, memory = optimizer.consume(jax.grad(loss), gradient, optimizer.initial_state(params), 0, params)
     underflowed = count_underflowed(optimizer, gradient, memory.filters)
     moving = jnp.stack([jnp.sum(leaf != 0, dtype=int) for leaf in jax.tree.leaves(gradient)]).sum()
     return FlowStart(

@@ -16,7 +16,6 @@ from adamflow.optimizers import (
     NAdamScheduleStage,
     Optimizer,
     OptimizerReading,
-    OptimizerState,
     RMSpropStage,
     adamw,
     by_leaf,
@@ -368,7 +367,7 @@ def _filled(
                 leaf: zero if states[leaf].get(key) is None else made(_moment(states[leaf][key], zero))
                 for leaf, zero in own[name].items()
             }
-    return OptimizerState(state.filters, tuple(memories), state.previous_inputs)
+    return dataclasses.replace(state, memory=tuple(memories))
 
 
 def _moment(tensor: torch.Tensor, like: Any) -> Any:

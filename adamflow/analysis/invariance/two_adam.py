@@ -132,6 +132,12 @@ def iterate_on_spheres(
     """
     check_optimizer("iterate_on_spheres", optimizer)
     check_optimizer("other_optimizer= of iterate_on_spheres", other_optimizer)
+    for record in (optimizer, other_optimizer):
+        if record.uses_gradient_change:
+            raise ValueError(
+                f"iterate_on_spheres takes one gradient of each batch, but {record.name!r} takes a second one at the "
+                "parameters before, for which both optimizers would have to keep them; take af.iterate"
+            )
     check_on_failure(on_failure)
     steps, save_every = check_count("steps", steps), check_count("save_every", save_every)
     if steps % save_every:

@@ -262,8 +262,13 @@ def training_report(
     if not is_concrete(params, optimizer, optimizer_state):
         raise ValueError("training_report needs numbers, but jax is tracing the parameters; call it outside of jit")
     params = in_working_precision(params)
-    local = _local_loss(loss, params, [()] if batches is None else [(batch,) for batch in batches])
-    return report_of(local, params, optimizer, optimizer_state, iteration, settings)
+    every = [()] if batches is None else [(batch,) for batch in batches]
+
+    def gradient_of(place: Params) -> np.ndarray:
+        return _local_loss(loss, place, every).gradient()[1]
+
+    local = _local_loss(loss, params, every)
+    return report_of(local, params, optimizer, optimizer_state, iteration, settings, gradient_of)
 
 
 def report_of(
@@ -273,8 +278,12 @@ def report_of(
     optimizer_state: OptimizerState,
     iteration: Any,
     settings: ReportSettings,
+    gradient_of: Callable[[Params], np.ndarray] | None = None,
 ) -> TrainingReport:
-    """The report of a loss of which any library computes the derivatives; arguments as in `training_report`."""
+    """The report of a loss of which any library computes the derivatives; arguments as in `training_report`.
+
+    `gradient_of` has the flat gradient at other parameters, for optimizers that take a second one.
+    """
     check_optimizer("training_report", optimizer)
     iteration = check_count("iteration", iteration, low=0)
     optimizer_state = _checked_state(optimizer, params, optimizer_state)
@@ -292,7 +301,8 @@ def report_of(
     if not (math.isfinite(loss) and np.all(np.isfinite(gradient))):
         what = "its gradient is not finite" if math.isfinite(loss) else f"is {loss}"
         raise ValueError(f"the loss {what} at these parameters, so there is no curvature; look at an earlier state")
-    step = _step_measures(optimizer, uniform, params, unravel(jnp.asarray(gradient)), optimizer_state, iteration)
+    gradients = unravel(jnp.asarray(gradient)), _at_previous(optimizer, optimizer_state, gradient_of, unravel)
+    step = _step_measures(optimizer, uniform, params, gradients, optimizer_state, iteration)
     numbers: dict[str, Any] = _curvatures(local, gradient, step)
     products = 2
     if not settings.cheap:
@@ -320,6 +330,20 @@ def report_of(
         tolerance=settings.tolerance,
         **numbers,
     )
+
+
+def _at_previous(
+    optimizer: Optimizer,
+    state: OptimizerState,
+    gradient_of: Callable[[Params], np.ndarray] | None,
+    unravel: Callable[[Any], Params],
+) -> Params | None:
+    """The gradient at the parameters before, for an optimizer that takes it."""
+    if not optimizer.uses_gradient_change:
+        return None
+    if gradient_of is None:
+        raise TypeError(f"{optimizer.name!r} takes a second gradient; take af.analysis.training_report")
+    return unravel(jnp.asarray(gradient_of(state.previous_params)))
 
 
 def in_working_precision(params: Params) -> Params:
@@ -356,11 +380,11 @@ def _step_measures(
     optimizer: Optimizer,
     uniform: Optimizer,
     params: Params,
-    gradient: Params,
+    gradients: tuple[Params, Params | None],
     state: OptimizerState,
     iteration: int,
 ) -> _StepMeasures:
-    arrays, lagging = _consume(optimizer, uniform, params, gradient, state, jnp.asarray(iteration))
+    arrays, lagging = _consume(optimizer, uniform, params, gradients, state, jnp.asarray(iteration))
     direction, increment, inverse, previous = (np.asarray(array) for array in arrays)
     return _StepMeasures(direction, increment, inverse, previous, float(lagging))
 
@@ -370,12 +394,19 @@ def _consume(
     optimizer: Optimizer,
     uniform: Optimizer,
     params: Params,
-    gradient: Params,
+    gradients: tuple[Params, Params | None],
     state: OptimizerState,
     iteration: Any,
 ) -> Any:
-    """The direction, increment, 1/P and 1/P of the iteration before, flat; and the lagging share."""
-    direction, new_state = optimizer.update(gradient, state, iteration)
+    """The direction, increment, 1/P and 1/P of the iteration before, flat; and the lagging share.
+
+    The gradients are that at θₙ and, for optimizers that take it, that of the same loss at θₙ₋₁.
+    """
+    gradient, at_previous = gradients
+    if at_previous is None:
+        direction, new_state = optimizer.update(gradient, state, iteration)
+    else:
+        direction, new_state = optimizer.update(gradient, state, iteration, params, gradient_at_previous=at_previous)
     inverse = _inverse_preconditioner(optimizer, params, new_state, iteration)
     previous = _inverse_preconditioner(optimizer, params, state, jnp.maximum(iteration - 1, 0))
     previous = jax.tree.map(lambda leaf: jnp.where(iteration > 0, leaf, 0.0), previous)

@@ -8,6 +8,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from adamflow.runs.progress import report_share
+
+#: Of one element, from constants and carry: the number of a bar, and the share of the work that is done.
+Report = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
+
 #: On CPUs so many elements are advanced together: at most, at least, and as many as have so many bytes, for the caches.
 _MAX_WIDTH = 64
 _MIN_WIDTH = 8
@@ -20,13 +25,18 @@ _REFILL_DIVISOR = 8
 
 
 def compacting_while_loop(
-    condition: Callable[[Any, Any], jax.Array], body: Callable[[Any, Any], Any], constants: Any, carry: Any
+    condition: Callable[[Any, Any], jax.Array],
+    body: Callable[[Any, Any], Any],
+    constants: Any,
+    carry: Any,
+    report: Report | None = None,
 ) -> Any:
     """`jax.lax.while_loop(condition, body, carry)`, both with `constants` in front, any pytree.
 
     Under `jax.vmap` a while loop computes every element until the slowest has ended. Here elements that have ended are
     replaced by others that wait. When none waits, those that are left are gathered into a batch of a quarter of the
-    width as soon as they fit into it, and so on. Nested `jax.vmap`s are one batch.
+    width as soon as they fit into it, and so on. Nested `jax.vmap`s are one batch. With `report` a bar shows how far
+    the slowest element is.
     """
     arrays, rest = eqx.partition(constants, eqx.is_array)
 
@@ -36,9 +46,25 @@ def compacting_while_loop(
     def advance(arrays: Any, carry: Any) -> Any:
         return body(eqx.combine(arrays, rest), carry)
 
+    def share_of(arrays: Any, carry: Any) -> tuple[jax.Array, jax.Array]:
+        assert report is not None
+        return report(eqx.combine(arrays, rest), carry)
+
     @jax.custom_batching.custom_vmap
     def run(arrays: Any, carry: Any) -> Any:
-        return jax.lax.while_loop(lambda carry: is_going(arrays, carry), lambda carry: advance(arrays, carry), carry)
+        def advance_alone(carry: Any) -> Any:
+            return advance(arrays, carry)
+
+        if report is None:
+            return jax.lax.while_loop(lambda carry: is_going(arrays, carry), advance_alone, carry)
+
+        def advance_and_report(state: tuple) -> tuple:
+            carry = advance_alone(state[0])
+            number, share = share_of(arrays, carry)
+            return carry, report_share(number, state[1], share)
+
+        start = carry, jnp.zeros_like(share_of(arrays, carry)[1])
+        return jax.lax.while_loop(lambda state: is_going(arrays, state[0]), advance_and_report, start)[0]
 
     @run.def_vmap
     def run_batch(count: int, batched: list, arrays: Any, carry: Any) -> tuple[Any, Any]:
@@ -47,13 +73,18 @@ def compacting_while_loop(
             alone = jax.tree.map(lambda leaf, yes: leaf[0] if yes else leaf, (arrays, carry), tuple(batched))
             return jax.tree.map(lambda leaf: leaf[None], run(*alone)), jax.tree.map(lambda _: True, carry)
         carry = jax.tree.map(lambda leaf, yes: leaf if yes else _broadcast_to_batch(leaf, count), carry, batched[1])
-        return _batched(is_going, advance, batched[0], count)(arrays, carry), jax.tree.map(lambda _: True, carry)
+        loop = _batched(is_going, advance, None if report is None else share_of, batched[0], count)
+        return loop(arrays, carry), jax.tree.map(lambda _: True, carry)
 
     return run(arrays, carry)
 
 
 def _batched(
-    is_going: Callable[[Any, Any], jax.Array], advance: Callable[[Any, Any], Any], is_batched: Any, count: int
+    is_going: Callable[[Any, Any], jax.Array],
+    advance: Callable[[Any, Any], Any],
+    report: Report | None,
+    is_batched: Any,
+    count: int,
 ) -> Callable:
     """The loop of `count` elements; `is_batched` says which arrays have a value for each."""
 
@@ -62,6 +93,7 @@ def _batched(
         axes = jax.tree.map(lambda yes: 0 if yes else None, is_batched)
         is_active = jax.vmap(is_going, in_axes=(axes, 0))
         advance_batch = jax.vmap(advance, in_axes=(axes, 0))
+        report_batch = None if report is None else jax.vmap(report, in_axes=(axes, 0))
 
         def constants_of(elements: jax.Array) -> Any:
             return jax.tree.map(lambda leaf, yes: leaf[elements] if yes else leaf, arrays, is_batched)
@@ -69,7 +101,7 @@ def _batched(
         width = _batch_width(carry, count)
         while width:
             next_width = width // _SHRINK_FACTOR if width // _SHRINK_FACTOR >= _MIN_SHRUNK_WIDTH else 0
-            batch = BatchedLoop(is_active, advance_batch, constants_of, width, next_width)
+            batch = BatchedLoop(is_active, advance_batch, report_batch, constants_of, width, next_width)
             carry = _run_until_small(batch, is_active(arrays, carry), carry)
             width = next_width
         return carry
@@ -86,7 +118,7 @@ def _batched(
         arrays = jax.tree.map(flat, arrays, is_batched, batched[0])
         carry = jax.tree.map(lambda leaf, yes: flat(leaf, True, yes), carry, batched[1])
         is_batched_now = jax.tree.map(operator.or_, is_batched, batched[0])
-        ended = _batched(is_going, advance, is_batched_now, outer * count)(arrays, carry)
+        ended = _batched(is_going, advance, report, is_batched_now, outer * count)(arrays, carry)
         ended = jax.tree.map(lambda leaf: leaf.reshape(outer, count, *leaf.shape[1:]), ended)
         return ended, jax.tree.map(lambda _: True, ended)
 
@@ -111,6 +143,7 @@ class BatchedLoop(NamedTuple):
     Attributes:
         is_active: which elements have not ended.
         advance_batch: one iteration of each.
+        report_batch: the number of a bar and the share that is done of each, if that is shown.
         constants_of: the constants of the elements with these indices.
         width: how many are advanced together.
         next_width: the loop ends when no more are left.
@@ -118,6 +151,7 @@ class BatchedLoop(NamedTuple):
 
     is_active: Callable[[Any, Any], jax.Array]
     advance_batch: Callable[[Any, Any], Any]
+    report_batch: Report | None
     constants_of: Callable[[jax.Array], Any]
     width: int
     next_width: int
@@ -137,7 +171,7 @@ def _run_until_small(batch: BatchedLoop, is_going: jax.Array, carry: Any) -> Any
         constants = batch.constants_of(active_indices)
         refill_at = batch.width - max(batch.width // _REFILL_DIVISOR, 1)
         max_active = jnp.where(started_count < count, refill_at, batch.next_width)
-        elements = _run_until_few_active(batch, constants, elements, max_active)
+        elements = _run_until_few_active(batch, constants, elements, max_active, started_count < count)
         carry = jax.tree.map(lambda leaf, element: leaf.at[active_indices].set(element), carry, elements)
         is_active = batch.is_active(constants, elements)
         waiting = started_count + jnp.cumsum(~is_active) - 1
@@ -153,7 +187,9 @@ def _run_until_small(batch: BatchedLoop, is_going: jax.Array, carry: Any) -> Any
     return jax.lax.while_loop(should_continue, advance_some, start)[0]
 
 
-def _run_until_few_active(batch: BatchedLoop, constants: Any, elements: Any, max_active: jax.Array) -> Any:
+def _run_until_few_active(
+    batch: BatchedLoop, constants: Any, elements: Any, max_active: jax.Array, some_wait: jax.Array
+) -> Any:
     """Advance the active elements until at most so many are."""
 
     def advance(elements: Any) -> Any:
@@ -164,9 +200,25 @@ def _run_until_few_active(batch: BatchedLoop, constants: Any, elements: Any, max
 
         return jax.tree.map(choose, batch.advance_batch(constants, elements), elements)
 
-    return jax.lax.while_loop(
-        lambda elements: jnp.sum(batch.is_active(constants, elements)) > max_active, advance, elements
-    )
+    def should_continue(elements: Any) -> jax.Array:
+        return jnp.sum(batch.is_active(constants, elements)) > max_active
+
+    report_batch = batch.report_batch
+    if report_batch is None:
+        return jax.lax.while_loop(should_continue, advance, elements)
+
+    def slowest(elements: Any) -> tuple[jax.Array, jax.Array]:
+        numbers, shares = report_batch(constants, elements)
+        share = jnp.min(jnp.where(batch.is_active(constants, elements), shares, 1.0))
+        return jnp.max(numbers), jnp.where(some_wait, 0.0, share)
+
+    def advance_and_report(state: tuple) -> tuple:
+        elements = advance(state[0])
+        number, share = slowest(elements)
+        return elements, report_share(number, state[1], share)
+
+    start = elements, jnp.zeros_like(slowest(elements)[1])
+    return jax.lax.while_loop(lambda state: should_continue(state[0]), advance_and_report, start)[0]
 
 
 def _gather(elements: Any, indices: jax.Array) -> Any:

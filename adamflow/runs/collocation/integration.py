@@ -106,6 +106,8 @@ class IntegrationProblem(NamedTuple):
         divergence_limit: the largest magnitude of a parameter.
         max_steps: trial steps at most.
         saves_filters: whether filters are saved.
+        bar: the number of a bar that loops move; `None` if they move none.
+        pause_at: gradients after which a part of the run ends; `None` for a run in one part.
     """
 
     flow: GouldTanakaFlow
@@ -120,6 +122,8 @@ class IntegrationProblem(NamedTuple):
     divergence_limit: Array
     max_steps: int
     saves_filters: bool
+    bar: Int[Array, ""] | None = None
+    pause_at: Int[Array, ""] | None = None
 
     def flat_loss(self, params: Vector) -> Array:
         """The loss as a function of the vector of all parameters."""
@@ -157,6 +161,15 @@ class IntegrationProblem(NamedTuple):
         can_step = (run.state.time < self.final_time) & (tried < self.max_steps)
         can_step = can_step & (run.step_size > self._min_step_size)
         return can_step & run.is_finite & (jnp.max(jnp.abs(run.state.params)) <= self.divergence_limit)
+
+    def should_continue_part(self, run: IntegrationState) -> Array:
+        """Whether a step can and need be tried in this part of the run."""
+        can_step = self.should_continue(run)
+        return can_step if self.pause_at is None else can_step & (run.step_counts.gradients < self.pause_at)
+
+    def share_done(self, run: IntegrationState) -> Array:
+        """How much of the run is done, from 0 to 1."""
+        return (run.state.time - self.start_time) / (self.final_time - self.start_time)
 
     @property
     def _min_step_size(self) -> Scalar:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from adamflow.runs.collocation.batched_loop import compacting_while_loop
+from adamflow.runs.collocation.batched_loop import Report, compacting_while_loop
 from adamflow.runs.collocation.hessian import DiagonalHessian, Hessian, is_nearly_diagonal, positive_part
 from adamflow.runs.collocation.integration import (
     DIVERGENCE_RATE,
@@ -83,16 +83,16 @@ class NewtonUpdate(NamedTuple):
     has_failed: Bool[Array, ""]
 
 
-class DiagonalResult(NamedTuple):
-    """Where a run with a diagonal Hessian ended, or was found to need another.
+class DiagonalState(NamedTuple):
+    """Where a run with a diagonal Hessian is, or was found to need another.
 
     Attributes:
-        run: as far as it came.
+        loop: as far as it came.
         is_coupled: whether the Hessian is not diagonal, so that the run goes on with another.
         hessian: there, where it was computed; `None` if it never is.
     """
 
-    run: IntegrationState
+    loop: LoopState
     is_coupled: Bool[Array, ""]
     hessian: Float[Array, "size size"] | None
 
@@ -114,22 +114,30 @@ class NewtonIntegrator(NamedTuple):
     node_count: int
     verifies: bool
 
-    def run_diagonal(self, run: IntegrationState) -> DiagonalResult:
-        """Integrate with a diagonal Hessian, to the end or until it turns out not to be one."""
+    def start_diagonal(self, run: IntegrationState) -> DiagonalState:
+        """Before the first step of a run with a diagonal Hessian."""
+        size, dtype = run.state.params.size, run.state.params.dtype
+        hessian = jnp.zeros((size, size), dtype) if self.verifies else None
+        return DiagonalState(self._first_step(run), jnp.array(False), hessian)
+
+    def run_diagonal(self, start: DiagonalState) -> DiagonalState:
+        """Integrate with a diagonal Hessian, to the end of the part or until it turns out not to be one."""
         # A constant step has nothing to change to, and one coordinate nothing to be coupled to.
-        never_switches = self.problem.step_size is not None or run.state.params.size == 1
+        never_switches = self.problem.step_size is not None or start.loop.run.state.params.size == 1
 
         def should_continue(integrator: NewtonIntegrator, loop: LoopState) -> Array:
             few_slow_steps = loop.slow_step_count < loop.slow_step_limit
-            return integrator.problem.should_continue(loop.run) & (never_switches | few_slow_steps)
+            return integrator.problem.should_continue_part(loop.run) & (never_switches | few_slow_steps)
 
-        def run_until_check(carry: tuple) -> tuple:
-            loop, is_coupled, previous_hessian = carry
-            loop = compacting_while_loop(should_continue, NewtonIntegrator._advance, self, loop)
-            # What ends the loop before the run is the count of slow steps.
-            stopped = self.problem.should_continue(loop.run) & ~is_coupled
-            if never_switches or previous_hessian is None:
-                return loop, is_coupled | stopped, previous_hessian
+        def run_until_check(state: DiagonalState) -> DiagonalState:
+            loop = compacting_while_loop(should_continue, NewtonIntegrator._advance, self, state.loop, self._report())
+            if never_switches:
+                return state._replace(loop=loop)
+            too_slow = loop.slow_step_count >= loop.slow_step_limit
+            stopped = self.problem.should_continue(loop.run) & too_slow & ~state.is_coupled
+            if state.hessian is None:
+                return DiagonalState(loop, state.is_coupled | stopped, None)
+            previous_hessian = state.hessian
 
             def check() -> tuple[Array, Array]:
                 hessian = jnp.where(stopped, self.problem.hessian(loop.run), previous_hessian)
@@ -144,28 +152,32 @@ class NewtonIntegrator(NamedTuple):
                 slow_step_count=jnp.where(is_diagonal, 0.0, loop.slow_step_count),
                 slow_step_limit=jnp.where(is_diagonal, 2.0 * loop.slow_step_limit, loop.slow_step_limit),
             )
-            return loop, is_coupled | (stopped & ~is_diagonal), hessian
+            return DiagonalState(loop, state.is_coupled | (stopped & ~is_diagonal), hessian)
 
-        def undecided(carry: tuple) -> Array:
-            return self.problem.should_continue(carry[0].run) & ~carry[1]
+        def undecided(state: DiagonalState) -> Array:
+            return self.problem.should_continue_part(state.loop.run) & ~state.is_coupled
 
-        size, dtype = run.state.params.size, run.state.params.dtype
-        hessian = jnp.zeros((size, size), dtype) if self.verifies else None
-        start = self._first_step(run), jnp.array(False), hessian
-        loop, is_coupled, hessian = jax.lax.while_loop(undecided, run_until_check, start)
-        return DiagonalResult(loop.run, is_coupled, hessian)
+        return jax.lax.while_loop(undecided, run_until_check, start)
 
-    def run_dense(self, diagonal: DiagonalResult) -> IntegrationState:
-        """Integrate the rest with the Hessian itself, computed again whenever Newton's method contracts slowly."""
+    def start_dense(self, diagonal: DiagonalState) -> LoopState:
+        """Before the first step with the Hessian itself."""
         assert diagonal.hessian is not None
-        run = diagonal.run
+        run = diagonal.loop.run
         step_size = self.problem.clip_step_to_end(run.state.time, run.step_size)
-        loop = self._loop_state(run, step_size, positive_part(diagonal.hessian))
+        return self._loop_state(run, step_size, positive_part(diagonal.hessian))
+
+    def run_dense(self, loop: LoopState) -> LoopState:
+        """Integrate the rest with the Hessian itself, computed again whenever Newton's method contracts slowly."""
 
         def should_continue(integrator: NewtonIntegrator, loop: LoopState) -> Array:
-            return integrator.problem.should_continue(loop.run)
+            return integrator.problem.should_continue_part(loop.run)
 
-        return compacting_while_loop(should_continue, NewtonIntegrator._advance, self, loop).run
+        return compacting_while_loop(should_continue, NewtonIntegrator._advance, self, loop, self._report())
+
+    def _report(self) -> Report | None:
+        if self.problem.bar is None:
+            return None
+        return lambda integrator, loop: (integrator.problem.bar, integrator.problem.share_done(loop.run))
 
     def _first_step(self, run: IntegrationState) -> LoopState:
         """The first step, and secants from a gradient at the end of it."""

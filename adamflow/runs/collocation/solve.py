@@ -1,5 +1,6 @@
 """What goes into a run by collocation, and what comes out."""
 
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,11 +15,12 @@ from adamflow.flows.averages import FlowState
 from adamflow.losses import program
 from adamflow.optimizers import AbstractStage, Optimizer, check_constant, overrides
 from adamflow.runs.collocation.integration import IntegrationProblem, IntegrationState, SavedStates, flatten_state
-from adamflow.runs.collocation.newton import DiagonalResult, NewtonIntegrator
+from adamflow.runs.collocation.newton import DiagonalState, LoopState, NewtonIntegrator
 from adamflow.runs.collocation.step_integrator import unflatten_filters
-from adamflow.runs.collocation.surrogate_run import SurrogateIntegrator
+from adamflow.runs.collocation.surrogate_run import SurrogateIntegrator, SurrogateLoopState
 from adamflow.runs.collocation.surrogate_step import SurrogateSettings
-from adamflow.runs.trajectory import COMPLETED, divergence_limit
+from adamflow.runs.progress import Bar, RunMeter, next_part
+from adamflow.runs.trajectory import COMPLETED, divergence_limit, on_device
 from adamflow.types import Loss, Params
 
 #: Up to so many parameters the Hessian is computed where it is not diagonal, instead of estimated.
@@ -107,6 +109,7 @@ class RunInputs(NamedTuple):
     state: FlowState
     save_times: jax.Array
     settings: Any
+    bar: jax.Array | None = None
 
 
 class StaticOptions(NamedTuple):
@@ -116,26 +119,66 @@ class StaticOptions(NamedTuple):
     max_steps: int
 
 
+#: A run with the Hessian itself, or with a surrogate of the gradient.
+CoupledState = LoopState | SurrogateLoopState
+
+
 #: A differentiable run of the same flow: from the inputs to saved values, final state and outcome.
 DifferentiableRun = Callable[[RunInputs], tuple[Any, FlowState, jax.Array]]
 
 
 def solve_by_collocation(
-    inputs: RunInputs, options: StaticOptions, reference: DifferentiableRun, eager: bool
+    inputs: RunInputs,
+    options: StaticOptions,
+    reference: DifferentiableRun,
+    eager: bool,
+    progress: tuple[int, int] | None = None,
 ) -> CollocationResult:
     """Integrate from the initial state to the final time.
 
     What follows a diagonal Hessian is compiled when a run first needs it, or with the first part if the run is traced.
+
+    Args:
+        inputs: what the run starts from.
+        options: what does not change within a program.
+        reference: what derivatives go through.
+        eager: whether the run is no part of a larger program.
+        progress: the first and the last iteration of the bar, if one is shown.
     """
     if not eager:
-        return _solve_traced(inputs, options, reference)
-    diagonal = _run_diagonal_phase(inputs, options)
-    run = _run_coupled_phase(inputs, options, diagonal) if bool(diagonal.is_coupled) else diagonal.run
+        return _solve_traced(inputs, options, reference, None if progress is None else RunMeter(None, progress))
+    with Bar(*(progress or (0, 1)), shown=progress is not None) as bar:
+        diagonal = _in_parts(_advance_diagonal, inputs, options, _start_diagonal(inputs, options), bar)
+        run = diagonal.loop.run
+        if bool(diagonal.is_coupled):
+            run = _in_parts(_advance_coupled, inputs, options, _start_coupled(inputs, options, diagonal), bar).run
     return _result(inputs, options, run)
 
 
+#: The gradients of the first part of a run.
+_FIRST_PART = 64
+
+
+def _in_parts(advance: Callable, inputs: RunInputs, options: StaticOptions, state: Any, bar: Bar) -> Any:
+    """Advance by one program to the end; with a bar in parts of about half a second, between which it moves."""
+    most = jnp.iinfo(jnp.result_type(int)).max
+    if not bar.shown:
+        return advance(inputs, options, state, on_device(most))[0]
+    size, stop = _FIRST_PART, _FIRST_PART
+    while True:
+        begun = time.perf_counter()
+        state, run, goes_on = advance(inputs, options, state, on_device(stop))
+        bar.move(float(run.state.time))
+        if not bool(goes_on):
+            return state
+        size = next_part(size, time.perf_counter() - begun)
+        stop = min(int(run.step_counts.gradients) + size, most)
+
+
 @program
-def _solve_traced(inputs: RunInputs, options: StaticOptions, reference: DifferentiableRun) -> CollocationResult:
+def _solve_traced(
+    inputs: RunInputs, options: StaticOptions, reference: DifferentiableRun, meter: RunMeter | None
+) -> CollocationResult:
     """A run inside another program.
 
     The loops of a run have no fixed length, so reverse-mode differentiation goes through a run of the reference
@@ -143,15 +186,19 @@ def _solve_traced(inputs: RunInputs, options: StaticOptions, reference: Differen
     """
     # What the loss closes over becomes an input, which derivatives reach.
     inputs = inputs._replace(loss=eqx.filter_closure_convert(inputs.loss, inputs.state.params))
+    # Outside of what has a derivative of its own, in which a bar can be moved, but not opened.
+    opened = None if meter is None else meter.init()
+    inputs = inputs._replace(bar=None if opened is None else opened.number)
 
     @eqx.filter_custom_vjp
     def solve(inputs: RunInputs) -> CollocationResult:
-        diagonal = _run_diagonal_phase(inputs, options)
+        problem = _make_problem(inputs, options)
+        diagonal = _newton_integrator(problem).run_diagonal(_first_state(problem, inputs))
         # In a batch the second part runs if one element needs it, and leaves the others, which have ended, unchanged.
         run = jax.lax.cond(
             eqx.internal.unvmap_any(diagonal.is_coupled),
-            lambda: _run_coupled_phase(inputs, options, diagonal),
-            lambda: diagonal.run,
+            lambda: _run_coupled(problem, _first_coupled_state(problem, diagonal)).run,
+            lambda: diagonal.loop.run,
         )
         return _result(inputs, options, run)
 
@@ -174,25 +221,65 @@ def _solve_traced(inputs: RunInputs, options: StaticOptions, reference: Differen
 
     solve.def_fwd(forward)
     solve.def_bwd(backward)
-    return solve(inputs)
+    result = solve(inputs)
+    if meter is not None and opened is not None:
+        settings = inputs.settings
+        share = (result.reached - settings.first) / (settings.steps - settings.first)
+        meter.close(opened._replace(share=jax.lax.stop_gradient(share)))
+    return result
 
 
 @program
-def _run_diagonal_phase(inputs: RunInputs, options: StaticOptions) -> DiagonalResult:
-    """The run as far as the Hessian counts as diagonal."""
-    problem = _make_problem(inputs, options)
+def _start_diagonal(inputs: RunInputs, options: StaticOptions) -> DiagonalState:
+    return _first_state(_make_problem(inputs, options), inputs)
+
+
+@program
+def _advance_diagonal(inputs: RunInputs, options: StaticOptions, state: DiagonalState, pause_at: jax.Array) -> tuple:
+    """The run as far as the Hessian counts as diagonal, or to the end of a part; the run, and whether that goes on."""
+    problem = _make_problem(inputs, options)._replace(pause_at=pause_at)
+    state = _newton_integrator(problem).run_diagonal(state)
+    return state, _without_saved(state.loop.run), problem.should_continue(state.loop.run) & ~state.is_coupled
+
+
+@program
+def _start_coupled(inputs: RunInputs, options: StaticOptions, diagonal: DiagonalState) -> CoupledState:
+    return _first_coupled_state(_make_problem(inputs, options), diagonal)
+
+
+@program
+def _advance_coupled(inputs: RunInputs, options: StaticOptions, state: CoupledState, pause_at: jax.Array) -> tuple:
+    """The rest of the run, or a part of it; the run, and whether it goes on."""
+    problem = _make_problem(inputs, options)._replace(pause_at=pause_at)
+    state = _run_coupled(problem, state)
+    return state, _without_saved(state.run), problem.should_continue(state.run)
+
+
+def _without_saved(run: IntegrationState) -> IntegrationState:
+    return run._replace(saved=None)
+
+
+def _first_state(problem: IntegrationProblem, inputs: RunInputs) -> DiagonalState:
     gradient = problem.gradient(problem.initial_params)
     run = problem.initial_state(flatten_state(inputs.state, problem.start_time, problem.initial_params, gradient))
-    return _newton_integrator(problem).run_diagonal(run)
+    return _newton_integrator(problem).start_diagonal(run)
 
 
-@program
-def _run_coupled_phase(inputs: RunInputs, options: StaticOptions, diagonal: DiagonalResult) -> IntegrationState:
-    """The rest of the run: with the Hessian itself, or with a surrogate of the gradient for many parameters."""
-    problem = _make_problem(inputs, options)
+def _first_coupled_state(problem: IntegrationProblem, diagonal: DiagonalState) -> CoupledState:
     if problem.initial_params.size <= EXACT_HESSIAN_LIMIT:
-        return _newton_integrator(problem).run_dense(diagonal)
-    return SurrogateIntegrator(problem, SurrogateSettings()).run(diagonal.run)
+        return _newton_integrator(problem).start_dense(diagonal)
+    return _surrogate_integrator(problem).start(diagonal.loop.run)
+
+
+def _run_coupled(problem: IntegrationProblem, state: CoupledState) -> CoupledState:
+    """With the Hessian itself, or with a surrogate of the gradient for many parameters."""
+    if isinstance(state, LoopState):
+        return _newton_integrator(problem).run_dense(state)
+    return _surrogate_integrator(problem).run(state)
+
+
+def _surrogate_integrator(problem: IntegrationProblem) -> SurrogateIntegrator:
+    return SurrogateIntegrator(problem, SurrogateSettings())
 
 
 def _newton_integrator(problem: IntegrationProblem) -> NewtonIntegrator:
@@ -215,6 +302,7 @@ def _make_problem(inputs: RunInputs, options: StaticOptions) -> IntegrationProbl
         divergence_limit=divergence_limit(inputs.state.params),
         max_steps=options.max_steps,
         saves_filters=options.observe is not None,
+        bar=inputs.bar,
     )
 
 

@@ -1,6 +1,6 @@
 """Collocation where the Hessian is not diagonal and too large to be computed: a run on a surrogate of the gradient."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,15 +31,17 @@ class SurrogateIntegrator(NamedTuple):
     problem: IntegrationProblem
     settings: SurrogateSettings
 
-    def run(self, run: IntegrationState) -> IntegrationState:
-        """Integrate to the end."""
+    def run(self, loop: SurrogateLoopState) -> SurrogateLoopState:
+        """Integrate to the end of the part."""
 
         def should_continue(integrator: SurrogateIntegrator, loop: SurrogateLoopState) -> Array:
-            return integrator.problem.should_continue(loop.run)
+            return integrator.problem.should_continue_part(loop.run)
 
-        return compacting_while_loop(should_continue, SurrogateIntegrator._advance, self, self._start(run)).run
+        report = None if self.problem.bar is None else _share_done
+        return compacting_while_loop(should_continue, SurrogateIntegrator._advance, self, loop, report)
 
-    def _start(self, run: IntegrationState) -> SurrogateLoopState:
+    def start(self, run: IntegrationState) -> SurrogateLoopState:
+        """Before the first step on a surrogate."""
         state, settings = run.state, self.settings
         params, dtype = state.params, state.params.dtype
         # The entries before the start only say that nothing is known of how the gradient changes.
@@ -107,6 +109,10 @@ class SurrogateIntegrator(NamedTuple):
             is_finite=jnp.all(jnp.isfinite(trial.end_gradient)) & jnp.all(jnp.isfinite(params)),
         )
         return loop._replace(run=run, history=history, contraction_rate=jnp.clip(rate, 0.1, 1.0))
+
+
+def _share_done(integrator: SurrogateIntegrator, loop: SurrogateLoopState) -> tuple[Any, Array]:
+    return integrator.problem.bar, integrator.problem.share_done(loop.run)
 
 
 def _without_saved(loop: SurrogateLoopState) -> SurrogateLoopState:
