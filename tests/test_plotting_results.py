@@ -8,6 +8,8 @@ import pytest
 import adamflow as af
 from adamflow.noise import Ensemble
 
+OPTIMIZER = af.adam(0.01)
+
 
 @pytest.fixture(autouse=True)
 def close_figures():
@@ -110,11 +112,12 @@ def test_failure_of_what_is_no_such_result(quadratic, unchecked):
 
 
 def test_identity_the_first_crossing_of_the_edge_is_marked():
-    problem, optimizer = af.problems.quadratic([1.0, 3.0]), af.adam(0.02)
+    problem, optimizer = af.problems.quadratic([1.0, 3.0]), af.adam(0.1, beta=0.9, gamma=0.5)
     observe = af.analysis.sharpness_observer(optimizer, problem.loss)
     run = af.iterate(optimizer, problem.loss, problem.params, 150, save_at=np.arange(0, 151, 10), observe=observe)
-    scaled = 0.02 * np.asarray(run.observed.value)
-    first = np.flatnonzero(scaled >= 38)[0]
+    scaled = 0.1 * np.asarray(run.observed.value)
+    # 2(1 + γ)/(1 − γ)
+    first = np.flatnonzero(scaled >= 6)[0]
     assert first > 0
     (marked,) = [line for line in af.plotting.sharpness(run, optimizer).lines if line.get_marker() == "o"]
     np.testing.assert_allclose(marked.get_xydata(), [[10.0 * first, scaled[first]]], rtol=1e-6)
@@ -135,7 +138,7 @@ def test_identity_orbits_of_many_entries_show_those_that_move_most():
     rows = np.random.default_rng(0).normal(size=(3, 9)) * np.arange(9)
     points = {"a": jnp.asarray(rows[:, :4].reshape(3, 2, 2)), "b": jnp.asarray(rows[:, 4:])}
     options = {"stable": False, "residual": 0.0, "converged": True, "period": 3, "searched": 3}
-    found = af.analysis.PeriodicOrbit((points, None), np.zeros(9, complex), **options)
+    found = af.analysis.PeriodicOrbit((points, OPTIMIZER.initial_state(points)), np.zeros(9, complex), **options)
     ax = af.plotting.orbit(found)
     deviations = rows - rows.mean(axis=0)
     shown = sorted(np.argsort(np.abs(deviations).max(axis=0))[-5:])
@@ -181,6 +184,7 @@ def test_failure_results_that_hold_nothing_to_draw():
     with pytest.raises(ValueError, match="the step is stable"):
         af.plotting.instability(nothing)
     options = {"stable": False, "residual": 1.0, "converged": False, "period": 2, "searched": 2}
-    failed = af.analysis.PeriodicOrbit((jnp.zeros((2, 1)), None), np.zeros(1, complex), **options)
+    points = jnp.zeros((2, 1))
+    failed = af.analysis.PeriodicOrbit((points, OPTIMIZER.initial_state(points)), np.zeros(1, complex), **options)
     with pytest.raises(ValueError, match="result holds no orbit: no orbit of period 2"):
         af.plotting.orbit(failed)

@@ -125,7 +125,9 @@ def test_identity_parameters_of_own_classes_are_read_back_like_others(tmp_path: 
         af.load(tmp_path / "run.nc", like=[jnp.zeros(()), jnp.zeros(())])
 
 
-def test_identity_a_streamed_run_is_the_run(tmp_path: Path, capsys):
+def test_identity_a_streamed_run_is_the_run(tmp_path: Path, capsys, monkeypatch):
+    # As on a terminal, where bars are shown at once.
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     options: dict[str, Any] = dict(observe=observe, save_at=[0, 3, 6, 9, 14, 24])
     whole, streamed = run(24, **options), run(24, **options, stream=tmp_path / "run", stream_every=2, progress=True)
     assert "24/24" in capsys.readouterr().err

@@ -208,7 +208,7 @@ def _solve_once(problem: _Problem, numbers: "_Numbers") -> Trajectory:
     # That of a run by collocation is the one for its derivatives: explicit, since that compiles in a third of the time.
     method = choose_method(diffrax.Dopri8() if collocated else solver, flow, size, None if collocated else step_size)
     numbers, early, begin = _begin(problem, numbers)
-    span = (int(numbers.first) if is_concrete(numbers.first) else 0, numbers.steps)
+    span = (int(numbers.first) if is_concrete(numbers.first) else 0, numbers.steps) if progress else None
     state, finite = begin.state, begin.is_finite
     # A loss may close over a tracer that only its value shows.
     eager = is_concrete(state, finite, flow, loss, rtol, numbers.atol, step_size)
@@ -226,17 +226,12 @@ def _solve_once(problem: _Problem, numbers: "_Numbers") -> Trajectory:
         if collocated:
             reference = _Reference(method, observe, max(max_steps, _REFERENCE_STEPS))
             inputs = RunInputs(cast(GouldTanakaFlow, flow), loss, state, run_times, numbers)
-            run = solve_by_collocation(
-                inputs, StaticOptions(observe, max_steps), reference, eager, span if progress else None
-            )
+            run = solve_by_collocation(inputs, StaticOptions(observe, max_steps), reference, eager, span)
             gradients = run.gradients + looks + _START_GRADIENTS
             stats = Stats(gradients, run.accepted, run.rejected, run.hessians, None, jnp.zeros((), int))
         else:
-            with HostedMeter(*span, shown=progress and eager) as hosted:
-                meter = RunMeter(None, span) if progress and not eager else hosted.meter
-                run = _run(flow, loss, state, run_times, numbers, method, observe, max_steps, meter, counter)
-                if hosted.bar.shown:
-                    hosted.bar.move(float(run.reached))
+            given = (flow, loss, state, run_times, numbers, method, observe, max_steps)
+            run = _run_with_bar(given, counter, span, eager)
             stats = _stats(run, method, counter, counted, flow.gradients_per_evaluation, looks)
     if early is not None:
         rows_and_finite = with_first_rows(early, times, run.rows, run.finite)
@@ -403,6 +398,18 @@ class _Run(NamedTuple):
     reached: jax.Array
     accepted: jax.Array
     rejected: jax.Array
+
+
+def _run_with_bar(given: tuple, counter: Any, span: tuple[int, int] | None, eager: bool) -> _Run:
+    """`_run` of what is given, with a bar from the first to the last iteration of `span`, if there is one."""
+    if span is not None and not eager:
+        # The program opens its bar itself, each time that it runs.
+        return _run(*given, RunMeter(None, span), counter)
+    with HostedMeter(*(span or (0, 1)), shown=span is not None) as hosted:
+        run = _run(*given, hosted.meter, counter)
+        if span is not None:
+            hosted.bar.move(float(run.reached))
+        return run
 
 
 @program
