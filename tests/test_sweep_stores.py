@@ -93,6 +93,13 @@ def test_identity_large_results_are_read_when_they_are_used(store, monkeypatch):
     hard = lambda x, k: -x  # noqa: E731
     data = af.sweep(powers, GRID, store=store, difficulty=hard, **OPTIONS)
     assert not data.row.variable._in_memory
+    for place in (
+        {"x": 1},
+        {"x": [2, 0], "order": 1},
+        {"k": slice(None, None, -1), "order": [2, 0]},
+        {"x": -1, "k": 0},
+    ):
+        np.testing.assert_array_equal(data.row.isel(place).values, reference().row.isel(place).values)
     assert same(data, reference())
     (store / "digest" / "c" / "2" / "0").unlink()
     missing = open_store(store)

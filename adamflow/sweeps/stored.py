@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from xarray.backends import BackendArray
+from xarray.core.indexing import ExplicitIndexer, IndexingSupport, LazilyIndexedArray, explicit_indexing_adapter
 
 from adamflow.runs.interruption import Interruption
 from adamflow.sweeps.choice import Trial, Wishes, choose, workers
@@ -155,12 +157,52 @@ def _when_used(store: Store, slots: np.ndarray, outcomes: np.ndarray) -> xr.Data
     if blank.any():
         free = np.setdiff1d(np.arange(store.count * store.plan.chunk), slots[~blank], assume_unique=True)
         slots[blank] = free[: np.count_nonzero(blank)]
-    lazy = xr.open_zarr(store.path, consolidated=False, chunks=None)[list(store.plan.schema)]
-    places = {"chunk": slots // store.plan.chunk, "slot": slots % store.plan.chunk}
-    dims = tuple(grid.sizes)
-    data = lazy.isel({dim: xr.DataArray(found.reshape(grid.shape), dims=dims) for dim, found in places.items()})
-    code = ("outcome", (dims, outcomes.reshape(grid.shape), outcome_variable().attrs))
-    return xr.Dataset(dict([code]), coordinates_of(grid)).assign(data.variables)
+    stored = xr.open_zarr(store.path, consolidated=False, chunks=None)
+    dims, slots = tuple(grid.sizes), slots.reshape(grid.shape)
+    variables: dict[str, Any] = {"outcome": (dims, outcomes.reshape(grid.shape), outcome_variable().attrs)}
+    for name in store.plan.schema:
+        variable = stored[name].variable
+        by_lane = LazilyIndexedArray(_ByLane(variable, slots))
+        variables[name] = xr.Variable((*dims, *variable.dims[2:]), by_lane, variable.attrs)
+    return xr.Dataset(variables, coordinates_of(grid))
+
+
+class _ByLane(BackendArray):
+    """A variable of a store by the dimensions of the grid, whose chunks are read when their lanes are used.
+
+    xarray's own indexing by arrays would hold an index of 8 bytes for each dimension of each number.
+
+    Args:
+        stored: dimensions (chunk, slot, …), not yet read.
+        slots: by lane, chunk · (slots of a chunk) + slot; shape that of the grid.
+    """
+
+    def __init__(self, stored: xr.Variable, slots: np.ndarray) -> None:
+        self.stored, self.slots = stored, slots
+        self.shape, self.dtype = (*slots.shape, *stored.shape[2:]), stored.dtype
+
+    def __getitem__(self, key: ExplicitIndexer) -> Any:
+        return explicit_indexing_adapter(key, self.shape, IndexingSupport.OUTER, self._read)
+
+    def _read(self, key: tuple) -> np.ndarray:
+        count = self.slots.ndim
+        slots, rest = _selected(self.slots, key[:count]), key[count:]
+        chunks, inside = np.divmod(slots.ravel(), self.stored.shape[1])
+        order = np.argsort(chunks, kind="stable")
+        numbers, starts = np.unique(chunks[order], return_index=True)
+        shape = _selected(np.broadcast_to(np.zeros((), bool), self.shape[count:]), rest).shape
+        found = np.empty((slots.size, *shape), self.dtype)
+        for number, lanes in zip(numbers, np.split(order, starts[1:]), strict=True):
+            block = self.stored[int(number)].values
+            found[lanes] = _selected(block[inside[lanes]], (slice(None), *rest))
+        return found.reshape(*slots.shape, *shape)
+
+
+def _selected(array: np.ndarray, key: tuple) -> np.ndarray:
+    """An array by a number, a slice or an array of places for each axis."""
+    for axis in reversed(range(len(key))):
+        array = np.asarray(array[(slice(None),) * axis + (key[axis],)])
+    return array
 
 
 def _listed(numbers: list[int], count: int) -> str:
