@@ -153,7 +153,7 @@ def test_identity_the_region_of_the_tutorial_is_begun_killed_and_finished_by_a_c
     flags = [f"--{name}={value}" for name, value in settings.items()]
     command = [sys.executable, EXAMPLE, *flags, "--store=region.zarr"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
-    while not list(tmp_path.glob("region.zarr/digest/c/*")):
+    while not list(tmp_path.glob("region.zarr/digest/c/*/0")):
         assert process.poll() is None
         time.sleep(0.02)
     process.kill()
@@ -188,7 +188,7 @@ def test_failure_a_scheduler_that_dies_is_told_with_what_is_stored(tmp_path):
     )
 
     def kill():
-        while len(list(store.glob("digest/c/*"))) < 2:
+        while len(list(store.glob("digest/c/*/0"))) < 2:
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGKILL)
 
