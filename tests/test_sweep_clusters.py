@@ -159,7 +159,7 @@ def test_identity_the_region_of_the_tutorial_is_begun_killed_and_finished_by_a_c
     process.kill()
     process.wait()
     begun = open_store(tmp_path / "region.zarr")
-    assert 0 < int(begun.adamflow.successful.sum()) < 50
+    assert 0 < int((begun.adamflow.outcome != "not_run").sum()) < 50
     output = subprocess.run([*command, "--workers=2"], cwd=tmp_path, check=True, capture_output=True, text=True)
     inside, outside = (float(part.split()[0]) for part in output.stdout.replace(":", ",").split(",")[1:])
     assert inside < outside

@@ -130,9 +130,11 @@ def test_failure_of_what_has_no_second_gradient(unchecked):
     noise = af.noise.known_covariance(0.1, START)
     with pytest.raises(TypeError, match="VRAdamStage has no stochastic flow: its step depends on the noise of one sam"):
         af.StochasticFlow(record, noise)
-    low_rank = af.noise.MinibatchNoise(loss, jnp.ones((8, 3)), 2, kind="low_rank", rank=2)
-    with pytest.raises(ValueError, match="takes two gradients of one sample, but leading eigenpairs"):
-        af.noise.discrete_paths(record, loss, START, 3, low_rank, key=jax.random.key(0))
+    for kind, rank in (("low_rank", 2), ("diagonal", None), ("isotropic", None)):
+        options = {} if rank is None else {"rank": rank}
+        at_each_place = af.noise.MinibatchNoise(loss, jnp.ones((8, 3)), 2, kind=kind, **options)
+        with pytest.raises(ValueError, match=f"two gradients of one sample, but the covariance .* kind '{kind}'"):
+            af.noise.discrete_paths(record, loss, START, 3, at_each_place, key=jax.random.key(0))
     for flow in (af.ModifiedFlow, af.MemorylessFlow):
         with pytest.raises(TypeError, match="VRAdamStage"):
             flow(record)

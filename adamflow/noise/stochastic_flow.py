@@ -444,10 +444,10 @@ def discrete_paths(
         (400, 2, 1)
     """
     check_optimizer("discrete_paths", optimizer)
-    if optimizer.uses_gradient_change and isinstance(noise, MinibatchNoise) and noise.kind == "low_rank":
+    if optimizer.uses_gradient_change and isinstance(noise, MinibatchNoise) and noise.kind != "full":
         raise ValueError(
-            f"{optimizer.name!r} takes two gradients of one sample, but leading eigenpairs, found anew at each place, "
-            "do not say what one sample is at two; take kind='full', 'diagonal' or 'isotropic', or known_covariance"
+            f"{optimizer.name!r} takes two gradients of one sample, but the covariance at each place, of kind "
+            f"{noise.kind!r}, does not say what one sample is at two; take kind='full', or known_covariance"
         )
     loss, params = admit_loss(loss), check_params(params)
     steps, paths = check_count("steps", steps), check_count("paths", paths)

@@ -129,7 +129,7 @@ def solve(
             `error_estimate` how far both are apart at the saved times, in the measure of rtol. It costs about as much
             as 2.5 runs (docs/accuracy.md has how good it is).
         progress: whether to show a bar, in a batch of the slowest element. The solver is the same. Where the output is
-            no terminal it appears after three seconds.
+            no terminal a run of less than ten seconds shows none.
         on_failure: what to do if the run does not complete, as its `outcome` says: "warn" at the line of this call,
             "raise" an `af.IncompleteRunError`, whose attribute `trajectory` holds the run, or "ignore". Under `jit`,
             `vmap` and `grad` an outcome has no value yet and nothing is said: look at `outcome` afterwards.

@@ -85,7 +85,7 @@ def iterate(
             and `params`.
         has_aux: whether the loss returns (value, aux), aux any pytree of arrays: `observe` finds it as `snapshot.aux`.
         progress: whether to show a bar, in a batch of the slowest element. Numbers are the same to the bit. Where the
-            output is no terminal it appears after three seconds.
+            output is no terminal a run of less than ten seconds shows none.
         on_failure: what to do if the run does not complete, as its `outcome` says: "warn" at the line of this call,
             "raise" an `af.IncompleteRunError`, whose attribute `trajectory` holds the run, or "ignore". Under `jit`,
             `vmap` and `grad` an outcome has no value yet and nothing is said: look at `outcome` afterwards.

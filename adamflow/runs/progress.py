@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
 
-#: Where the output is no terminal, a run that is shorter shows nothing.
+#: Where the output is no terminal, as in a notebook, a run that is shorter shows nothing; logs wait longer.
 _QUIET_SECONDS = 3.0
 #: Seconds from one state of a bar to the next: on a terminal or in a notebook, and in a log file, which keeps all.
 _LIVE_SECONDS, _LOGGED_SECONDS = 0.2, 10.0
@@ -56,7 +56,8 @@ class Bar:
 
     def move(self, iteration: float | int) -> None:
         """Show that a run has come to an iteration; its slowest element, if it is a batch."""
-        if self._tqdm is not None:
+        # Callbacks may come late: a bar never goes back.
+        if self._tqdm is not None and int(iteration) > self._tqdm.n:
             self._tqdm.update(int(iteration) - self._tqdm.n)
 
     def move_to_share(self, share: float | int) -> None:
@@ -186,7 +187,9 @@ class HostedMeter:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self.bar.shown:
-            jax.effects_barrier()
-        _OPEN_BARS.remove(self._number)
-        self.bar.close()
+        try:
+            if self.bar.shown:
+                jax.effects_barrier()
+        finally:
+            _OPEN_BARS.remove(self._number)
+            self.bar.close()

@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from xarray.backends import BackendArray
-from xarray.core.indexing import ExplicitIndexer, IndexingSupport, LazilyIndexedArray, explicit_indexing_adapter
+from xarray.core.indexing import (
+    ExplicitIndexer,
+    IndexingSupport,
+    LazilyIndexedArray,
+    MemoryCachedArray,
+    explicit_indexing_adapter,
+)
 
 from adamflow.runs.interruption import Interruption
 from adamflow.sweeps.choice import Trial, Wishes, choose, workers
@@ -152,17 +158,13 @@ def dataset_of_store(store: Store) -> tuple[xr.Dataset, dict[int, str]]:
 def _when_used(store: Store, slots: np.ndarray, outcomes: np.ndarray) -> xr.Dataset:
     """The dataset of a store whose results are read when they are used."""
     grid = store.grid
-    # Lanes that are not finished find their blanks where nothing is written.
-    blank = slots < 0
-    if blank.any():
-        free = np.setdiff1d(np.arange(store.count * store.plan.chunk), slots[~blank], assume_unique=True)
-        slots[blank] = free[: np.count_nonzero(blank)]
     stored = xr.open_zarr(store.path, consolidated=False, chunks=None)
     dims, slots = tuple(grid.sizes), slots.reshape(grid.shape)
     variables: dict[str, Any] = {"outcome": (dims, outcomes.reshape(grid.shape), outcome_variable().attrs)}
-    for name in store.plan.schema:
+    for name, described in store.plan.schema.items():
         variable = stored[name].variable
-        by_lane = LazilyIndexedArray(_ByLane(variable, slots))
+        # Kept once they are read, as xarray does with those of a file.
+        by_lane = MemoryCachedArray(LazilyIndexedArray(_ByLane(variable, slots, described.fill)))
         variables[name] = xr.Variable((*dims, *variable.dims[2:]), by_lane, variable.attrs)
     return xr.Dataset(variables, coordinates_of(grid))
 
@@ -174,11 +176,12 @@ class _ByLane(BackendArray):
 
     Args:
         stored: dimensions (chunk, slot, …), not yet read.
-        slots: by lane, chunk · (slots of a chunk) + slot; shape that of the grid.
+        slots: by lane, chunk · (slots of a chunk) + slot, −1 where it is not finished; shape that of the grid.
+        fill: of lanes that are not finished, whatever is written where they will be.
     """
 
-    def __init__(self, stored: xr.Variable, slots: np.ndarray) -> None:
-        self.stored, self.slots = stored, slots
+    def __init__(self, stored: xr.Variable, slots: np.ndarray, fill: Any) -> None:
+        self.stored, self.slots, self.fill = stored, slots, fill
         self.shape, self.dtype = (*slots.shape, *stored.shape[2:]), stored.dtype
 
     def __getitem__(self, key: ExplicitIndexer) -> Any:
@@ -191,8 +194,11 @@ class _ByLane(BackendArray):
         order = np.argsort(chunks, kind="stable")
         numbers, starts = np.unique(chunks[order], return_index=True)
         shape = _selected(np.broadcast_to(np.zeros((), bool), self.shape[count:]), rest).shape
-        found = np.empty((slots.size, *shape), self.dtype)
-        for number, lanes in zip(numbers, np.split(order, starts[1:]), strict=True):
+        found = np.full((slots.size, *shape), self.fill, self.dtype)
+        for number, start, end in zip(numbers, starts, [*starts[1:], len(order)], strict=False):
+            if number < 0:
+                continue
+            lanes = order[start:end]
             block = self.stored[int(number)].values
             found[lanes] = _selected(block[inside[lanes]], (slice(None), *rest))
         return found.reshape(*slots.shape, *shape)

@@ -764,9 +764,7 @@ def _sentences_of_second_moment(report: TrainingReport) -> list[str]:
         return []
     sentence = f"g² is below v̂/{1 / LAGGING_SHARE:.0f} in {100 * report.lagging_share:.1f}% of the coordinates"
     if not math.isnan(report.growth_from_second_moment):
-        sentence += (
-            f"; v alone multiplied s by {math.exp(report.growth_from_second_moment):.3g} in one iteration"
-        )
+        sentence += f"; v alone multiplied s by {math.exp(report.growth_from_second_moment):.3g} in one iteration"
     return [f"{sentence}."]
 
 
