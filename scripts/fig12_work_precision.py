@@ -28,7 +28,6 @@ with tighter tolerances and 400 random problems, not measured.
 """
 
 import dataclasses
-import functools
 import sys
 import time
 from collections.abc import Callable
@@ -209,39 +208,46 @@ def diffrax_runs(config: Config, problem: af.Problem, name: str, saved: np.ndarr
 
 
 def scipy_runs(problem: af.Problem, name: str, saved: np.ndarray) -> Callable:
-    """The same by `scipy.integrate.solve_ivp`, with the flow's Jacobian; both are compiled once for all flows."""
-
-    def state_of(flow: Any) -> Any:
-        return flow.initial_state(problem.loss, problem.params)
-
-    # `jax.jit`, whose calls cost a fifth of those of equinox: the solvers call these from Python.
-    @jax.jit
-    def field(flow: Any, time: Any, vector: Any) -> jax.Array:
-        state = state_of(flow)
-        coordinates = flow.coordinates(state)
-        unravel = ravel_pytree(coordinates.encode(state))[1]
-        return ravel_pytree(coordinates.field(flow, problem.loss, time, unravel(vector)))[0]
-
-    @jax.jit
-    def jacobian(flow: Any, time: Any, vector: Any) -> jax.Array:
-        return jax.jacfwd(lambda vector: field(flow, time, vector))(vector)
+    """The same by `scipy.integrate.solve_ivp`, with the flow's Jacobian."""
 
     def run(flow: Any, rtol: float) -> tuple[np.ndarray, float, float]:
-        start = state_of(flow)
-        coordinates = flow.coordinates(start)
-        vector, unravel = ravel_pytree(coordinates.encode(start))
-        options = {"method": name, "t_eval": saved, "rtol": rtol, "atol": rtol / 100, "first_step": 1.0}
-        found: Any = solve_ivp(
-            lambda time, vector: np.asarray(field(flow, time, vector)),
-            (0.0, float(saved[-1])),
-            np.asarray(vector),
-            jac=lambda time, vector: np.asarray(jacobian(flow, time, vector)),
-            **options,
-        )
-        path = np.array([np.asarray(coordinates.decode(unravel(jnp.asarray(y))).params) for y in found.y.T])
+        found, path = scipy_run((flow, problem.loss, problem.params), name, saved, rtol, first_step=1.0)
         return path, found.nfev + 2 * problem.params.size * found.njev, np.nan
 
     return run
+
+
+def scipy_run(given: tuple, name: str, saved: np.ndarray, rtol: float, **options: Any) -> tuple[Any, np.ndarray]:
+    """What `solve_ivp` returns for a flow, a loss and a start, and θ at the saved times, in the flow's coordinates."""
+    flow, loss, params = given
+    options |= {"method": name, "t_eval": saved, "rtol": rtol, "atol": rtol / 100}
+    start = flow.initial_state(loss, params)
+    coordinates = flow.coordinates(start)
+    vector, unravel = ravel_pytree(coordinates.encode(start))
+    found: Any = solve_ivp(
+        lambda time, vector: np.asarray(scipy_field(*given, time, vector)),
+        (0.0, float(saved[-1])),
+        np.asarray(vector),
+        jac=lambda time, vector: np.asarray(scipy_jacobian(*given, time, vector)),
+        **options,
+    )
+    return found, np.array([np.asarray(coordinates.decode(unravel(jnp.asarray(y))).params) for y in found.y.T])
+
+
+# `jax.jit`, whose calls cost a fifth of those of equinox: the solvers call these from Python.
+@jax.jit
+def scipy_field(flow: Any, loss: Any, params: Any, time: Any, vector: Any) -> jax.Array:
+    """The vector field in the coordinates of the implicit solvers."""
+    state = flow.initial_state(loss, params)
+    coordinates = flow.coordinates(state)
+    unravel = ravel_pytree(coordinates.encode(state))[1]
+    return ravel_pytree(coordinates.field(flow, loss, time, unravel(vector)))[0]
+
+
+@jax.jit
+def scipy_jacobian(flow: Any, loss: Any, params: Any, time: Any, vector: Any) -> jax.Array:
+    """Its derivative by the vector."""
+    return jax.jacfwd(lambda vector: scipy_field(flow, loss, params, time, vector))(vector)
 
 
 class RandomLoss(eqx.Module):
@@ -383,50 +389,13 @@ def random_run(problem: Drawn, solver: Any, rtol: float | None = None) -> tuple[
     return np.asarray(run.params), int(run.stats.gradient_evaluations) + extra
 
 
-@functools.cache
-def random_fields() -> tuple[Callable, Callable, Callable]:
-    """Start, vector field and Jacobian of a flow in the coordinates of implicit solvers, for all random problems."""
-
-    def parts(flow: Any, loss: Any, params: Any) -> tuple[Any, Any, Any]:
-        state = flow.initial_state(loss, params)
-        coordinates = flow.coordinates(state)
-        return coordinates, *ravel_pytree(coordinates.encode(state))
-
-    def field(flow: Any, loss: Any, params: Any, time: Any, vector: Any) -> jax.Array:
-        coordinates, _, unravel = parts(flow, loss, params)
-        return ravel_pytree(coordinates.field(flow, loss, time, unravel(vector)))[0]
-
-    def jacobian(flow: Any, loss: Any, params: Any, time: Any, vector: Any) -> jax.Array:
-        return jax.jacfwd(lambda vector: field(flow, loss, params, time, vector))(vector)
-
-    return jax.jit(lambda *given: parts(*given)[1]), jax.jit(field), jax.jit(jacobian)
-
-
 def random_run_by_scipy(problem: Drawn, name: str) -> tuple[np.ndarray, float]:
     """The same by `scipy.integrate.solve_ivp`."""
     given = (af.GouldTanakaFlow(problem.optimizer), problem.loss, problem.params)
-    initial, field, jacobian = random_fields()
-    options: dict[str, Any] = {
-        "method": name,
-        "t_eval": problem.saved,
-        "rtol": problem.rtol,
-        "atol": problem.rtol / 100,
-    }
     with np.errstate(all="ignore"):
-        found: Any = solve_ivp(
-            lambda time, vector: np.asarray(field(*given, time, vector)),
-            (0.0, float(problem.saved[-1])),
-            np.asarray(initial(*given)),
-            jac=lambda time, vector: np.asarray(jacobian(*given, time, vector)),
-            **options,
-        )
+        found, path = scipy_run(given, name, problem.saved, problem.rtol)
     if not found.success:
         return np.empty((0, DIMENSION)), np.nan
-    flow, loss, params = given
-    state = flow.initial_state(loss, params)
-    coordinates = flow.coordinates(state)
-    unravel = ravel_pytree(coordinates.encode(state))[1]
-    path = np.array([np.asarray(coordinates.decode(unravel(jnp.asarray(y))).params) for y in found.y.T])
     return path, found.nfev + 2 * DIMENSION * found.njev
 
 

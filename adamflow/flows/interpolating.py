@@ -112,7 +112,7 @@ class InterpolatingFlow(AbstractFlow):
 
     @property
     def gradients_per_evaluation(self) -> int:
-        return self.order * (2 if self.optimizer.uses_gradient_change else 1)
+        return self.order * self.optimizer.gradients_per_step
 
     @property
     def transient_iterations(self) -> int:

@@ -330,6 +330,11 @@ class Optimizer(Record):
         """Whether an iteration takes a second gradient of its batch, at the parameters before, as VRAdam does."""
         return self.stages[0].uses_gradient_change
 
+    @property
+    def gradients_per_step(self) -> int:
+        """Gradients that an iteration takes: 2 where `uses_gradient_change`, otherwise 1."""
+        return 2 if self.uses_gradient_change else 1
+
     def consume(
         self,
         gradient_of: Callable[[Params], Params],

@@ -372,11 +372,10 @@ def _stats(run: "_Run", method: Method, counter: _Counter | None, before: int, e
 
 def _with_discrete(stats: Stats, early: FirstIterations, optimizer: Optimizer) -> Stats:
     """What a run cost, with the first iterations, which the optimizer made."""
-    gradients = stats.gradient_evaluations
-    each = 2 if optimizer.uses_gradient_change else 1
+    gradients, before = stats.gradient_evaluations, optimizer.gradients_per_step * early.gradient_evaluations
     return dataclasses.replace(
         stats,
-        gradient_evaluations=None if gradients is None else gradients + each * early.gradient_evaluations,
+        gradient_evaluations=None if gradients is None else gradients + before,
         accepted_steps=stats.accepted_steps + early.first,
         discrete_steps=early.first,
     )

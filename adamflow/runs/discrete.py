@@ -155,7 +155,7 @@ def _run(task: "_Task", steps: int, rows: np.ndarray, bar: Bar) -> Trajectory:
     reached = last if steps > largest_exact_float() else last.astype(jnp.result_type(float))
     code, reached, counts = jax.tree.map(on_device, (code, reached, counts))
     gradients, accepted, rejected, jacobians = counts
-    gradients = gradients * (2 if task.optimizer.uses_gradient_change else 1)
+    gradients = gradients * task.optimizer.gradients_per_step
     trajectory = Trajectory(
         iterations=exact_iterations(rows),
         params=saved if observe is None else None,

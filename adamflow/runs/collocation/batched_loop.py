@@ -1,5 +1,6 @@
 """A loop that, in a batch, replaces elements that have ended by others."""
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -52,19 +53,10 @@ def compacting_while_loop(
 
     @jax.custom_batching.custom_vmap
     def run(arrays: Any, carry: Any) -> Any:
-        def advance_alone(carry: Any) -> Any:
-            return advance(arrays, carry)
-
-        if report is None:
-            return jax.lax.while_loop(lambda carry: is_going(arrays, carry), advance_alone, carry)
-
-        def advance_and_report(state: tuple) -> tuple:
-            carry = advance_alone(state[0])
-            number, share = share_of(arrays, carry)
-            return carry, report_share(number, state[1], share)
-
-        start = carry, jnp.zeros_like(share_of(arrays, carry)[1])
-        return jax.lax.while_loop(lambda state: is_going(arrays, state[0]), advance_and_report, start)[0]
+        report_alone = None if report is None else functools.partial(share_of, arrays)
+        return _reporting_while_loop(
+            functools.partial(is_going, arrays), functools.partial(advance, arrays), carry, report_alone
+        )
 
     @run.def_vmap
     def run_batch(count: int, batched: list, arrays: Any, carry: Any) -> tuple[Any, Any]:
@@ -203,22 +195,32 @@ def _run_until_few_active(
     def should_continue(elements: Any) -> jax.Array:
         return jnp.sum(batch.is_active(constants, elements)) > max_active
 
-    report_batch = batch.report_batch
-    if report_batch is None:
-        return jax.lax.while_loop(should_continue, advance, elements)
-
     def slowest(elements: Any) -> tuple[jax.Array, jax.Array]:
-        numbers, shares = report_batch(constants, elements)
+        assert batch.report_batch is not None
+        numbers, shares = batch.report_batch(constants, elements)
         share = jnp.min(jnp.where(batch.is_active(constants, elements), shares, 1.0))
         return jnp.max(numbers), jnp.where(some_wait, 0.0, share)
 
-    def advance_and_report(state: tuple) -> tuple:
-        elements = advance(state[0])
-        number, share = slowest(elements)
-        return elements, report_share(number, state[1], share)
+    return _reporting_while_loop(should_continue, advance, elements, None if batch.report_batch is None else slowest)
 
-    start = elements, jnp.zeros_like(slowest(elements)[1])
-    return jax.lax.while_loop(lambda state: should_continue(state[0]), advance_and_report, start)[0]
+
+def _reporting_while_loop(
+    condition: Callable[[Any], jax.Array],
+    body: Callable[[Any], Any],
+    carry: Any,
+    report: Callable[[Any], tuple[jax.Array, jax.Array]] | None,
+) -> Any:
+    """`jax.lax.while_loop`, which moves a bar to what `report` says of the carry: its number, and the share done."""
+    if report is None:
+        return jax.lax.while_loop(condition, body, carry)
+
+    def advance_and_report(state: tuple) -> tuple:
+        carry = body(state[0])
+        number, share = report(carry)
+        return carry, report_share(number, state[1], share)
+
+    start = carry, jnp.zeros_like(report(carry)[1])
+    return jax.lax.while_loop(lambda state: condition(state[0]), advance_and_report, start)[0]
 
 
 def _gather(elements: Any, indices: jax.Array) -> Any:

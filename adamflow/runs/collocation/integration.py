@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from adamflow.flows import GouldTanakaFlow, averages
 from adamflow.flows.averages import FlowState
+from adamflow.runs.collocation.batched_loop import Report
 from adamflow.runs.collocation.hessian import finite_difference_hessian
 from adamflow.runs.collocation.nodes import reduce_over_nodes
 from adamflow.runs.collocation.step_integrator import (
@@ -170,6 +171,13 @@ class IntegrationProblem(NamedTuple):
     def share_done(self, run: IntegrationState) -> Array:
         """How much of the run is done, from 0 to 1."""
         return (run.state.time - self.start_time) / (self.final_time - self.start_time)
+
+    @property
+    def report(self) -> Report | None:
+        """What moves the bar of a loop over an integrator's states, if there is one."""
+        if self.bar is None:
+            return None
+        return lambda integrator, loop: (integrator.problem.bar, integrator.problem.share_done(loop.run))
 
     @property
     def _min_step_size(self) -> Scalar:

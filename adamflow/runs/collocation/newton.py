@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from adamflow.runs.collocation.batched_loop import Report, compacting_while_loop
+from adamflow.runs.collocation.batched_loop import compacting_while_loop
 from adamflow.runs.collocation.hessian import DiagonalHessian, Hessian, is_nearly_diagonal, positive_part
 from adamflow.runs.collocation.integration import (
     DIVERGENCE_RATE,
@@ -130,7 +130,9 @@ class NewtonIntegrator(NamedTuple):
             return integrator.problem.should_continue_part(loop.run) & (never_switches | few_slow_steps)
 
         def run_until_check(state: DiagonalState) -> DiagonalState:
-            loop = compacting_while_loop(should_continue, NewtonIntegrator._advance, self, state.loop, self._report())
+            loop = compacting_while_loop(
+                should_continue, NewtonIntegrator._advance, self, state.loop, self.problem.report
+            )
             if never_switches:
                 return state._replace(loop=loop)
             too_slow = loop.slow_step_count >= loop.slow_step_limit
@@ -172,12 +174,7 @@ class NewtonIntegrator(NamedTuple):
         def should_continue(integrator: NewtonIntegrator, loop: LoopState) -> Array:
             return integrator.problem.should_continue_part(loop.run)
 
-        return compacting_while_loop(should_continue, NewtonIntegrator._advance, self, loop, self._report())
-
-    def _report(self) -> Report | None:
-        if self.problem.bar is None:
-            return None
-        return lambda integrator, loop: (integrator.problem.bar, integrator.problem.share_done(loop.run))
+        return compacting_while_loop(should_continue, NewtonIntegrator._advance, self, loop, self.problem.report)
 
     def _first_step(self, run: IntegrationState) -> LoopState:
         """The first step, and secants from a gradient at the end of it."""

@@ -1,6 +1,6 @@
 """Collocation where the Hessian is not diagonal and too large to be computed: a run on a surrogate of the gradient."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +37,7 @@ class SurrogateIntegrator(NamedTuple):
         def should_continue(integrator: SurrogateIntegrator, loop: SurrogateLoopState) -> Array:
             return integrator.problem.should_continue_part(loop.run)
 
-        report = None if self.problem.bar is None else _share_done
-        return compacting_while_loop(should_continue, SurrogateIntegrator._advance, self, loop, report)
+        return compacting_while_loop(should_continue, SurrogateIntegrator._advance, self, loop, self.problem.report)
 
     def start(self, run: IntegrationState) -> SurrogateLoopState:
         """Before the first step on a surrogate."""
@@ -109,10 +108,6 @@ class SurrogateIntegrator(NamedTuple):
             is_finite=jnp.all(jnp.isfinite(trial.end_gradient)) & jnp.all(jnp.isfinite(params)),
         )
         return loop._replace(run=run, history=history, contraction_rate=jnp.clip(rate, 0.1, 1.0))
-
-
-def _share_done(integrator: SurrogateIntegrator, loop: SurrogateLoopState) -> tuple[Any, Array]:
-    return integrator.problem.bar, integrator.problem.share_done(loop.run)
 
 
 def _without_saved(loop: SurrogateLoopState) -> SurrogateLoopState:
