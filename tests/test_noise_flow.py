@@ -82,58 +82,6 @@ def test_order_drift_and_noise_approach_those_written_out_by_hand(gamma):
         np.testing.assert_allclose(thetas, [8.5e-3, 2.1e-3, 5.1e-4], rtol=0.02)
 
 
-LONGEST = 32
-
-
-def coupled(h, order, gamma, paths, key):
-    """θ², v, θ at T = 1 of the iterates and of the flow under common noise, and mean-zero controls for regression.
-
-    One splitting step per iteration: half the noise, the drift by Runge and Kutta, half the noise. The iterate has the
-    sum of both halves of W₁; W₂ is independent of it. Of LONGEST steps those beyond 1/h change nothing, so that one
-    program serves all h.
-    """
-    flow = flow_of(h, order, gamma)
-    optimizer = flow.optimizer
-
-    def advance(carry, n):
-        moved, controls = move(carry, n)
-        active = n < jnp.round(1 / h)
-        return jax.tree.map(lambda new, old: jnp.where(active, new, old), moved, carry), controls
-
-    def move(carry, n):
-        state, (theta, memory) = carry
-        a, b, c, d = jax.random.normal(jax.random.fold_in(key, n), (4, paths))
-        noise = DEVIATION * (a + b) / jnp.sqrt(2.0)
-        direction, after = optimizer.update(jax.grad(lambda x: loss(x).sum())(theta) + noise, memory, n, theta)
-        iterate = (optimizer.apply(theta, direction), after)
-
-        def one(state, a, b, c, d):
-            root = jnp.sqrt(0.5)
-            add = lambda state, change: jax.tree.map(jnp.add, state, change)  # noqa: E731
-            state = add(state, flow.spread(0.0, state, loss, ((root * a[None],), root * c)))
-            drift = lambda state: flow.drift(0.0, state, loss)  # noqa: E731
-            scaled = lambda slope, share: jax.tree.map(lambda leaf: share * leaf, slope)  # noqa: E731
-            first = drift(state)
-            second = drift(add(state, scaled(first, 0.5)))
-            third = drift(add(state, scaled(second, 0.5)))
-            fourth = drift(add(state, third))
-            for slope, share in ((first, 1 / 6), (second, 1 / 3), (third, 1 / 3), (fourth, 1 / 6)):
-                state = add(state, scaled(slope, share))
-            return add(state, flow.spread(0.0, state, loss, ((root * b[None],), root * d)))
-
-        xi = (a + b) / jnp.sqrt(2.0)
-        return (jax.vmap(one)(state, a, b, c, d), iterate), (xi, xi**2 - 1, a - b, c, d)
-
-    start = jax.vmap(lambda _: state_of(flow, jnp.array(START)))(jnp.arange(paths))
-    iterate = (start.params, start.optimizer_state)
-    (state, (theta, memory)), controls = jax.lax.scan(advance, (start, iterate), jnp.arange(LONGEST))
-    flow_end, iterate_end = (
-        jnp.stack([theta**2, filters[0]["second_moment"], theta])
-        for theta, filters in ((state.params, state.filters), (theta, memory.filters))
-    )
-    return flow_end - iterate_end, jnp.stack(controls)
-
-
 @pytest.mark.parametrize(
     ("gamma", "order"),
     [
@@ -144,27 +92,88 @@ def coupled(h, order, gamma, paths, key):
     ],
 )
 def test_order_weak_error_of_adam_and_rmsprop(gamma, order, key):
-    paths, sizes = 20000 if order == 2 else 10000, (1 / 8, 1 / 16, 1 / 32)
-    errors, deviations = [], []
-    run = jax.jit(lambda h, key: coupled(h, order, gamma, paths, key))
-    for h in sizes:
-        differences, controls = (np.asarray(part) for part in run(jnp.asarray(h), key))
-        assert np.all(np.isfinite(differences))
-        controls = controls[:, : round(1 / h)].reshape(-1, paths)
-        design = np.column_stack([np.ones(paths), controls.T])
-        inverse = np.linalg.inv(design.T @ design)
-        found = inverse @ design.T @ differences.T
-        residuals = differences.T - design @ found
-        errors.append(found[0])
-        deviations.append(np.sqrt(inverse[0, 0] * residuals.var(axis=0)))
-    errors, deviations = np.array(errors), np.array(deviations)
+    _, m, v = START
+    start = {"first_moment": m, "second_moment": v} if gamma else {"second_moment": v}
+    found = af.noise.measure_weak_convergence(
+        lambda h: flow_of(h, order, gamma),
+        loss,
+        jnp.array(START[0]),
+        [1 / 8, 1 / 16, 1 / 32],
+        time=1.0,
+        key=key,
+        observe=lambda theta, filters: (theta**2, filters[0]["second_moment"], theta),
+        filters=(start,),
+        paths=20000 if order == 2 else 10000,
+    )
+    slopes = found.orders
     if order == 2:
         # Those of θ and θ² are so small that they change their sign on the way; the norm of all three does not.
-        assert np.all(np.abs(errors[-1]) < np.array([0.3, 0.6, 0.3]) * sizes[-1] ** 2)
-        errors, deviations = (np.linalg.norm(rows, axis=1, keepdims=True) for rows in (errors, deviations))
-    assert np.all(np.abs(errors[-1]) > 5 * deviations[-1])
-    slopes = np.array([np.polyfit(np.log(sizes), np.log(np.abs(row)), 1)[0] for row in errors.T])
+        assert np.all(np.abs(found.differences[-1]) < np.array([0.3, 0.3, 0.6]) * found.learning_rates[-1] ** 2 * 2)
+        slopes = found.order
+        assert found.errors[-1] > 5 * np.linalg.norm(found.deviations[-1])
+    else:
+        assert np.all(np.abs(found.differences[-1]) > 5 * found.deviations[-1])
     assert np.all(np.abs(slopes - order) < (0.2 if order == 1 else 0.3)), slopes
+
+
+def test_formula_weak_errors_of_sgd_on_a_quadratic(key):
+    """E θ² after time t from θ₀, by hand: the iterates' variance is geometric, that of the flow exponential."""
+    problem, eta, t, start = af.problems.quadratic([2.0]), np.array([0.25, 0.125]), 1.0, 1.5
+    noise = af.noise.known_covariance(0.25, problem.params)
+    make_flow = lambda h: af.StochasticFlow(af.sgd(h), noise)  # noqa: E731
+    found = af.noise.measure_weak_convergence(
+        make_flow,
+        problem.loss,
+        jnp.array([start]),
+        list(eta),
+        time=t,
+        key=key,
+        observe=lambda theta, _: theta**2,
+        paths=5000,
+    )
+    factor = (1 - 2 * eta) ** 2
+    discrete = factor ** (t / eta) * start**2 + eta**2 * 0.25 * (1 - factor ** (t / eta)) / (1 - factor)
+    # One step of Runge and Kutta for the drift, half of the noise on each side.
+    decay = np.polyval([1 / 24, 1 / 6, 1 / 2, 1, 1], -2 * eta)
+    added = eta**2 * 0.25 * (decay**2 + 1) / 2
+    flow = decay ** (2 * t / eta) * start**2 + added * (1 - decay ** (2 * t / eta)) / (1 - decay**2)
+    difference = (flow - discrete)[:, None]
+    assert np.all(np.abs(found.differences - difference) < 4.5 * found.deviations + 1e-12)
+    assert np.all(found.deviations < 0.01 * np.abs(difference))
+    assert "fitted order" in str(found)
+
+
+def weak(**changes):
+    noise = af.noise.known_covariance(0.25, jnp.zeros(1))
+    problem, adam = af.problems.quadratic([2.0]), af.adam(0.1, beta=0.9, gamma=0.8, bias_correction=False)
+    options = {
+        "make_flow": lambda eta: af.StochasticFlow(af.sgd(eta), noise),
+        "learning_rates": [0.25, 0.125],
+        "time": 1.0,
+        "key": jax.random.key(0),
+        "observe": lambda theta, _: theta,
+        "paths": 200,
+    }
+    flows = {"adam": lambda eta: af.StochasticFlow(adam, noise), "flow": lambda eta: af.GouldTanakaFlow(adam)}
+    options |= changes
+    options["make_flow"] = flows.get(options["make_flow"], options["make_flow"])
+    return af.noise.measure_weak_convergence(loss=problem.loss, params=problem.params, **options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"paths": 40}, ValueError, "40 paths are too few for 40 numbers of noise; take paths of at least 80"),
+        ({"learning_rates": [0.25, 0.3]}, ValueError, "is no whole number of iterations at learning rate 0.3"),
+        ({"learning_rates": [0.25]}, ValueError, "the number of learning rates"),
+        ({"make_flow": "flow"}, TypeError, "make_flow must return a StochasticFlow"),
+        ({"make_flow": "adam"}, ValueError, "the second moment must start above 0"),
+        ({"make_flow": "adam", "filters": ({"first_moment": 0.0},)}, ValueError, "filters must be"),
+    ],
+)
+def test_failure_weak_errors_say_what_they_need(changes, error, words):
+    with pytest.raises(error, match=words):
+        weak(**changes)
 
 
 @pytest.mark.parametrize("order", [1, 2])

@@ -4,6 +4,7 @@
 - `mean_square`: the learning rate at which second moments grow, in closed form, by the moment operator or particles.
 - `edge_index`: how far a network is from that edge.
 - `stochastic_flow`: optimizers as stochastic differential equations, many paths at once; `ensemble`: their statistics.
+- `weak_error`: the order of a stochastic flow, measured with few paths.
 - `scaling`: rules for other batch sizes, and SVAG.
 - `stationary`: covariances in the end on quadratics, in closed form, and Langevin dynamics.
 - `vradam`: Adam with a variance-reduced first moment.
@@ -42,6 +43,7 @@ from adamflow.noise.scaling import Inflated, scale_batch, svag
 from adamflow.noise.stationary import anisotropic, bound_trace, langevin_noise, stationary_covariance
 from adamflow.noise.stochastic_flow import StochasticFlow, StrangSplitting, discrete_paths
 from adamflow.noise.vradam import VarianceReducedRun, iterate_vradam
+from adamflow.noise.weak_error import WeakConvergence, measure_weak_convergence
 
 __all__ = [
     "BatchSharpness",
@@ -58,6 +60,7 @@ __all__ = [
     "StochasticFlow",
     "StrangSplitting",
     "VarianceReducedRun",
+    "WeakConvergence",
     "anisotropic",
     "batch_sharpness",
     "bound_trace",
@@ -71,6 +74,7 @@ __all__ = [
     "langevin_noise",
     "law_factor",
     "mean_square_edge",
+    "measure_weak_convergence",
     "metric_of",
     "noise_scale",
     "noise_scale_from_norms",

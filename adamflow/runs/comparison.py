@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from adamflow.checks import check_choice, check_count, check_params, check_range, check_single, is_concrete
+from adamflow.checks import (
+    check_choice,
+    check_count,
+    check_params,
+    check_range,
+    check_single,
+    check_whole_iterations,
+    is_concrete,
+)
 from adamflow.display import html_table
 from adamflow.flows import AbstractFlow, TwoBranchState
 from adamflow.flows.norms import row_norms, tree_norm
@@ -374,7 +382,7 @@ def measure_convergence(
     if rtol is None:
         rtol = max(1e-9, 10 * max(float(jnp.finfo(jnp.result_type(leaf)).eps) for leaf in jax.tree.leaves(params)))
     check_range("time", check_single("time", time), 0, low_open=True)
-    counts = [_whole_iterations(time, rate) for rate in learning_rates]
+    counts = [check_whole_iterations(time, rate) for rate in learning_rates]
     points = min(check_count("points", points), *counts)
     # What does not complete is an error below, whatever `options` say.
     settings: dict[str, Any] = {"start": None, **options, "on_failure": "ignore"}
@@ -391,10 +399,3 @@ def measure_convergence(
         errors.append(float(compare(discrete, continuous, norm=norm).absolute_error.max()))
         name = continuous.name
     return Convergence(np.asarray(learning_rates, float), np.asarray(errors), name)
-
-
-def _whole_iterations(time: float, rate: float) -> int:
-    steps = round(time / rate)
-    if steps < 1 or abs(steps * rate - time) > 1e-6 * time:
-        raise ValueError(f"time={time:g} is no whole number of iterations at learning rate {rate:g}; choose another")
-    return steps
