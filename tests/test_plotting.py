@@ -118,6 +118,11 @@ def test_identity_convergence_draws_errors_and_slopes():
     ax = convergence(result)
     np.testing.assert_array_equal(ax.lines[0].get_xydata(), np.column_stack([result.learning_rates, result.errors]))
     assert labels(ax) == ["some flow: slope 3.00"]
+    differences = np.array([[3e-3, 4e-3], [3e-4, 4e-4]])
+    weak = af.noise.WeakConvergence(np.array([0.02, 0.01]), differences, differences / 100, "stochastic flow")
+    ax = convergence(weak)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [5e-3, 5e-4])
+    assert ax.get_ylabel() == "weak error"
     with pytest.raises(ValueError, match="convergence needs at least one result"):
         convergence()
 

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from adamflow.checks import check_count
+from adamflow.noise.weak_error import WeakConvergence
 from adamflow.plotting.arguments import check_data, log_scale
 from adamflow.plotting.new_axes import axes_or_new
 from adamflow.runs import Comparison, Convergence, Trajectory
@@ -127,11 +128,12 @@ def errors(*comparisons: Comparison, relative: bool = True, ax: Axes | None = No
     return ax
 
 
-def convergence(*results: Convergence, ax: Axes | None = None) -> Axes:
+def convergence(*results: Convergence | WeakConvergence, ax: Axes | None = None) -> Axes:
     """Errors against the learning rate, on logarithmic axes, one line for each flow, with its fitted order.
 
     Args:
-        results: what `af.measure_convergence` returned, at least one; each line is labelled by the name of its flow.
+        results: what `af.measure_convergence` or `af.noise.measure_weak_convergence` returned, at least one; each line
+            is labelled by the name of its flow.
         ax: where to draw; by default axes of a new figure. With a backend without windows, such as Agg, that figure
             takes the place of the one before in pyplot's list, whose axes stay usable.
 
@@ -150,7 +152,7 @@ def convergence(*results: Convergence, ax: Axes | None = None) -> Axes:
     if not results:
         raise ValueError("convergence needs at least one result, got none; make one with af.measure_convergence(...)")
     for result in results:
-        if not isinstance(result, Convergence):
+        if not isinstance(result, Convergence | WeakConvergence):
             raise ValueError(f"convergence draws what af.measure_convergence returned, got {type(result).__name__}")
         rates, errors = (result.learning_rates, "rates"), (result.errors, "rates")
         check_data({"learning_rates of a result": rates, "errors of a result": errors})
@@ -159,7 +161,8 @@ def convergence(*results: Convergence, ax: Axes | None = None) -> Axes:
         label = f"{result.name}: slope {result.order:.2f}"
         ax.loglog(result.learning_rates, result.errors, marker="o", markersize=3.5, label=label)
     ax.set_xlabel("learning rate η")
-    ax.set_ylabel("largest error of θ")
+    weak = all(isinstance(result, WeakConvergence) for result in results)
+    ax.set_ylabel("weak error" if weak else "largest error of θ")
     ax.legend()
     return ax
 
