@@ -317,6 +317,11 @@ class NoisyLoss(eqx.Module):
     loss: Loss
     noise: Any
 
+    @property
+    def samples_compare(self) -> bool:
+        """Whether a key stands for one sample at all places, as optimizers with two gradients of one sample need."""
+        return not isinstance(self.noise, MinibatchNoise) or self.noise.kind == "full"
+
     def __call__(self, params: Params, key: Key[Array, ""]) -> Float[Array, ""]:
         place = jax.lax.stop_gradient(params)
         noise = self.noise.at(place).sample(key)
