@@ -135,8 +135,8 @@ def test_failure_of_what_has_no_second_gradient(unchecked):
         at_each_place = af.noise.MinibatchNoise(loss, jnp.ones((8, 3)), 2, kind=kind, **options)
         with pytest.raises(ValueError, match=f"two gradients of one sample, but the covariance .* kind '{kind}'"):
             af.noise.discrete_paths(record, loss, START, 3, at_each_place, key=jax.random.key(0))
+        noisy = af.noise.NoisyLoss(loss, at_each_place)
         with pytest.raises(ValueError, match="two gradients of one sample, but the noise of this loss"):
-            noisy = af.noise.NoisyLoss(loss, at_each_place)
             af.iterate(record, noisy, START, 3, batches=af.noise.Keys(0))
     for flow in (af.ModifiedFlow, af.MemorylessFlow):
         with pytest.raises(TypeError, match="VRAdamStage"):
