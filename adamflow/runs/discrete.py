@@ -119,7 +119,8 @@ def iterate(
     if optimizer.uses_gradient_change and not getattr(loss, "samples_compare", True):
         raise ValueError(
             f"{optimizer.name!r} takes two gradients of one sample, but the noise of this loss, known by its "
-            "covariance at each place, does not say what one sample is at two; take kind='full', or af.noise.known_covariance"
+            "covariance at each place, does not say what one sample is at two; take kind='full', or "
+            "af.noise.known_covariance"
         )
     if batches is not None and not callable(batches):
         raise ValueError(f"batches must be a function of the iteration, got {type(batches).__name__}")
