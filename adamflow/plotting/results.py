@@ -484,23 +484,28 @@ def _entry(tree: Any, entry: int) -> np.ndarray:
     return rows[:, entry]
 
 
+def reports_table(monitor: Any) -> Dataset:
+    """The reports of a training run as a table: of a monitor, its dataset, or a sequence of reports."""
+    if isinstance(monitor, Dataset):
+        return monitor
+    rows = getattr(monitor, "reports", monitor)
+    if not isinstance(rows, Sequence) or not rows or not all(isinstance(row, TrainingReport) for row in rows):
+        raise ValueError(
+            "a picture of reports needs a monitor that has looked, its to_xarray(), or a sequence of "
+            f"TrainingReport, got {describe(monitor)}"
+        )
+    return stack_reports(rows)
+
+
 def _columns(monitor: Any, *names: str) -> list[np.ndarray]:
     """The iterations of reports of a training run, and some of their numbers."""
+    data = reports_table(monitor)
     if isinstance(monitor, Dataset):
-        missing = [name for name in ("iteration", *names) if name not in monitor]
+        missing = [name for name in ("iteration", *names) if name not in data]
         if missing:
             raise ValueError(
                 f"the dataset must be that of a monitor or of a bound report, but it has no {missing[0]!r}"
             )
-        data = monitor
-    else:
-        rows = getattr(monitor, "reports", monitor)
-        if not isinstance(rows, Sequence) or not rows or not all(isinstance(row, TrainingReport) for row in rows):
-            raise ValueError(
-                "a picture of reports needs a monitor that has looked, its to_xarray(), or a sequence of "
-                f"TrainingReport, got {describe(monitor)}"
-            )
-        data = stack_reports(rows)
     # A column of which no report has a number is missing.
     blank = np.full(data.sizes["iteration"], np.nan)
     found = [np.asarray(data.get(name, blank), float) for name in ("iteration", *names)]
