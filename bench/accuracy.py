@@ -17,6 +17,7 @@ runs by collocation they always do.
 import argparse
 import collections
 import concurrent.futures
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -34,7 +35,9 @@ if __name__ == "__main__":
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import diffrax
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from random_problems import RandomProblem, draw, shape_of
 from references import DIVERGED, Reference, reference_of
@@ -53,7 +56,9 @@ SOLVERS: dict[str, tuple[Any, int]] = {
     "kvaerno5": (diffrax.Kvaerno5(root_finder=af.CHORD_ROOT_FINDER), 5_000),
     "kencarp4": (diffrax.KenCarp4(root_finder=af.CHORD_ROOT_FINDER), 5_000),
 }
-EVERY = (*SOLVERS, *SCIPY)
+#: By name, "auto" in single precision at an rtol, on the problems whose own rtol, and so their truth, is no looser.
+SINGLE = {f"float32-1e-{digits}": 10.0**-digits for digits in (2, 3, 4, 5)}
+EVERY = (*SOLVERS, *SINGLE, *SCIPY)
 
 #: Problems in one task of a process: few, so that the cores end together, but enough to pay for the compilation.
 TASK = 10
@@ -72,6 +77,7 @@ def measure(problem: RandomProblem, solver: str, reference: Reference) -> dict[s
         - `worst`: error/rtol, `None` unless it completed; `worst_at`: the index of that saved iteration;
         - `relative`: `worst` over the amplification.
     """
+    problem = asked(problem, solver)
     record: dict[str, Any] = problem.describe() | {"solver": solver, "reference": reference.status}
     record |= {"amplification": reference.amplification, "dopri8": reference.gradients}
     record |= {"worst": None, "worst_at": None, "relative": None}
@@ -94,10 +100,13 @@ def run(problem: RandomProblem, solver: str) -> tuple[np.ndarray, dict[str, Any]
     if solver in SCIPY:
         rows, cost = run_scipy(problem, solver)
         return rows, cost | {"work": cost["gradients"] + cost["jacobians"] * (problem.shape.dimension + 1)}
-    method, max_steps = SOLVERS[solver]
+    method, max_steps = SOLVERS["auto" if solver in SINGLE else solver]
+    system = (problem.flow, problem.loss, problem.params)
+    if solver in SINGLE:
+        system = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf, system)
     options: dict[str, Any] = {"save_at": problem.save_at, "rtol": problem.rtol, "max_steps": max_steps}
     options["on_failure"] = "ignore"
-    found = af.solve(problem.flow, problem.loss, problem.params, problem.steps, solver=method, **options)
+    found = af.solve(*system, problem.steps, solver=method, **options)
     stats = found.stats
     cost = {"outcome": found.outcome.name, "gradients": stats.gradient_evaluations}
     cost |= {"jacobians": stats.jacobian_evaluations, "accepted": stats.accepted_steps}
@@ -115,10 +124,10 @@ def work(seeds: list[int], solvers: list[str], cache: Path, out: Path, deadline:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     count = 0
     for seed in seeds:
-        missing = [solver for solver in solvers if (seed, solver) not in done]
+        problem = draw(seed)
+        missing = [solver for solver in solvers if (seed, solver) not in done and _fits(problem, solver)]
         if not missing or time.time() > deadline:
             continue
-        problem = draw(seed)
         reference = reference_of(problem, cache)
         for solver in missing:
             if time.time() > deadline:
@@ -128,6 +137,16 @@ def work(seeds: list[int], solvers: list[str], cache: Path, out: Path, deadline:
             append(out, measure(problem, solver, reference) if worth else record)
             count += 1
     return count
+
+
+def asked(problem: RandomProblem, solver: str) -> RandomProblem:
+    """The problem with the rtol that the solver is asked for."""
+    return dataclasses.replace(problem, rtol=SINGLE[solver]) if solver in SINGLE else problem
+
+
+def _fits(problem: RandomProblem, solver: str) -> bool:
+    """Whether the truth of a problem is known well enough for a solver."""
+    return solver not in SINGLE or problem.rtol <= 1.01 * SINGLE[solver]
 
 
 def append(out: Path, record: dict[str, Any]) -> None:
@@ -284,9 +303,9 @@ def show_one(seed: int, solvers: list[str], cache: Path) -> None:
     if not reference.good:
         return
     for solver in solvers:
-        rows, cost = run(problem, solver)
+        rows, cost = run(asked(problem, solver), solver)
         print(f"{solver}: {cost}")
-        errors = reference.errors(rows) / problem.rtol
+        errors = reference.errors(rows) / asked(problem, solver).rtol
         print("  error / rtol: " + " ".join(f"{value:.2g}" for value in errors))
 
 
@@ -296,7 +315,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def _solvers(text: str) -> list[str]:
-    names = list(EVERY) if text == "all" else text.lower().split(",")
+    names = [name for name in EVERY if name not in SINGLE] if text == "all" else text.lower().split(",")
     if unknown := sorted(set(names) - set(EVERY)):
         raise argparse.ArgumentTypeError(f"no solvers {', '.join(unknown)}; take some of {', '.join(EVERY)}, or all")
     return names
