@@ -26,7 +26,7 @@ def evaluate(program: Any, *inputs: Any) -> list[np.ndarray]:
         inputs: the leaves of its arguments, numbers or arrays.
 
     Raises:
-        NotEvaluableError: if an operation of the program is not known here.
+        NotEvaluableError: if an operation of the program is not known here, or this JAX describes it in another way.
     """
     with np.errstate(all="ignore"):
         return _run(program.jaxpr, program.consts, [np.asarray(value) for value in inputs])
@@ -51,7 +51,10 @@ def _operate(name: str, inputs: list[Any], options: dict[str, Any]) -> list[Any]
     if name in _ELEMENTWISE:
         return [_ELEMENTWISE[name](*inputs)]
     if name in _STRUCTURAL:
-        return _STRUCTURAL[name](inputs, options)
+        try:
+            return _STRUCTURAL[name](inputs, options)
+        except (AttributeError, KeyError) as unknown:
+            raise NotEvaluableError(f"{name}, of which this JAX says no {unknown}") from unknown
     if name in _CALLS:
         inner = next(options[key] for key in _INNER_PROGRAMS if key in options)
         if hasattr(inner, "consts"):
@@ -95,15 +98,13 @@ def _iota(_: list[Any], options: dict[str, Any]) -> list[Any]:
 
 
 def _scan(inputs: list[Any], options: dict[str, Any]) -> list[Any]:
-    constants = options["num_consts"]
-    carries = options["num_carry"]
+    constants, carry, rows = _parts_of_scan(inputs, options)
+    carries = len(carry)
     program = options["jaxpr"]
-    carry = inputs[constants : constants + carries]
-    rows = inputs[constants + carries :]
     order = range(options["length"])
     outputs = []
     for index in reversed(order) if options["reverse"] else order:
-        given = [*inputs[:constants], *carry, *(row[index] for row in rows)]
+        given = [*constants, *carry, *(row[index] for row in rows)]
         results = _run(program.jaxpr, program.consts, given)
         carry = results[:carries]
         outputs.append(results[carries:])
@@ -112,6 +113,16 @@ def _scan(inputs: list[Any], options: dict[str, Any]) -> list[Any]:
     if not outputs:
         raise NotEvaluableError("scan of no length")
     return [*carry, *(np.stack(column) for column in zip(*outputs, strict=True))]
+
+
+def _parts_of_scan(inputs: list[Any], options: dict[str, Any]) -> tuple[list[Any], list[Any], list[Any]]:
+    """Constants, the carry, and what is scanned over."""
+    if "ft_in" in options:
+        # From JAX 0.12 on the three are subtrees of one tree.
+        constants, carry, rows = options["ft_in"].update(inputs).unpack()
+        return list(constants), list(carry), list(rows)
+    first, last = options["num_consts"], options["num_consts"] + options["num_carry"]
+    return inputs[:first], inputs[first:last], inputs[last:]
 
 
 def _slice(inputs: list[Any], options: dict[str, Any]) -> list[Any]:
