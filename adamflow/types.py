@@ -1,29 +1,44 @@
-"""Type names shared by every layer: shapes stand in types (jaxtyping), spelled once here."""
+"""Type names shared by every layer: shapes stand in types (jaxtyping), spelled once here.
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+They are aliases with names: signatures, `help` and the reference show `Scalar`, not what it stands for.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ForwardRef, TypeAlias
 
 from jax import Array
 from jaxtyping import Float, Inexact, Int, PyTree
-from numpy import ndarray
+from numpy import floating, integer, ndarray
+from numpy.typing import ArrayLike as NumpyArrayLike
+from typing_extensions import TypeAliasType
 
 if TYPE_CHECKING:
     from xarray import Dataset
 else:
     # Who has no use for xarray does not wait for its import, which takes as long as that of jax.
-    Dataset: TypeAlias = Any
+    Dataset: TypeAlias = ForwardRef("xarray.Dataset")
 
 #: A real number: a Python float, a NumPy or JAX scalar, or a tracer of one.
-Scalar: TypeAlias = float | int | Float[Array | ndarray, ""] | Int[Array | ndarray, ""]
-#: Numbers of any shape that broadcast against each other, in the functions of `analysis`.
-Numbers: TypeAlias = float | int | Float[Array | ndarray, "..."] | Int[Array | ndarray, "..."]
+Scalar = TypeAliasType(
+    "Scalar", float | int | floating | integer | Float[Array | ndarray, ""] | Int[Array | ndarray, ""]
+)
+#: A whole number: of Python, of NumPy, or a JAX scalar.
+WholeNumber = TypeAliasType("WholeNumber", int | integer | Int[Array | ndarray, ""])
+#: Numbers of any shape: a batch of them, or what broadcasts against others.
+Numbers = TypeAliasType(
+    "Numbers", float | int | floating | integer | Float[Array | ndarray, "..."] | Int[Array | ndarray, "..."]
+)
+#: What `numpy.asarray` makes an array of: a number, an array, a sequence of these, a column of a table.
+ArrayLike = TypeAliasType("ArrayLike", float | int | Sequence[Any] | NumpyArrayLike)
 #: One leaf of the parameters, or anything with its shape (gradient, filter, direction).
-Leaf: TypeAlias = Inexact[Array, "..."]
+Leaf = TypeAliasType("Leaf", Inexact[Array, "..."])
 #: Parameters: any pytree of floating-point arrays.
-Params: TypeAlias = PyTree[Inexact[Array, "..."]]
+Params = TypeAliasType("Params", PyTree[Inexact[Array, "..."]])
+#: The state of a flow, of the flow's choice; or of an optimizer, (params, OptimizerState): a pytree of arrays.
+State = TypeAliasType("State", PyTree)
 #: What a batch function returns: any pytree of arrays.
-Batch: TypeAlias = PyTree
+Batch = TypeAliasType("Batch", PyTree)
 #: `loss(params)`, or `loss(params, batch)` for minibatch runs; returns a real scalar.
-Loss: TypeAlias = Callable[..., Any]
+Loss = TypeAliasType("Loss", Callable[..., Any])
 #: By stage, then by the name of the filter: a pytree like the parameters.
-Filters: TypeAlias = tuple[dict[str, Params], ...]
+Filters = TypeAliasType("Filters", tuple[dict[str, Params], ...])
