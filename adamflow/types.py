@@ -18,27 +18,27 @@ else:
     # Who has no use for xarray does not wait for its import, which takes as long as that of jax.
     Dataset: TypeAlias = ForwardRef("xarray.Dataset")
 
-#: A real number: a Python float, a NumPy or JAX scalar, or a tracer of one.
+#: A real number, which is a Python float, a NumPy or JAX scalar, or a tracer of one.
 Scalar = TypeAliasType(
     "Scalar", float | int | floating | integer | Float[Array | ndarray, ""] | Int[Array | ndarray, ""]
 )
-#: A whole number: of Python, of NumPy, or a JAX scalar.
+#: A whole number of Python or NumPy, or a JAX scalar.
 WholeNumber = TypeAliasType("WholeNumber", int | integer | Int[Array | ndarray, ""])
-#: Numbers of any shape: a batch of them, or what broadcasts against others.
+#: Numbers of any shape, for a batch of records or to broadcast against others.
 Numbers = TypeAliasType(
     "Numbers", float | int | floating | integer | Float[Array | ndarray, "..."] | Int[Array | ndarray, "..."]
 )
-#: What `numpy.asarray` makes an array of: a number, an array, a sequence of these, a column of a table.
+#: What `numpy.asarray` makes an array of, such as a number, an array, a sequence of these, or a column of a table.
 ArrayLike = TypeAliasType("ArrayLike", float | int | Sequence[Any] | NumpyArrayLike)
 #: One leaf of the parameters, or anything with its shape (gradient, filter, direction).
 Leaf = TypeAliasType("Leaf", Inexact[Array, "..."])
-#: Parameters: any pytree of floating-point arrays.
+#: Parameters, any pytree of floating-point arrays.
 Params = TypeAliasType("Params", PyTree[Inexact[Array, "..."]])
-#: The state of a flow, of the flow's choice; or of an optimizer, (params, OptimizerState): a pytree of arrays.
+#: A pytree of arrays, the state of a flow, which chooses it, or (params, OptimizerState) of an optimizer.
 State = TypeAliasType("State", PyTree)
-#: What a batch function returns: any pytree of arrays.
+#: What a batch function returns, any pytree of arrays.
 Batch = TypeAliasType("Batch", PyTree)
 #: `loss(params)`, or `loss(params, batch)` for minibatch runs; returns a real scalar.
 Loss = TypeAliasType("Loss", Callable[..., Any])
-#: By stage, then by the name of the filter: a pytree like the parameters.
+#: By stage, then by the name of the filter, a pytree like the parameters.
 Filters = TypeAliasType("Filters", tuple[dict[str, Params], ...])

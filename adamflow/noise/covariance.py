@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
 from adamflow.checks import check_choice, check_count, check_flag, check_params, check_real, describe, is_concrete
 from adamflow.losses import admit_loss, as_scalar, program
 from adamflow.optimizers.hyperparameters import choice_called, count_called, flag_called
 from adamflow.optimizers.record import Record
-from adamflow.types import ArrayLike, Batch, Loss, Params, Scalar
+from adamflow.types import ArrayLike, Batch, Loss, Numbers, Params, Scalar
 
 KINDS = ("isotropic", "diagonal", "low_rank", "full")
 
@@ -259,7 +259,7 @@ def covariance(
     return _covariance(noise, check_params(params))
 
 
-def known_covariance(covariance: ArrayLike | Params, params: Params) -> GradientNoise:
+def known_covariance(covariance: ArrayLike | PyTree[Numbers], params: Params) -> GradientNoise:
     """A noise whose covariance is given, the same wherever the parameters are.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 from scipy.linalg import solve_continuous_lyapunov, solve_discrete_lyapunov
 
 from adamflow.checks import check_choice, check_count, check_range, check_real, describe
@@ -16,7 +16,7 @@ from adamflow.noise.covariance import GradientNoise, known_covariance
 from adamflow.noise.mean_square import Dynamics, dynamics_of
 from adamflow.optimizers import Optimizer
 from adamflow.optimizers.reading import reads_as_adam
-from adamflow.types import ArrayLike, Params, Scalar
+from adamflow.types import ArrayLike, Numbers, Params, Scalar
 
 TIMES = ("discrete", "continuous")
 
@@ -71,7 +71,7 @@ def stationary_covariance(
 
 
 def langevin_noise(
-    learning_rate: Scalar, temperature: Scalar, params: Params, covariance: ArrayLike | Params = 1.0
+    learning_rate: Scalar, temperature: Scalar, params: Params, covariance: ArrayLike | PyTree[Numbers] = 1.0
 ) -> GradientNoise:
     r"""The noise with which SGD of rate η is Langevin dynamics: θ⁺ = θ − ηg + √(2ηT) K^{1/2} ξ.
 

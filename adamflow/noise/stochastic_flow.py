@@ -47,7 +47,7 @@ from adamflow.optimizers.hyperparameters import choice_called, count_called
 from adamflow.optimizers.reading import reads_as_adam
 from adamflow.optimizers.record import Record
 from adamflow.optimizers.sgd import GradientStage, MomentumStage
-from adamflow.types import ArrayLike, Loss, Params, Scalar
+from adamflow.types import ArrayLike, Loss, Numbers, Params, Scalar
 
 SCALINGS = ("ballistic", "diffusive")
 
@@ -56,8 +56,8 @@ _NODES = (0.0, math.sqrt(3.0), -math.sqrt(3.0))
 _WEIGHTS = (2 / 3, 1 / 6, 1 / 6)
 
 
-#: What drives the noise: normal numbers for that of the gradient, and one for each parameter, a pytree like them.
-White = TypeAliasType("White", tuple[tuple[Array, ...], Params])
+#: What drives the noise, normal numbers for that of the gradient, and one for each parameter in a pytree like them.
+White = TypeAliasType("White", tuple[tuple[Array, ...], PyTree[Numbers]])
 
 
 class StochasticFlow(Record):

@@ -111,8 +111,8 @@ class ByLeaf(Record):
         return jax.tree.map(lambda value: number("what the function of by_leaf returns", value), prefix)
 
 
-#: What `learning_rate` and `weight_decay` may be: a number (or an array of them, for a batch of optimizers), a function
-#: of the iteration, a dict with a number or function for each leaf or group of leaves, or what `by_leaf` returns.
+#: A number (or an array of them, for a batch of optimizers), a function of the iteration, a dict with a number or
+#: function for each leaf or group of leaves, or what `by_leaf` returns: for `learning_rate` and `weight_decay`.
 Setting = TypeAliasType("Setting", Numbers | IterationFunction | Mapping[Any, Prefix] | ByLeaf | Schedule)
 
 

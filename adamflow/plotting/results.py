@@ -46,7 +46,7 @@ class HasReports(Protocol):
     def reports(self) -> Sequence[TrainingReport]: ...
 
 
-#: Reports of a training run: what holds them, a table of them, or themselves in their order.
+#: Reports of a training run in their order, an object that holds them, or a table of them.
 Reports = TypeAliasType("Reports", HasReports | Dataset | Sequence[TrainingReport])
 
 

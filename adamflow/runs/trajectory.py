@@ -145,7 +145,7 @@ class Outcome(Record):
         return html_table("Outcome", [("outcome", str(self))])
 
 
-#: How often something was done: a number for a run, an array of them for a batch.
+#: How often something was done, a number for a run and an array of them for a batch.
 Count = TypeAliasType("Count", int | Int[Array | np.ndarray, "..."])
 
 
