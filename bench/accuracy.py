@@ -101,12 +101,14 @@ def run(problem: RandomProblem, solver: str) -> tuple[np.ndarray, dict[str, Any]
         rows, cost = run_scipy(problem, solver)
         return rows, cost | {"work": cost["gradients"] + cost["jacobians"] * (problem.shape.dimension + 1)}
     method, max_steps = SOLVERS["auto" if solver in SINGLE else solver]
-    system = (problem.flow, problem.loss, problem.params)
+    flow, loss, params = problem.flow, problem.loss, problem.params
     if solver in SINGLE:
-        system = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf, system)
+        flow, loss, params = jax.tree.map(
+            lambda leaf: leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf, (flow, loss, params)
+        )
     options: dict[str, Any] = {"save_at": problem.save_at, "rtol": problem.rtol, "max_steps": max_steps}
     options["on_failure"] = "ignore"
-    found = af.solve(*system, problem.steps, solver=method, **options)
+    found = af.solve(flow, loss, params, problem.steps, solver=method, **options)
     stats = found.stats
     cost = {"outcome": found.outcome.name, "gradients": stats.gradient_evaluations}
     cost |= {"jacobians": stats.jacobian_evaluations, "accepted": stats.accepted_steps}

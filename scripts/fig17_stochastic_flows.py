@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
@@ -92,7 +93,7 @@ def weak_errors(config: Config) -> figure.Data:
     }
     for name in config.weak_optimizers:
         momentum = name == "Adam"
-        start = dict(zip(("first_moment", "second_moment"), START[1:], strict=True))
+        start: dict[str, float] = {"first_moment": START[1], "second_moment": START[2]}
         for order in (1, 2):
 
             def make_flow(eta: float, momentum: bool = momentum, order: int = order) -> af.StochasticFlow:
@@ -151,7 +152,7 @@ def svag(config: Config) -> figure.Data:
         return problem.loss(params, (features, labels) if batch is None else batch)
 
     def look(params: Any) -> tuple[jax.Array, jax.Array]:
-        return jax.flatten_util.ravel_pytree(params)[0], loss(params)
+        return ravel_pytree(params)[0], loss(params)
 
     rows = []
     keys = jax.random.split(jax.random.key(2), config.svag_runs)

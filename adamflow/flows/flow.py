@@ -7,11 +7,12 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 import diffrax
 import equinox as eqx
 import jax
+from jaxtyping import PyTree
 
 from adamflow.checks import describe
 from adamflow.optimizers import Optimizer, OptimizerState
 from adamflow.optimizers.record import Record
-from adamflow.types import Filters, Leaf, Loss, Params, Scalar
+from adamflow.types import Filters, Leaf, Loss, Params, Scalar, State
 
 
 class Start(NamedTuple):
@@ -66,17 +67,17 @@ class Snapshot(Record):
     direction: Params
     filters: Filters
     loss: Leaf
-    aux: Any = eqx.field(default=None, kw_only=True)
+    aux: PyTree = eqx.field(default=None, kw_only=True)
     memory: Filters | None = eqx.field(default=None, kw_only=True)
 
 
 class ChangeOfVariables(NamedTuple):
     """A change of variables: `encode` takes a state to its coordinates, `decode` takes it back; by default none."""
 
-    encode: Callable[[Any], Any] = lambda state: state
-    decode: Callable[[Any], Any] = lambda encoded: encoded
+    encode: Callable[[State], State] = lambda state: state
+    decode: Callable[[State], State] = lambda encoded: encoded
 
-    def field(self, flow: "AbstractFlow", loss: Loss, time: Scalar, encoded: Any) -> Any:
+    def field(self, flow: "AbstractFlow", loss: Loss, time: Scalar, encoded: State) -> State:
         """What the vector field of a flow is in these coordinates."""
         state = self.decode(encoded)
         return jax.jvp(self.encode, (state,), (flow.vector_field(time, state, loss),))[1]
@@ -97,18 +98,18 @@ class AbstractFlow(Record):
     optimizer: eqx.AbstractVar[Optimizer]
 
     @abc.abstractmethod
-    def initial_state(self, loss: Loss, params: Params, start: StartLike | None = None) -> Any:
+    def initial_state(self, loss: Loss, params: Params, start: StartLike | None = None) -> State:
         """The state when the gradient at `params` has been consumed: a pytree of arrays, of the flow's choice.
 
         It is that at n = 0, or at the iteration of `start`.
         """
 
     @abc.abstractmethod
-    def vector_field(self, time: Scalar, state: Any, loss: Loss) -> Any:
+    def vector_field(self, time: Scalar, state: State, loss: Loss) -> State:
         """The derivative of the state per iteration, at the time n."""
 
     @abc.abstractmethod
-    def params(self, state: Any) -> Params:
+    def params(self, state: State) -> Params:
         """The parameters θ in a state."""
 
     @property
@@ -129,15 +130,15 @@ class AbstractFlow(Record):
         """
         return 0
 
-    def coordinates(self, state: Any) -> ChangeOfVariables:
+    def coordinates(self, state: State) -> ChangeOfVariables:
         """The coordinates that implicit solvers follow in a run from this state; by default the state's own."""
         return ChangeOfVariables()
 
     @abc.abstractmethod
-    def snapshot(self, time: Scalar, state: Any, loss: Loss) -> Snapshot:
+    def snapshot(self, time: Scalar, state: State, loss: Loss) -> Snapshot:
         """Everything that users look at, at the time n; evaluates the gradient."""
 
-    def direction(self, time: Scalar, state: Any, loss: Loss) -> Params:
+    def direction(self, time: Scalar, state: State, loss: Loss) -> Params:
         """The direction u at the time n."""
         return self.snapshot(time, state, loss).direction
 

@@ -38,7 +38,7 @@ class InterpolatingState(Record):
     weight_sums: Masses
 
     @property
-    def filters(self) -> Any:
+    def filters(self) -> Filters:
         """By stage, a dict from the filter's name to a pytree like the parameters (before bias correction)."""
         return self.optimizer_state.filters
 

@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
 from adamflow.checks import check_choice, check_count, check_flag, check_params, check_real, describe, is_concrete
 from adamflow.losses import admit_loss, as_scalar, program
 from adamflow.optimizers.hyperparameters import choice_called, count_called, flag_called
 from adamflow.optimizers.record import Record
-from adamflow.types import Batch, Loss, Params, Scalar
+from adamflow.types import ArrayLike, Batch, Loss, Numbers, Params, Scalar
 
 KINDS = ("isotropic", "diagonal", "low_rank", "full")
 
@@ -53,8 +53,9 @@ class GradientNoise(Record):
 
     mean: Params
     kind: str = eqx.field(static=True, converter=choice_called("kind", KINDS))
-    variances: Any
-    factor: Any
+    # Which of them is `None` follows from `kind`, which no type knows: `Any` spares readers a check.
+    variances: Float[Array, "..."] | Any
+    factor: Float[Array, "rows size"] | Any
     examples: int | None = eqx.field(static=True, default=None)
     batch_size: int = eqx.field(static=True, default=1)
     replacement: bool = eqx.field(static=True, default=True)
@@ -106,7 +107,7 @@ class GradientNoise(Record):
             image = image + self.variances * self._beyond(flat)
         return unravel(self.scale * image)
 
-    def white(self, key: Key[Array, ""]) -> Any:
+    def white(self, key: Key[Array, ""]) -> tuple[Array, ...]:
         """Independent standard normal numbers, as many as `root` needs."""
         return jax.tree.map(
             lambda shape, one: jax.random.normal(one, shape.shape, shape.dtype),
@@ -124,7 +125,7 @@ class GradientNoise(Record):
         rows = jax.ShapeDtypeStruct((self.factor.shape[0],), dtype)
         return (rows, full) if self.kind == "low_rank" else (rows,)
 
-    def root(self, white: Any) -> Params:
+    def root(self, white: tuple[Array, ...]) -> Params:
         """Σ_B^{1/2} dW: from independent numbers with unit variance to noise with the covariance Σ_B."""
         if self.kind in ("isotropic", "diagonal"):
             return self._unravel(np.sqrt(self.scale) * jnp.sqrt(self.variances) * white[0])
@@ -258,7 +259,7 @@ def covariance(
     return _covariance(noise, check_params(params))
 
 
-def known_covariance(covariance: Any, params: Params) -> GradientNoise:
+def known_covariance(covariance: ArrayLike | PyTree[Numbers], params: Params) -> GradientNoise:
     """A noise whose covariance is given, the same wherever the parameters are.
 
     Args:
@@ -315,7 +316,7 @@ class NoisyLoss(eqx.Module):
     """
 
     loss: Loss
-    noise: Any
+    noise: "GradientNoise | MinibatchNoise"
 
     @property
     def samples_compare(self) -> bool:
@@ -331,12 +332,16 @@ class NoisyLoss(eqx.Module):
         return self.loss(params) + sum(jax.tree.leaves(tilts))
 
 
+def _as_key(key: int | Key[Array, ""]) -> Key[Array, ""]:
+    return jax.random.key(key) if isinstance(key, int) else key
+
+
 class Keys(eqx.Module):
     """A key for each iteration, as `batches=` of `af.iterate`."""
 
-    key: Any = eqx.field(converter=lambda seed: jax.random.key(seed) if isinstance(seed, int) else seed)
+    key: Key[Array, ""] = eqx.field(converter=_as_key)
 
-    def __call__(self, iteration: Any) -> Key[Array, ""]:
+    def __call__(self, iteration: Scalar) -> Key[Array, ""]:
         return jax.random.fold_in(self.key, iteration)
 
 

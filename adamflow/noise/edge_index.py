@@ -169,7 +169,7 @@ class EdgeIndexObserver(eqx.Module):
 
     optimizer: Optimizer
     loss: Loss
-    step: Any
+    step: _Step
     seed: Array
     sizes: tuple[int, ...] = eqx.field(static=True)
 

@@ -5,17 +5,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, PyTree, Real
 
 from adamflow.checks import check_range
 from adamflow.optimizers.record import Record
+from adamflow.types import ArrayLike
 
 
 class Estimate(NamedTuple):
     """A statistic and its standard error: pytrees like what was observed, with a leading axis of time."""
 
-    value: Any
-    error: Any
+    value: PyTree
+    error: PyTree
 
 
 class Ensemble(Record):
@@ -28,13 +29,13 @@ class Ensemble(Record):
         name: what reports and legends call it.
     """
 
-    iterations: Any
-    observed: Any
+    iterations: Real[np.ndarray, "saved"]
+    observed: PyTree
     finite: Bool[Array, "paths"]
     name: str
 
     @classmethod
-    def of(cls, iterations: Any, observed: Any, name: str) -> "Ensemble":
+    def of(cls, iterations: ArrayLike, observed: PyTree, name: str) -> "Ensemble":
         """An ensemble from what was observed on all paths."""
         finite = [jnp.all(jnp.isfinite(leaf).reshape(len(leaf), -1), axis=1) for leaf in jax.tree.leaves(observed)]
         return cls(np.asarray(iterations), observed, jnp.all(jnp.stack(finite), axis=0), name)

@@ -32,7 +32,7 @@ from adamflow.optimizers import Optimizer, check_constant, check_optimizer
 from adamflow.optimizers.reading import reads_as_adam
 from adamflow.optimizers.record import Record
 from adamflow.optimizers.sgd import GradientStage, MomentumStage
-from adamflow.types import Numbers, Scalar
+from adamflow.types import ArrayLike, Numbers
 
 LAWS = ("gaussian", "examples", "features")
 METHODS = ("auto", "closed", "operator", "particles")
@@ -120,7 +120,7 @@ class MeanSquareEdge(Record):
 
 def mean_square_edge(
     optimizer: Optimizer,
-    curvatures: Any,
+    curvatures: ArrayLike,
     batch_size: int,
     *,
     law: str = "gaussian",
@@ -189,7 +189,7 @@ def mean_square_edge(
 
 
 def spectral_edge_index(
-    optimizer: Optimizer, eigenvalues: Any, batch_size: int, *, examples: int | None = None
+    optimizer: Optimizer, eigenvalues: ArrayLike, batch_size: int, *, examples: int | None = None
 ) -> float:
     r"""Q = Σᵢ 1/(B(2/(ηλᵢ) − k) − 1), k = (1−γ)/(1+γ), with its extension to weight decay; negative λᵢ count as 0.
 
@@ -476,7 +476,7 @@ def one_dimensional_edge(gamma: Numbers, mean: Numbers, variance: Numbers) -> Nu
     return 2 * (1 + gamma) * mean / ((1 + gamma) * variance + (1 - gamma) * mean**2)
 
 
-def stationary_loss(floor: Scalar, index: Scalar) -> Any:
+def stationary_loss(floor: Numbers, index: Numbers) -> Float[np.ndarray, "..."]:
     """L₀/(1 − Q): the mean square of the residuals that label noise of variance L₀ leaves in the end, for Q < 1.
 
     Exact for Gaussian features with P held. So Q = 1 − floor/loss: an index near 1 says that the loss is its own noise.

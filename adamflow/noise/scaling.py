@@ -92,8 +92,8 @@ class Inflated(NamedTuple):
     """
 
     optimizer: Optimizer
-    loss: Any
-    batches: Any
+    loss: Loss
+    batches: Callable[[Any], Batch]
     steps: int
 
 

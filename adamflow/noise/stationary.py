@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 from scipy.linalg import solve_continuous_lyapunov, solve_discrete_lyapunov
 
 from adamflow.checks import check_choice, check_count, check_range, check_real, describe
@@ -16,7 +16,7 @@ from adamflow.noise.covariance import GradientNoise, known_covariance
 from adamflow.noise.mean_square import Dynamics, dynamics_of
 from adamflow.optimizers import Optimizer
 from adamflow.optimizers.reading import reads_as_adam
-from adamflow.types import Params, Scalar
+from adamflow.types import ArrayLike, Numbers, Params, Scalar
 
 TIMES = ("discrete", "continuous")
 
@@ -24,7 +24,7 @@ Matrix = Float[np.ndarray, "size size"]
 
 
 def stationary_covariance(
-    optimizer: Optimizer, hessian: Any, noise: Any, *, time: str = "discrete", iterations: int = 500
+    optimizer: Optimizer, hessian: ArrayLike, noise: ArrayLike, *, time: str = "discrete", iterations: int = 500
 ) -> Matrix:
     r"""The covariance C of the parameters in the end, on ½ θᵀHθ under gradient noise of covariance S.
 
@@ -70,7 +70,9 @@ def stationary_covariance(
     return covariance
 
 
-def langevin_noise(learning_rate: Scalar, temperature: Scalar, params: Params, covariance: Any = 1.0) -> GradientNoise:
+def langevin_noise(
+    learning_rate: Scalar, temperature: Scalar, params: Params, covariance: ArrayLike | PyTree[Numbers] = 1.0
+) -> GradientNoise:
     r"""The noise with which SGD of rate η is Langevin dynamics: θ⁺ = θ − ηg + √(2ηT) K^{1/2} ξ.
 
     SGD under gradient noise of covariance 2TK/η is that step, in `NoisyLoss` and `discrete_paths`, and
@@ -98,7 +100,7 @@ def langevin_noise(learning_rate: Scalar, temperature: Scalar, params: Params, c
     return GradientNoise(noise.mean, noise.kind, variances, rows)
 
 
-def anisotropic(noise: Any) -> Matrix:
+def anisotropic(noise: ArrayLike) -> Matrix:
     """K = d S^{1/2}/tr S^{1/2}: the covariance for SGLD that makes the bound of Wang et al. (2110.13750) least.
 
     Among all K of trace d, tr(K⁻¹S) is least there, and is (tr S^{1/2})²/d.
@@ -120,7 +122,7 @@ def anisotropic(noise: Any) -> Matrix:
     return (vectors * roots) @ vectors.T * len(roots) / roots.sum()
 
 
-def bound_trace(covariance: Any, noise: Any) -> float:
+def bound_trace(covariance: ArrayLike, noise: ArrayLike) -> float:
     """tr(K⁻¹S), the factor of the generalization bound of Wang et al. that depends on the noise K of SGLD.
 
     Args:

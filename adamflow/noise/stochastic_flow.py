@@ -31,7 +31,8 @@ import jax
 import jax.numpy as jnp
 import lineax
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
+from typing_extensions import TypeAliasType
 
 from adamflow.checks import check_count, check_params, check_range, describe, is_concrete
 from adamflow.flows import InterpolatingFlow, Snapshot, averages
@@ -46,13 +47,17 @@ from adamflow.optimizers.hyperparameters import choice_called, count_called
 from adamflow.optimizers.reading import reads_as_adam
 from adamflow.optimizers.record import Record
 from adamflow.optimizers.sgd import GradientStage, MomentumStage
-from adamflow.types import Loss, Params, Scalar
+from adamflow.types import ArrayLike, Loss, Numbers, Params, Scalar
 
 SCALINGS = ("ballistic", "diffusive")
 
 #: Nodes of Gauss and Hermite for a standard normal number, and their weights.
 _NODES = (0.0, math.sqrt(3.0), -math.sqrt(3.0))
 _WEIGHTS = (2 / 3, 1 / 6, 1 / 6)
+
+
+#: What drives the noise, normal numbers for that of the gradient, and one for each parameter in a pytree like them.
+White = TypeAliasType("White", tuple[tuple[Array, ...], PyTree[Numbers]])
 
 
 class StochasticFlow(Record):
@@ -92,7 +97,7 @@ class StochasticFlow(Record):
     """
 
     optimizer: Optimizer
-    noise: Any
+    noise: GradientNoise | MinibatchNoise
     order: int = eqx.field(static=True, converter=count_called("order"), default=1)
     scaling: str = eqx.field(static=True, converter=choice_called("scaling", SCALINGS), default="ballistic")
 
@@ -174,7 +179,7 @@ class StochasticFlow(Record):
         _, turn = jax.jvp(mean_step, (time, state), (jnp.ones_like(time), mean))
         return jax.tree.map(lambda b, change: b - change / 2, mean, turn)
 
-    def spread(self, time: Scalar, state: InterpolatingState, loss: Loss, white: Any) -> InterpolatingState:
+    def spread(self, time: Scalar, state: InterpolatingState, loss: Loss, white: White) -> InterpolatingState:
         """S^{1/2} dW at a state, for the numbers or increments that `white_shape` describes."""
         first, second = white
         noise = self.noise.at(state.params)
@@ -202,7 +207,7 @@ class StochasticFlow(Record):
         )
         return _like(state, mix(linear.params, quadratic.params), filters)
 
-    def white_shape(self, params: Params) -> Any:
+    def white_shape(self, params: Params) -> tuple[tuple[jax.ShapeDtypeStruct, ...], PyTree[jax.ShapeDtypeStruct]]:
         """The shapes of the Brownian motions (W₁, W₂): those of the gradient's noise, and one for each parameter."""
         shapes = jax.eval_shape(lambda params: self.noise.at(params).white(jax.random.key(0)), params)
         return shapes, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
@@ -215,8 +220,8 @@ class StochasticFlow(Record):
             return lineax.FunctionLinearOperator(spread, self.white_shape(state.params))
 
         drift = diffrax.ODETerm(lambda time, state, args: self.drift(time, state, loss))
-        if self.additive:
-            return diffrax.MultiTerm(drift, _AdditiveNoise(self, path))
+        if self.additive and isinstance(self.noise, GradientNoise):
+            return diffrax.MultiTerm(drift, _AdditiveNoise(self, self.noise, path))
         return diffrax.MultiTerm(drift, diffrax.ControlTerm(matrix, path))
 
     def solve(
@@ -227,7 +232,7 @@ class StochasticFlow(Record):
         *,
         key: Key[Array, ""],
         paths: int = 100,
-        save_at: Any = None,
+        save_at: ArrayLike | None = None,
         observe: Callable[[Snapshot], Any] | None = None,
         start: int | None = None,
         step_size: float = 1.0,
@@ -357,6 +362,7 @@ class _AdditiveNoise(diffrax.AbstractTerm):
     """
 
     flow: StochasticFlow
+    noise: GradientNoise
     control: diffrax.AbstractPath
 
     def vf(self, t, y, args):
@@ -366,7 +372,7 @@ class _AdditiveNoise(diffrax.AbstractTerm):
         return self.control.evaluate(t0, t1, **kwargs)
 
     def prod(self, vf, control):
-        change = self.flow._additive_spread(self.flow.noise.root(control[0]))
+        change = self.flow._additive_spread(self.noise.root(control[0]))
         return jax.tree.map(lambda leaf: (vf * leaf).astype(leaf.dtype), change)
 
 
@@ -425,7 +431,7 @@ def discrete_paths(
     *,
     key: Key[Array, ""],
     paths: int = 100,
-    save_at: Any = None,
+    save_at: ArrayLike | None = None,
     observe: Callable[[Snapshot], Any] | None = None,
 ) -> Ensemble:
     """Many discrete runs under Gaussian noise of a covariance, in one program: what stochastic flows are held against.

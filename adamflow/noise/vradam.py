@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 from adamflow.checks import check_count, check_params, check_range, describe
 from adamflow.flows import Snapshot
@@ -21,7 +21,7 @@ from adamflow.optimizers import AbstractStage, Filter, Optimizer, OptimizerState
 from adamflow.optimizers.record import Record
 from adamflow.optimizers.stage import Ratio
 from adamflow.runs import iterate
-from adamflow.types import Batch, Leaf, Loss, Params, Scalar
+from adamflow.types import ArrayLike, Batch, Leaf, Loss, Params, Scalar
 
 
 class VarianceReducedRun(Record):
@@ -36,7 +36,7 @@ class VarianceReducedRun(Record):
         gradient_error: the same of the batch gradient alone.
     """
 
-    iterations: Any
+    iterations: Real[Array | np.ndarray, "saved"]
     params: Params
     loss: Float[Array, "saved"]
     estimator_error: Float[Array, "saved"]
@@ -55,7 +55,7 @@ def iterate_vradam(
     gamma: Scalar = 0.9,
     epsilon: Scalar = 1e-8,
     first_batch: Batch | None = None,
-    save_at: Any = None,
+    save_at: ArrayLike | None = None,
 ) -> VarianceReducedRun:
     r"""Run VRAdam, and measure the error of its estimator against that of Adam's momentum along the same run.
 

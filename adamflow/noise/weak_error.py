@@ -12,7 +12,7 @@ noise whose mean is exactly 0, so that some 10⁴ paths are enough:
 The Gaussian noise of the iterates has the covariance that the flow was given.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import diffrax
@@ -78,7 +78,7 @@ def measure_weak_convergence(
     time: float,
     key: Key[Array, ""],
     observe: Callable[[Params, Filters], Any],
-    filters: tuple[dict[str, Any], ...] | None = None,
+    filters: Sequence[Mapping[str, Any]] | None = None,
     paths: int = 20_000,
 ) -> WeakConvergence:
     """Measure the weak order of a stochastic flow: its errors against noisy iterates for several η at fixed t = ηN.
@@ -139,11 +139,12 @@ def measure_weak_convergence(
     return WeakConvergence(np.asarray(learning_rates, float), np.stack(rows), np.stack(deviations), name)
 
 
-def _start(flow: StochasticFlow, loss: Loss, params: Params, filters: tuple[dict[str, Any], ...] | None) -> Any:
+def _start(flow: StochasticFlow, loss: Loss, params: Params, filters: Sequence[Mapping[str, Any]] | None) -> Any:
     """The state of the flow at n = 0, with these filters."""
     state = flow.initial_state(loss, params)
     if filters is not None:
-        expected, given = jax.tree.structure(state.filters), jax.tree.structure(tuple(filters))
+        filters = tuple(dict(stage) for stage in filters)
+        expected, given = jax.tree.structure(state.filters), jax.tree.structure(filters)
         if expected != given:
             raise ValueError(f"filters must be {expected}, one dictionary for each stage, got {given}")
         filters = jax.tree.map(

@@ -1,12 +1,13 @@
 """Read an optax state: which optimizer it is of, its moments, and the iteration."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 
 from adamflow.checks import check_count, check_flag, describe, keyword_decays
 from adamflow.optimizers.adam import adamw
@@ -17,12 +18,9 @@ from adamflow.optimizers.nadam import nadam
 from adamflow.optimizers.optimizer import Optimizer, OptimizerState
 from adamflow.optimizers.record import Record
 from adamflow.optimizers.rmsprop import rmsprop
-from adamflow.optimizers.settings import ByLeaf, Schedule, by_leaf, setting
+from adamflow.optimizers.settings import ByLeaf, Schedule, Setting, by_leaf, setting
 from adamflow.optimizers.sgd import sgd
 from adamflow.types import Params, Scalar
-
-#: A number, a schedule (a function of the iteration), or a dict of these by the label of `multi_transform`.
-Setting = Scalar | Callable[[Any], Any] | Mapping[Any, Any] | ByLeaf | None
 
 #: States in optax that hold others, by the field that does.
 _WRAPPERS = {
@@ -72,13 +70,13 @@ class _Search:
 
 @keyword_decays
 def from_optax(
-    opt_state: Any,
-    learning_rate: Setting = None,
+    opt_state: optax.OptState,
+    learning_rate: Setting | None = None,
     *,
     beta: Scalar | None = None,
     gamma: Scalar | None = None,
     epsilon: Scalar | None = None,
-    weight_decay: Setting = None,
+    weight_decay: Setting | None = None,
     clip_norm: Scalar | None = None,
     nesterov: bool = False,
     epsilon_inside_root: bool | None = None,

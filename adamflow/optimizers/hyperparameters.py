@@ -1,6 +1,5 @@
 """The numbers of a record: how they are stored, and the ranges in which they make sense."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamflow.checks import check_choice, check_count, check_flag, check_range, check_real, describe, is_concrete
-from adamflow.types import Scalar
+from adamflow.types import Numbers, WholeNumber
 
 
 def number(name: str, value: Any) -> jax.Array:
@@ -31,29 +30,52 @@ def number(name: str, value: Any) -> jax.Array:
     return array if array.dtype.itemsize >= 4 else array.astype(jnp.float32)
 
 
-def number_called(name: str) -> Callable[[Any], jax.Array]:
+# The type of a converter's argument is that of the argument of the class: equinox and type checkers read it there.
+
+
+def number_called(name: str) -> Callable[[Numbers], jax.Array]:
     """The converter of a field of that name."""
-    return functools.partial(number, name)
+
+    def convert(value: Numbers) -> jax.Array:
+        return number(name, value)
+
+    return convert
 
 
-def number_or_none(name: str) -> Callable[[Any], jax.Array | None]:
+def number_or_none(name: str) -> Callable[[Numbers | None], jax.Array | None]:
     """The converter of a field of that name that may be `None`."""
-    return lambda value: None if value is None else number(name, value)
+
+    def convert(value: Numbers | None) -> jax.Array | None:
+        return None if value is None else number(name, value)
+
+    return convert
 
 
-def flag_called(name: str) -> Callable[[Any], bool]:
+def flag_called(name: str) -> Callable[[bool], bool]:
     """The converter of a static field of that name that is `True` or `False`."""
-    return functools.partial(check_flag, name)
+
+    def convert(value: bool) -> bool:
+        return check_flag(name, value)
+
+    return convert
 
 
-def count_called(name: str, low: int = 1) -> Callable[[Any], Any]:
+def count_called(name: str, low: int = 1) -> Callable[[WholeNumber], Any]:
     """The converter of a static field of that name that is a whole number of at least `low`."""
-    return lambda value: check_count(name, value, low)
+
+    def convert(value: WholeNumber) -> int:
+        return check_count(name, value, low)
+
+    return convert
 
 
-def choice_called(name: str, choices: tuple[str, ...]) -> Callable[[Any], Any]:
+def choice_called(name: str, choices: tuple[str, ...]) -> Callable[[str], Any]:
     """The converter of a static field of that name that is one of some words."""
-    return lambda value: check_choice(name, value, choices)
+
+    def convert(value: str) -> str:
+        return check_choice(name, value, choices)
+
+    return convert
 
 
 def beside(value: Any, leaf: Any) -> jax.Array:
@@ -61,7 +83,7 @@ def beside(value: Any, leaf: Any) -> jax.Array:
     return jnp.asarray(value, jnp.promote_types(jnp.result_type(leaf), jnp.float32))
 
 
-def is_zero(name: str, value: Scalar) -> bool:
+def is_zero(name: str, value: Numbers) -> bool:
     """Whether a value is the number 0, and not a batch or tracer that might be; raise `ValueError` if it is no number.
 
     Args:

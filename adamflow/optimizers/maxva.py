@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamflow.checks import check_range, is_concrete, keyword_decays
-from adamflow.optimizers.hyperparameters import beside, number_called
+from adamflow.optimizers.hyperparameters import beside, number_called, number_or_none
 from adamflow.optimizers.optimizer import Optimizer
 from adamflow.optimizers.settings import Setting
 from adamflow.optimizers.sgd import MomentumStage
@@ -29,9 +29,7 @@ class MaxVarianceStage(AbstractStage):
 
     lowest: jax.Array = eqx.field(converter=number_called("lowest"))
     highest: jax.Array = eqx.field(converter=number_called("highest"))
-    gamma: jax.Array | None = eqx.field(
-        converter=lambda value: None if value is None else number_called("gamma")(value), default=None
-    )
+    gamma: jax.Array | None = eqx.field(converter=number_or_none("gamma"), default=None)
 
     def __check_init__(self):
         check_range("lowest", self.lowest, 0, 1, low_open=True, high_open=True)

@@ -1,8 +1,8 @@
 """The record of an optimizer, and the discrete step that it declares."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -24,7 +24,6 @@ from adamflow.optimizers.reading import divides_by
 from adamflow.optimizers.record import Record
 from adamflow.optimizers.settings import (
     ByLeaf,
-    Setting,
     check_setting,
     dtype_of,
     is_zero_setting,
@@ -37,7 +36,7 @@ from adamflow.optimizers.stage import AbstractStage, Filter, StageInput
 from adamflow.types import Filters, Leaf, Loss, Numbers, Params, Scalar
 
 
-def check_optimizer(where: str, value: Any) -> None:
+def check_optimizer(where: str, value: object) -> None:
     """Raise `TypeError` unless a value is an `Optimizer`.
 
     Args:
@@ -55,7 +54,7 @@ def check_optimizer(where: str, value: Any) -> None:
     raise TypeError(f"{where} needs an optimizer, such as af.adam(1e-3), got {describe(value)}; {hint}")
 
 
-def overrides(instance: Any, base: type, names: tuple[str, ...] = ()) -> tuple[str, ...]:
+def overrides(instance: object, base: type, names: tuple[str, ...] = ()) -> tuple[str, ...]:
     """The names of methods and properties of a base class that the class of an instance defines anew.
 
     What computes the steps of an optimizer, or the vector field of a flow, by equations of its own asks this, and
@@ -78,7 +77,7 @@ def _is_private(name: str) -> bool:
     return name.startswith("__")
 
 
-def check_standard(where: str, optimizer: Any, hint: str) -> None:
+def check_standard(where: str, optimizer: object, hint: str) -> None:
     """Raise `TypeError` unless the step of an optimizer is the one that `Optimizer` declares.
 
     Args:
@@ -109,7 +108,7 @@ def check_constant(where: str, optimizer: "Optimizer", hint: str, *, takes_clipp
         raise ValueError(f"{where} has equations for numbers alone, but in {optimizer.name!r} {reasons[0]}; {hint}")
 
 
-def _as_stages(value: Any) -> tuple[AbstractStage, ...]:
+def _as_stages(value: Sequence[AbstractStage]) -> tuple[AbstractStage, ...]:
     """The stages as a tuple, or a `ValueError`."""
     if isinstance(value, tuple | list) and all(isinstance(stage, AbstractStage) for stage in value):
         return tuple(value)
@@ -119,7 +118,7 @@ def _as_stages(value: Any) -> tuple[AbstractStage, ...]:
     )
 
 
-def _l2(value: Any) -> jax.Array | None:
+def _l2(value: Numbers | None) -> jax.Array | None:
     """The converter of `l2`: no penalty where it is the number 0."""
     return None if value is None or is_zero("l2", value) else number("l2", value)
 
@@ -157,8 +156,25 @@ def _quotient_jvp(primals: tuple[Leaf, Leaf], tangents: tuple[Leaf, Leaf]) -> tu
 class OptaxState(NamedTuple):
     """The state of `Optimizer.to_optax()`: the number of gradients consumed, and the optimizer's state."""
 
-    iteration: Any
+    iteration: jax.typing.ArrayLike
     inner: OptimizerState
+
+
+@runtime_checkable
+class SnapshotLike(Protocol):
+    """What `Optimizer.evaluation_params` reads of a look at a run, such as an `af.Snapshot`."""
+
+    @property
+    def iteration(self) -> Scalar: ...
+
+    @property
+    def params(self) -> Params: ...
+
+    @property
+    def filters(self) -> Filters: ...
+
+    @property
+    def memory(self) -> Filters | None: ...
 
 
 class Optimizer(Record):
@@ -193,9 +209,11 @@ class Optimizer(Record):
         ValueError: if a number is out of its range, or there is no stage; if a stage needs a constant learning rate.
     """
 
-    learning_rate: Setting = eqx.field(converter=setting_called("learning_rate"))
+    # A setting is stored as an array, `Schedule` or `ByLeaf`. Most who read one know which, and would have to say so
+    # before each product under a union.
+    learning_rate: Any = eqx.field(converter=setting_called("learning_rate"))
     stages: tuple[AbstractStage, ...] = eqx.field(converter=_as_stages)
-    weight_decay: Setting = eqx.field(converter=setting_called("weight_decay"), default=0.0)
+    weight_decay: Any = eqx.field(converter=setting_called("weight_decay"), default=0.0)
     epsilon: jax.Array = eqx.field(converter=number_called("epsilon"), default=0.0)
     epsilon_inside_root: bool = eqx.field(static=True, converter=flag_called("epsilon_inside_root"), default=False)
     bias_correction: bool = eqx.field(static=True, converter=flag_called("bias_correction"), default=True)
@@ -291,7 +309,7 @@ class Optimizer(Record):
         return tuple(found)
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         """The type of its numbers."""
         return dtype_of(self.learning_rate)
 
@@ -482,7 +500,7 @@ class Optimizer(Record):
 
         return jax.tree.map(scaled, gradient)
 
-    def evaluation_params(self, snapshot: Any) -> Params:
+    def evaluation_params(self, snapshot: SnapshotLike) -> Params:
         """Where the model is evaluated: θ itself, or what stages such as an average of the model make of it.
 
         Args:

@@ -1,22 +1,26 @@
 """Hyperparameters that are more than a number: functions of the iteration, and values that differ between leaves."""
 
-import functools
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
+from typing_extensions import TypeAliasType
 
 from adamflow.checks import check_range, describe, is_concrete
 from adamflow.optimizers.hyperparameters import beside, is_zero, number
 from adamflow.optimizers.record import Record
-from adamflow.types import Numbers, Params, Scalar
+from adamflow.types import Numbers, Params
 
-#: What `learning_rate` and `weight_decay` may be: a number, a function of the iteration (any schedule of optax), a dict
-#: with a number or function for each leaf or group of leaves, or what `by_leaf` returns.
-Setting: TypeAlias = Any
+#: From the iteration n = 0, 1, …, which is a real number in a flow, to a number; every schedule of optax is one.
+IterationFunction = TypeAliasType("IterationFunction", Callable[[Any], ArrayLike])
+#: A pytree prefix of the parameters, at whose leaves are numbers or functions of the iteration. Dicts, lists and
+#: modules are such trees, which no type can say.
+Prefix = TypeAliasType("Prefix", PyTree)
 
 
 class _Constant(Record):
@@ -32,7 +36,7 @@ class _Constant(Record):
         return name.partition(".<locals>")[0]
 
 
-def _as_function(function: Any) -> Any:
+def _as_function(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """A function as a part of a record; one that is a pytree, such as an `equinox.Module`, keeps its arrays."""
     leaves = jax.tree.leaves(function)
     is_tree = not (len(leaves) == 1 and leaves[0] is function)
@@ -47,16 +51,16 @@ class Schedule(Record):
             by its identity; an `equinox.Module` keeps its arrays as inputs.
     """
 
-    function: Any = eqx.field(converter=_as_function)
+    function: Callable[[Any], Any] = eqx.field(converter=_as_function)
 
-    def __call__(self, iteration: Any) -> jax.Array:
+    def __call__(self, iteration: Numbers) -> jax.Array:
         return jnp.asarray(self.function(iteration))
 
     def __repr__(self) -> str:
         return f"<function of the iteration: {self.function!r}>"
 
 
-def _as_values(values: Any) -> Any:
+def _as_values(values: Prefix | Callable[[Any], Prefix]) -> Prefix | Callable[[Any], Prefix]:
     """A prefix of the parameters with numbers and schedules at its leaves, or a function that returns one."""
     if callable(values) and not isinstance(values, Schedule | _Constant):
         return _as_function(values)
@@ -69,10 +73,15 @@ def _is_value(value: Any) -> bool:
     return isinstance(value, Schedule) or callable(value)
 
 
-def _leaf_value(name: str, value: Any) -> Any:
+def _leaf_value(name: str, value: Any) -> jax.Array | Schedule:
     if isinstance(value, Schedule):
         return value
     return Schedule(value) if callable(value) else number(name, value)
+
+
+def _as_factor(times: Numbers | IterationFunction) -> Any:
+    """The number or schedule by which all values of a `ByLeaf` are multiplied."""
+    return _leaf_value("times", times)
 
 
 class ByLeaf(Record):
@@ -84,10 +93,11 @@ class ByLeaf(Record):
         times: what all of them are multiplied by: a number or a `Schedule`.
     """
 
-    values: Any = eqx.field(converter=_as_values)
-    times: Any = eqx.field(converter=lambda value: _leaf_value("times", value), default=1.0)
+    values: Prefix | Callable[[Any], Prefix] = eqx.field(converter=_as_values)
+    # A number or a `Schedule`. Most who read it know which, and would have to say so under a union.
+    times: Any = eqx.field(converter=_as_factor, default=1.0)
 
-    def prefix(self, params: Params) -> Any:
+    def prefix(self, params: Params) -> Prefix:
         """The prefix itself; a function is called with the shapes and types of the parameters."""
         if not callable(self.values):
             return self.values
@@ -101,7 +111,12 @@ class ByLeaf(Record):
         return jax.tree.map(lambda value: number("what the function of by_leaf returns", value), prefix)
 
 
-def by_leaf(values: Any, *, times: Scalar | Callable[[Any], Any] = 1.0) -> ByLeaf:
+#: A number (or an array of them, for a batch of optimizers), a function of the iteration, a dict with a number or
+#: function for each leaf or group of leaves, or what `by_leaf` returns: for `learning_rate` and `weight_decay`.
+Setting = TypeAliasType("Setting", Numbers | IterationFunction | Mapping[Any, Prefix] | ByLeaf | Schedule)
+
+
+def by_leaf(values: Prefix | Callable[[Any], Prefix], *, times: Numbers | IterationFunction = 1.0) -> ByLeaf:
     """A learning rate or weight decay that differs between the leaves of the parameters: parameter groups.
 
     Args:
@@ -128,7 +143,7 @@ def by_leaf(values: Any, *, times: Scalar | Callable[[Any], Any] = 1.0) -> ByLea
     return ByLeaf(values, times)
 
 
-def setting(name: str, value: Any) -> Any:
+def setting(name: str, value: Any) -> jax.Array | ByLeaf | Schedule:
     """The converter of a field that may be a number, a schedule, or differ between leaves.
 
     Args:
@@ -147,9 +162,13 @@ def setting(name: str, value: Any) -> Any:
     return number(name, value)
 
 
-def setting_called(name: str) -> Callable[[Any], Any]:
+def setting_called(name: str) -> Callable[[Setting], Any]:
     """The converter of a field of that name."""
-    return functools.partial(setting, name)
+
+    def convert(value: Setting) -> jax.Array | ByLeaf | Schedule:
+        return setting(name, value)
+
+    return convert
 
 
 def is_zero_setting(value: Any) -> bool:

@@ -27,10 +27,10 @@ class StageInput(NamedTuple):
     """
 
     value: Leaf
-    # Leaves, for the stages that ask for them.
-    difference: Any = None
-    params: Any = None
-    gradient_change: Any = None
+    # A stage has what it asks for, which no type knows: `Any` spares it a check for `None`.
+    difference: Leaf | Any = None
+    params: Leaf | Any = None
+    gradient_change: Leaf | Any = None
 
 
 class Filter(NamedTuple):

@@ -1,13 +1,14 @@
 """Pictures of results of the analysis, of reports of a training run, and of noisy runs: each takes the result."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import SymLogNorm
 from matplotlib.patches import Circle
+from typing_extensions import TypeAliasType
 from xarray import Dataset
 
 from adamflow.advice import Explanation
@@ -35,6 +36,18 @@ _DASHED: Any = dict(color=BLACK, linestyle="--", linewidth=1)
 _LARGEST_SHOWN = 6.0
 #: Of an orbit so many entries are drawn, those that move most.
 _MOST_ENTRIES = 5
+
+
+@runtime_checkable
+class HasReports(Protocol):
+    """An object that has looked at a training run, such as an `adamflow.torch.Monitor`."""
+
+    @property
+    def reports(self) -> Sequence[TrainingReport]: ...
+
+
+#: Reports of a training run in their order, an object that holds them, or a table of them.
+Reports = TypeAliasType("Reports", HasReports | Dataset | Sequence[TrainingReport])
 
 
 def sharpness(run: Trajectory, optimizer: Optimizer, *, ax: Axes | None = None) -> Axes:
@@ -75,7 +88,7 @@ def sharpness(run: Trajectory, optimizer: Optimizer, *, ax: Axes | None = None) 
     return _mark_crossing(ax, iterations, values, np.full(values.shape, edge))
 
 
-def reports(monitor: Any, *, ax: Axes | None = None) -> Axes:
+def reports(monitor: Reports, *, ax: Axes | None = None) -> Axes:
     """η times the sharpness at each look at a training run, and the edge of stability at that moment, dashed.
 
     The first look at which the edge is reached is marked.
@@ -118,7 +131,7 @@ def _mark_crossing(ax: Axes, iterations: np.ndarray, scaled: np.ndarray, edge: n
     return ax
 
 
-def updates(report: Any, *, ax: Axes | None = None) -> Axes:
+def updates(report: Reports, *, ax: Axes | None = None) -> Axes:
     """The largest entry of the update along a run, in learning rates, and the bound on it, dashed.
 
     Args:
@@ -484,7 +497,7 @@ def _entry(tree: Any, entry: int) -> np.ndarray:
     return rows[:, entry]
 
 
-def reports_table(monitor: Any) -> Dataset:
+def reports_table(monitor: Reports) -> Dataset:
     """The reports of a training run as a table: of a monitor, its dataset, or a sequence of reports."""
     if isinstance(monitor, Dataset):
         return monitor
@@ -497,7 +510,7 @@ def reports_table(monitor: Any) -> Dataset:
     return stack_reports(rows)
 
 
-def _columns(monitor: Any, *names: str) -> list[np.ndarray]:
+def _columns(monitor: Reports, *names: str) -> list[np.ndarray]:
     """The iterations of reports of a training run, and some of their numbers."""
     data = reports_table(monitor)
     if isinstance(monitor, Dataset):

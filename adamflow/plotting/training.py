@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from adamflow.plotting.results import reports, reports_table, updates
+from adamflow.plotting.results import Reports, reports, reports_table, updates
 
 #: What is drawn beside ηs, times η: by name in the dataset, label and marker.
 _CHEAP = {
@@ -18,7 +18,7 @@ _CHEAP = {
 _NEEDED = ("loss", "learning_rate", "edge", "update_max")
 
 
-def training_run(monitor: Any) -> Figure:
+def training_run(monitor: Reports) -> Figure:
     """What the reports of a run say, in a new figure of three panels over the iterations.
 
     Above the loss; in the middle ηs beside its edge, above which the step is unstable, with the cheap measures, which

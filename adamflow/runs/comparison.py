@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from adamflow.checks import (
     check_choice,
@@ -58,8 +58,8 @@ class Comparison(Record):
     absolute_error: Float[Array, " saved"]
     relative_error: Float[Array, " saved"]
     path_length: Float[Array, " saved"]
-    absolute_error_by_leaf: Any
-    relative_error_by_leaf: Any
+    absolute_error_by_leaf: PyTree[Float[Array, " saved"]]
+    relative_error_by_leaf: PyTree[Float[Array, " saved"]]
     names: tuple[str, str] = eqx.field(static=True)
     norm: str = eqx.field(static=True)
 

@@ -65,7 +65,7 @@ from adamflow.runs.transient import (
     with_first_rows,
 )
 from adamflow.runs.underflow import REMEDY
-from adamflow.types import Loss, Params, Scalar
+from adamflow.types import ArrayLike, Loss, Params, Scalar
 
 
 def solve(
@@ -74,7 +74,7 @@ def solve(
     params: Params,
     steps: int,
     *,
-    save_at: Any = None,
+    save_at: ArrayLike | None = None,
     start: StartLike | int | Literal["auto"] | None = "auto",
     observe: Callable[[Snapshot], Any] | None = None,
     solver: diffrax.AbstractSolver | Literal["auto", "collocation"] = "auto",

@@ -40,7 +40,7 @@ from adamflow.runs.trajectory import (
     within,
 )
 from adamflow.runs.underflow import count_underflowed
-from adamflow.types import Batch, Loss, Params
+from adamflow.types import ArrayLike, Batch, Loss, Params
 
 
 def iterate(
@@ -49,7 +49,7 @@ def iterate(
     params: Params,
     steps: int,
     *,
-    save_at: Any = None,
+    save_at: ArrayLike | None = None,
     start: StartLike | None = None,
     observe: Callable[[Snapshot], Any] | None = None,
     stream: str | Path | None = None,

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from adamflow.checks import is_concrete
 from adamflow.flows.norms import row_norms
@@ -25,7 +25,7 @@ class MeanAndOscillation(Record):
 
     mean: Trajectory
     oscillation: Params | None
-    observed_oscillation: Any
+    observed_oscillation: PyTree
 
     @property
     def amplitude(self) -> Float[Array, " saved"]:

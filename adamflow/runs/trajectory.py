@@ -9,7 +9,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Real
+from jaxtyping import Array, Bool, Float, Int, PyTree, Real
+from typing_extensions import TypeAliasType
 
 from adamflow.checks import is_concrete
 from adamflow.display import fields_text, html_table
@@ -18,7 +19,7 @@ from adamflow.optimizers import OptimizerState
 from adamflow.optimizers.record import Record
 from adamflow.runs.summary import summary, summary_rows
 from adamflow.runs.underflow import REMEDY
-from adamflow.types import Dataset, Params
+from adamflow.types import Dataset, Params, State
 
 #: How runs end; a code is a place in this tuple.
 OUTCOMES = ("completed", "diverged", "not_finite", "max_steps_reached", "min_step_reached", "interrupted")
@@ -92,19 +93,20 @@ class Outcome(Record):
     is_told_to_start_later: bool = eqx.field(static=True, default=False)
 
     @property
-    def successful(self) -> Any:
+    def successful(self) -> np.bool | Bool[Array | np.ndarray, "..."]:
         """Whether the run reached its last iteration: a bool, or an array of them for a batch."""
         # By NumPy where the code is known: an operation of jax on its own would be compiled at the first call.
         return np.asarray(self.code) == 0 if is_array(self.code) else self.code == 0
 
+    # `Any` spares those who have one run, and so one word, a check for a batch.
     @property
-    def name(self) -> Any:
+    def name(self) -> str | Any:
         """One of `OUTCOMES`, or an array of them for a batch."""
         names = np.asarray(OUTCOMES)[np.asarray(self.code)]
         return str(names) if names.ndim == 0 else names
 
     @property
-    def message(self) -> Any:
+    def message(self) -> str | Any:
         """A sentence that says what happened, at which iteration, and what to try; a list of them for a batch."""
 
         def sentence(code: int, iteration: float, underflowed: int) -> str:
@@ -143,6 +145,10 @@ class Outcome(Record):
         return html_table("Outcome", [("outcome", str(self))])
 
 
+#: How often something was done, a number for a run and an array of them for a batch.
+Count = TypeAliasType("Count", int | Int[Array | np.ndarray, "..."])
+
+
 class Stats(Record):
     """What a run cost.
 
@@ -160,12 +166,13 @@ class Stats(Record):
         seconds: wall time of the call, compilation included if this was the first; `None` under jit or vmap.
     """
 
-    gradient_evaluations: Any
-    accepted_steps: Any
-    rejected_steps: Any
-    jacobian_evaluations: Any
+    # `None` is rare: `Any` spares those who print or sum it a check.
+    gradient_evaluations: Count | Any
+    accepted_steps: Count
+    rejected_steps: Count
+    jacobian_evaluations: Count
     seconds: float | None
-    discrete_steps: Any = 0
+    discrete_steps: Count = 0
 
     def __repr__(self) -> str:
         return fields_text(self)
@@ -199,9 +206,9 @@ class Trajectory(Record):
 
     iterations: Real[Array, "*lanes saved"]
     params: Params | None
-    observed: Any
+    observed: PyTree
     initial_params: Params
-    final_state: Any
+    final_state: State
     outcome: Outcome
     stats: Stats
     name: str = eqx.field(static=True, default="")

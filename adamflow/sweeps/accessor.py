@@ -9,6 +9,7 @@ import xarray as xr
 
 from adamflow.sweeps.grid import Grid, Zipped
 from adamflow.sweeps.results import LANE_OUTCOMES
+from adamflow.types import Scalar
 
 #: The functions of the last sweeps of this process, by the attribute "settings" of their datasets.
 _FUNCTIONS: OrderedDict[str, Callable[..., Any]] = OrderedDict()
@@ -73,7 +74,7 @@ class SweepAccessor:
             )
         return _FUNCTIONS[name]
 
-    def rerun(self, run: Callable[..., Any] | None = None, /, **coordinates: Any) -> Any:
+    def rerun(self, run: Callable[..., Any] | None = None, /, **coordinates: Scalar | str) -> Any:
         """Run one lane again, alone, and return what the function returns there.
 
         Args:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from adamflow.checks import describe
+from adamflow.types import ArrayLike
 
 #: What runs return beside their own numbers; no axis can have such a name.
 RESERVED = ("outcome", "lane", "chunk", "slot", "error", "digest")
@@ -23,7 +24,7 @@ class Zipped:
         return f"zip_axes({', '.join(self.values)}: {self.length} points)"
 
 
-def zip_axes(**values: Any) -> Zipped:
+def zip_axes(**values: ArrayLike) -> Zipped:
     """Points that belong together, such as those of a curve: the i-th values of all names make the i-th point.
 
     Args:

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 try:
     import torch
@@ -16,6 +16,8 @@ except ImportError as error:
 
 from adamflow.checks import check_choice, check_count, check_range
 from adamflow.optimizers.kadam import STRATEGIES, stage_weights
+
+Result = TypeVar("Result")
 
 
 class KAdam(torch.optim.Optimizer):
@@ -68,9 +70,9 @@ class KAdam(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Any],
-        lr: Any = 1e-3,
-        betas: tuple[Any, Any] = (0.9, 0.999),
+        params: Iterable[torch.Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, torch.Tensor]],
+        lr: float | torch.Tensor = 1e-3,
+        betas: tuple[float | torch.Tensor, float | torch.Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         amsgrad: bool = False,
@@ -108,7 +110,7 @@ class KAdam(torch.optim.Optimizer):
         super().load_state_dict(_in_own_form(state_dict, self.param_groups))
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, closure: Callable[[], Result] | None = None) -> Result | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Move all parameters that have a gradient by one iteration.
 
         Args:

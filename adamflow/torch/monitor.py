@@ -110,7 +110,7 @@ class Monitor:
         self._clip_norm = clip_norm
         self._calls = 0
 
-    def __call__(self, *_: Any) -> dict[str, float]:
+    def __call__(self, *_: object) -> dict[str, float]:
         """Count a step, and look if it is time.
 
         It takes and ignores the arguments of a hook: `optimizer.register_step_post_hook(monitor)` is another way to

@@ -38,8 +38,8 @@ class TorchReading(OptimizerReading):
             RMSprop and SGD), or `None` if all are 0. The loss of a report needs it.
     """
 
-    params: Any = None
-    penalties: Any = None
+    params: dict[str, jax.Array] | None = None
+    penalties: dict[str, float] | None = None
 
 
 def from_torch(

@@ -14,6 +14,7 @@ from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
+from typing_extensions import TypeAliasType
 
 
 def public_names(module: ModuleType) -> list[str]:
@@ -59,7 +60,8 @@ def _directive(module: ModuleType, name: str) -> list[str]:
     thing = getattr(module, name)
     if inspect.isclass(thing):
         return [f".. autoclass:: {module.__name__}.{name}", ""]
-    kind = "autofunction" if callable(thing) and hasattr(thing, "__name__") else "autodata"
+    is_function = callable(thing) and hasattr(thing, "__name__") and not isinstance(thing, TypeAliasType)
+    kind = "autofunction" if is_function else "autodata"
     return [f".. {kind}:: {module.__name__}.{name}", *(["   :no-value:"] if kind == "autodata" else []), ""]
 
 

@@ -81,7 +81,7 @@ class PeriodicOrbit(Record):
 def periodic_orbit(
     optimizer: Optimizer,
     loss: Loss,
-    guess: Any,
+    guess: Params | tuple[Params, OptimizerState],
     period: int,
     *,
     settle: int = 1000,

@@ -13,7 +13,7 @@ from adamflow.checks import check_range, check_single, is_concrete
 from adamflow.flows import InterpolatingState, TwoBranchState
 from adamflow.optimizers import Optimizer
 from adamflow.optimizers.record import Record
-from adamflow.types import Loss, Scalar
+from adamflow.types import Loss, Scalar, State
 
 #: An angle is that of period 2, or of none, if it is within this of π, or of 0.
 _ANGLE = 1e-3
@@ -102,7 +102,7 @@ def first_instability(optimizer: Optimizer) -> Instability:
 def unstable_multipliers(
     optimizer: Optimizer,
     loss: Loss,
-    state: Any,
+    state: State,
     *,
     iteration: Scalar,
     count: int = 8,

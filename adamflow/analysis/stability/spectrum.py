@@ -18,7 +18,7 @@ from adamflow.flows.norms import norm, numpy_norm, unit_of
 from adamflow.losses import admit_loss, program
 from adamflow.optimizers import Optimizer, OptimizerState, check_optimizer
 from adamflow.optimizers.record import Record
-from adamflow.types import Loss, Scalar
+from adamflow.types import Loss, Scalar, State
 
 #: Up to this many entries of the state method="auto" is "dense": below a second on one core.
 DENSE_LIMIT = 400
@@ -47,8 +47,8 @@ class Spectrum(Record):
     residuals: Float[Array, "*batch count"]
     converged: Bool[Array, "*batch count"]
     splits_conjugate_pair: Bool[Array, "*batch"]
-    vector: Any
-    scales: Any
+    vector: State
+    scales: State
     method: str = eqx.field(static=True)
     products: int = eqx.field(static=True)
 
@@ -68,7 +68,7 @@ class Spectrum(Record):
 def jacobian_spectrum(
     model: Optimizer | AbstractFlow,
     loss: Loss,
-    state: Any,
+    state: State,
     *,
     iteration: Scalar,
     count: int = 6,

@@ -26,7 +26,7 @@ from adamflow.flows.norms import numpy_norm
 from adamflow.losses import check_loss, program, scalar_loss
 from adamflow.optimizers import Optimizer, OptimizerState, StageInput, check_optimizer, decays_as_adam
 from adamflow.optimizers.hyperparameters import beside
-from adamflow.types import Batch, Loss, Params
+from adamflow.types import Batch, Loss, Params, WholeNumber
 
 #: A coordinate lags if g² is at most this share of v̂: then v shrinks by nearly its decay β at each iteration.
 LAGGING_SHARE = 0.01
@@ -62,7 +62,7 @@ class ReportSettings:
     cheap: bool = False
     plain_sharpness: bool = True
     leaf_sharpness: bool = False
-    start: Any = None
+    start: "TrainingReport | None" = None
     tolerance: float = 1e-3
     max_products: int = 40
     seed: int = 0
@@ -198,7 +198,7 @@ def training_report(
     params: Params,
     optimizer: Optimizer,
     optimizer_state: OptimizerState,
-    iteration: Any,
+    iteration: WholeNumber,
     *,
     cheap: bool = False,
     plain_sharpness: bool = True,
@@ -276,7 +276,7 @@ def report_of(
     params: Params,
     optimizer: Optimizer,
     optimizer_state: OptimizerState,
-    iteration: Any,
+    iteration: WholeNumber,
     settings: ReportSettings,
     gradient_of: Callable[[Params], np.ndarray] | None = None,
 ) -> TrainingReport:
