@@ -401,10 +401,11 @@ def _step_measures(
     iteration: int,
 ) -> _StepMeasures:
     """The measures, of which numbers are those of Python."""
-    found = _consume(optimizer, uniform, params, gradients, state, jnp.asarray(iteration))
+    stepped = _consume(optimizer, uniform, params, gradients, state, jnp.asarray(iteration))
+    found = _measured(gradients[0], *stepped)
     vectors = ("gradient", "increment", "inverse")
     numbers = jax.device_get({name: value for name, value in found._asdict().items() if name not in vectors})
-    return found._replace(**{name: value.tolist() for name, value in numbers.items()})
+    return found._replace(inverse=stepped[2], **{name: value.tolist() for name, value in numbers.items()})
 
 
 @eqx.filter_jit
@@ -415,8 +416,12 @@ def _consume(
     gradients: tuple[Params, Params | None],
     state: OptimizerState,
     iteration: Any,
-) -> _StepMeasures:
-    """One program for all that is of the step; the gradients are those at θₙ and, where it is taken, at θₙ₋₁."""
+) -> tuple[Params, Params, Params, Any]:
+    """u, d, 1/P, and which coordinates lag.
+
+    The gradients are those at θₙ and, where it is taken, at θₙ₋₁. The sums over the vectors are another program: in one
+    program XLA computes the update anew within each sum, and there entry by entry.
+    """
     gradient, at_previous = gradients
     if at_previous is None:
         direction, new_state = optimizer.update(gradient, state, iteration)
@@ -424,31 +429,41 @@ def _consume(
         direction, new_state = optimizer.update(gradient, state, iteration, params, gradient_at_previous=at_previous)
     increment = optimizer.increment(params, direction)
     inverse = _relative(optimizer, uniform, params, _inverse_preconditioner(optimizer, params, new_state, iteration))
-    # Without the barrier each sum below would compute the update anew.
-    direction, increment, inverse = jax.lax.optimization_barrier((direction, increment, inverse))
+    return direction, increment, inverse, _lagging(optimizer, new_state, optimizer.clipped(gradient), iteration)
+
+
+@jax.jit
+def _measured(gradient: Params, direction: Params, increment: Params, inverse: Params, lagging: Any) -> _StepMeasures:
+    """What `_StepMeasures` has, from what `_consume` returns."""
     largest = positive(_largest(inverse))
-    norms = {"gradient": length_of(gradient), "increment": length_of(increment)}
-    gradient_unit, increment_unit = jax.lax.optimization_barrier(
-        tuple(
-            jax.tree.map(lambda leaf, norm=norm: leaf / positive(norm), vector)
-            for vector, norm in ((gradient, norms["gradient"]), (increment, norms["increment"]))
-        )
-    )
+    norms = [length_of(vector) for vector in (gradient, increment)]
+    units = [
+        jax.tree.map(lambda leaf, norm=norm: leaf / positive(norm), vector)
+        for vector, norm in zip((gradient, increment), norms, strict=True)
+    ]
+    known, lags = (sum(_count(leaf >= least) for leaf in jax.tree.leaves(lagging)) for least in (1, 2))
     return _StepMeasures(
-        gradient=gradient_unit,
-        increment=increment_unit,
-        inverse=inverse,
+        gradient=units[0],
+        increment=units[1],
+        inverse=None,
         largest_inverse=largest,
-        moving=jnp.stack([jnp.sum(leaf > 0) for leaf in jax.tree.leaves(inverse)]),
-        gradient_norm=norms["gradient"],
-        increment_norm=norms["increment"],
-        gradient_length=_length(gradient_unit, inverse, largest),
-        increment_length=_length(increment_unit, inverse, largest),
-        slope=dot(gradient_unit, increment_unit),
+        moving=jnp.stack([_count(leaf > 0) for leaf in jax.tree.leaves(inverse)]),
+        gradient_norm=norms[0],
+        increment_norm=norms[1],
+        gradient_length=_length(units[0], inverse, largest),
+        increment_length=_length(units[1], inverse, largest),
+        slope=dot(*units),
         update_max=_largest(direction),
         update_norm=length_of(direction),
-        lagging_share=_lagging_share(optimizer, new_state, optimizer.clipped(gradient), iteration),
+        lagging_share=jnp.where(known > 0, lags / jnp.maximum(known, 1), jnp.nan),
     )
+
+
+def _count(mask: jax.Array) -> jax.Array:
+    """How many are true. A column is counted in single precision, which is exact up to 2²⁴, and faster."""
+    if mask.ndim > 1 and len(mask) < 2**24:
+        mask = jnp.sum(mask, axis=0, dtype=jnp.float32).astype(int)
+    return jnp.sum(mask, dtype=int)
 
 
 def _relative(optimizer: Optimizer, uniform: Optimizer, params: Params, inverse: Params) -> Params:
@@ -502,19 +517,18 @@ def _inverse_preconditioner(optimizer: Optimizer, params: Params, state: Optimiz
     return inverse
 
 
-def _lagging_share(optimizer: Optimizer, state: OptimizerState, gradient: Params, iteration: Any) -> Any:
-    """The share of the coordinates of v̂ > 0, of the first stage, in which g² is far below; nan if there are none."""
+def _lagging(optimizer: Optimizer, state: OptimizerState, gradient: Params, iteration: Any) -> Any:
+    """For each coordinate 1 where v̂ > 0, of the first stage, and 2 where g² is far below it; 0 if there is no v̂."""
     squares = [filter.name for filter in optimizer.stages[0].filters() if filter.nonnegative]
     if len(squares) != 1:
-        return jnp.asarray(jnp.nan)
+        return jnp.zeros(1, jnp.int8)
     square = optimizer.bias_corrected(state.filters, iteration)[0][squares[0]]
 
-    def lags(average: jax.Array, value: jax.Array) -> jax.Array:
-        return jnp.sum((average > 0) & (jnp.abs(value) <= LAGGING_SHARE**0.5 * jnp.sqrt(average)))
+    def kind(average: jax.Array, value: jax.Array) -> jax.Array:
+        lags = jnp.abs(value) <= LAGGING_SHARE**0.5 * jnp.sqrt(average)
+        return jnp.where(average > 0, jnp.where(lags, 2, 1), 0).astype(jnp.int8)
 
-    known = sum(jnp.sum(leaf > 0) for leaf in jax.tree.leaves(square))
-    lagging = sum(jax.tree.leaves(jax.tree.map(lags, square, gradient)))
-    return jnp.where(known > 0, lagging / jnp.maximum(known, 1), jnp.nan)
+    return jax.tree.map(kind, square, gradient)
 
 
 def _curvatures(local: LocalLoss, step: _StepMeasures) -> dict[str, Any]:
@@ -559,7 +573,7 @@ def _eigenvalues(
 
     last = None if start is None else start.vector
     pair = _leading(preconditioned, scales, moves, sum(step.moving), last, settings)
-    growth, shares = _growth_and_shares(pair.vector, step.inverse, previous_inverse)
+    growth, shares = _growth_and_shares(pair.vector, *_growth(step.inverse, previous_inverse))
     numbers: dict[str, Any] = dict(
         preconditioned_sharpness=pair.value * unit,
         preconditioned_sharpness_residual=pair.residual * unit,
@@ -646,15 +660,20 @@ def _leading(
 
 
 @jax.jit
-def _growth_and_shares(vector: Params, inverse: Params, previous: Params) -> tuple[jax.Array, Params]:
+def _growth(inverse: Params, previous: Params) -> tuple[Params, jax.Array]:
+    """ln(P before/P) of each coordinate, and whether there is one that has moved before."""
+    known = jax.tree.leaves(jax.tree.map(lambda now, before: jnp.any((now > 0) & (before > 0)), inverse, previous))
+    return jax.tree.map(_log_ratio, inverse, previous), jnp.any(jnp.stack(known))
+
+
+@jax.jit
+def _growth_and_shares(vector: Params, growth: Params, is_known: Any) -> tuple[jax.Array, Params]:
     """The change of ln s by that of P, and the squared norm of each leaf.
 
     The change is the sum of yᵢ² ln(Pᵢ before/Pᵢ) over the coordinates that have moved before; nan if none has.
     """
     squares = jax.tree.map(jnp.square, vector)
-    growth = dot(squares, jax.tree.map(_log_ratio, inverse, previous))
-    known = jax.tree.leaves(jax.tree.map(lambda now, before: jnp.any((now > 0) & (before > 0)), inverse, previous))
-    return jnp.where(jnp.any(jnp.stack(known)), growth, jnp.nan), jax.tree.map(total, squares)
+    return jnp.where(is_known, dot(squares, growth), jnp.nan), jax.tree.map(total, squares)
 
 
 def _log_ratio(now: jax.Array, before: jax.Array) -> jax.Array:
