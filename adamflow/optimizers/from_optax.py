@@ -15,7 +15,7 @@ from adamflow.optimizers.amsgrad import amsgrad
 from adamflow.optimizers.clipping import with_clipping
 from adamflow.optimizers.described_state import OptimizerReading
 from adamflow.optimizers.nadam import nadam
-from adamflow.optimizers.optimizer import Optimizer, OptimizerState
+from adamflow.optimizers.optimizer import Optimizer, OptimizerState, state_shapes
 from adamflow.optimizers.record import Record
 from adamflow.optimizers.rmsprop import rmsprop
 from adamflow.optimizers.settings import ByLeaf, Schedule, Setting, by_leaf, setting
@@ -355,15 +355,18 @@ def _merged(moments: list[_Found], params: Params, kind: str) -> tuple[dict[str,
 
 def _state(optimizer: Optimizer, merged: dict[str, Params], scale: float) -> OptimizerState:
     """The state of the optimizer with the moments."""
-    state = optimizer.initial_state(next(iter(merged.values())))
+    like = next(iter(merged.values()))
+    # Shapes alone: arrays of zeros for each filter would take longer than all else here.
+    shapes = state_shapes(optimizer, like)
     names = {"mu": "first_moment", "nu": "second_moment", "trace": "first_moment"}
-    maximum = merged.pop("nu_max", None)
+    filters, memory = dict(shapes.filters[0]), shapes.memory
     for tree, value in merged.items():
-        value = jax.tree.map(lambda leaf: scale * leaf, value) if tree == "trace" else value
-        state = optimizer.with_moment(state, names[tree], value)
-    if maximum is not None:
-        state = dataclasses.replace(state, memory=({"maximum": maximum},))
-    return state
+        if tree == "nu_max":
+            memory = ({"maximum": value},)
+        elif names[tree] in filters:
+            scaled = jax.tree.map(lambda leaf: scale * leaf, value) if tree == "trace" else value
+            filters[names[tree]] = jax.tree.map(lambda leaf, to: jnp.asarray(leaf, to.dtype), scaled, like)
+    return OptimizerState((filters,), memory, shapes.previous_inputs)
 
 
 class _NoLabel:

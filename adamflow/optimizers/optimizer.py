@@ -1,6 +1,7 @@
 """The record of an optimizer, and the discrete step that it declares."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -151,6 +152,29 @@ def _quotient(numerator: Leaf, denominator: Leaf) -> Leaf:
 def _quotient_jvp(primals: tuple[Leaf, Leaf], tangents: tuple[Leaf, Leaf]) -> tuple[Leaf, Leaf]:
     value = _quotient(*primals)
     return value, _quotient(tangents[0] - value * tangents[1], primals[1])
+
+
+def state_shapes(optimizer: "Optimizer", params: Params) -> OptimizerState:
+    """`optimizer.initial_state(params)` with shapes and types in the place of arrays; made once for all numbers.
+
+    Args:
+        optimizer: the optimizer.
+        params: θ.
+    """
+    leaves, structure = jax.tree.flatten((optimizer, params))
+    kinds = tuple((jnp.shape(leaf), jnp.result_type(leaf)) if eqx.is_array_like(leaf) else leaf for leaf in leaves)
+    return _state_shapes(structure, kinds)
+
+
+@functools.lru_cache(maxsize=32)
+def _state_shapes(structure: Any, kinds: tuple[Any, ...]) -> OptimizerState:
+    leaves = [jax.ShapeDtypeStruct(*kind) if isinstance(kind, tuple) else kind for kind in kinds]
+
+    def initial_state(leaves: list[Any]) -> OptimizerState:
+        optimizer, params = structure.unflatten(leaves)
+        return optimizer.initial_state(params)
+
+    return eqx.filter_eval_shape(initial_state, leaves)
 
 
 class OptaxState(NamedTuple):

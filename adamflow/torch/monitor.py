@@ -1,14 +1,14 @@
 """A monitor for a PyTorch training loop: where does the run stand, every so many steps?"""
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import xarray as xr
-from jax.flatten_util import ravel_pytree
 
 from adamflow.analysis import TrainingReport, stack_reports
 from adamflow.analysis.stability.training import LocalLoss, ReportSettings, in_working_precision, report_of
@@ -136,7 +136,7 @@ class Monitor:
         with undisturbed(self.model):
             check_deterministic(self.model, self.closure)
             near = _ModelNear(self, reading, params)
-            local = LocalLoss(near.gradient, near.product, near.difference)
+            local = LocalLoss(near.gradient, near.curvatures, near.product, near.difference)
             report = report_of(local, params, *reading, settings)
         if last is not None:
             self.reports[-1] = dataclasses.replace(last, vector=None, plain_vector=None, leaf_vectors=None)
@@ -151,60 +151,72 @@ class Monitor:
 
 
 class _ModelNear:
-    """A model's loss near its present parameters, with the penalty that the optimizer adds, for flat vectors."""
+    """A model's loss near its present parameters, with the penalty that the optimizer adds.
+
+    Vectors are dicts by the names of the parameters.
+    """
 
     def __init__(self, monitor: Monitor, reading: TorchReading, params: dict[str, Any]) -> None:
-        flat, self._unravel = ravel_pytree(params)
         self._model, self._closure = monitor.model, monitor.closure
-        # The order of flat vectors is that of the sorted names.
         parameters = parameters_of(monitor.optimizer, monitor.model)
         self._named = {name: parameters[name] for name in sorted(parameters)}
-        penalties = reading.penalties or dict.fromkeys(self._named, 0.0)
-        numbers = [np.full(leaf.numel(), penalties[name]) for name, leaf in self._named.items()]
-        self._penalties = np.concatenate(numbers).astype(flat.dtype)
-        self._origin = np.asarray(flat)
+        self._penalties = reading.penalties or dict.fromkeys(self._named, 0.0)
+        self._origin = {name: np.asarray(params[name]) for name in self._named}
         self._twice = monitor._second_derivatives
         self._graph: list[torch.Tensor] = []
 
-    def gradient(self) -> tuple[float, np.ndarray]:
+    def gradient(self) -> tuple[float, dict[str, Any]]:
         """The loss and its gradient; its graph is kept for the products."""
         value, self._graph = gradients_of(self._model, self._closure, self._named, twice=self._twice)
-        return float(value) + self._penalty(self._origin), self._joined(self._graph) + self._penalties * self._origin
+        return float(value) + self._penalty(self._origin), self._with_penalties(self._graph, self._origin)
 
-    def product(self, vector: np.ndarray) -> np.ndarray:
-        """H x, exactly or by a central difference of gradients."""
-        image = self._exact_product(vector) if self._twice else self._difference_of_gradients(vector)
-        return image + self._penalties * vector
+    def curvatures(self, vectors: Sequence[dict[str, Any]]) -> list[float]:
+        """xᵀHx of each vector."""
+        images = [self.product(vector, None) for vector in vectors]
+        pairs = zip(images, vectors, strict=True)
+        return [sum(float(np.vdot(image[name], x[name])) for name in self._named) for image, x in pairs]
 
-    def difference(self, direction: np.ndarray) -> Callable[[float], float]:
+    def product(self, vector: dict[str, Any], scales: dict[str, Any] | None) -> dict[str, Any]:
+        """H x, or D H D x, exactly or by a central difference of gradients."""
+        vector = {name: np.asarray(vector[name]) for name in self._named}
+        if scales is not None:
+            vector = {name: np.asarray(scales[name]) * leaf for name, leaf in vector.items()}
+        parts = self._exact_product(vector) if self._twice else self._difference_of_gradients(vector)
+        image = self._with_penalties(parts, vector)
+        return image if scales is None else {name: scales[name] * leaf for name, leaf in image.items()}
+
+    def difference(self, direction: dict[str, Any]) -> Callable[[float], float]:
         """c ↦ L(θ + c d) − L(θ)."""
+        direction = {name: np.asarray(direction[name]) for name in self._named}
 
         def evaluated() -> float:
             with torch.no_grad():
                 return float(evaluate(self._model, self._closure))
 
         def value(step: float) -> float:
-            moved = step * direction
-            return self._at(moved, evaluated) + self._penalty(self._origin + moved)
+            moved = {name: step * leaf for name, leaf in direction.items()}
+            place = {name: self._origin[name] + leaf for name, leaf in moved.items()}
+            return self._at(moved, evaluated) + self._penalty(place)
 
         initial = value(0.0)
         return lambda step: value(step) - initial
 
-    def _exact_product(self, vector: np.ndarray) -> np.ndarray:
-        return self._joined(products_of(self._graph, self._named, self._tensors(vector)))
+    def _exact_product(self, vector: dict[str, np.ndarray]) -> list[torch.Tensor]:
+        return products_of(self._graph, self._named, self._tensors(vector))
 
-    def _difference_of_gradients(self, vector: np.ndarray) -> np.ndarray:
-        length = float(np.linalg.norm(vector)) or 1.0
-        eps = float(np.finfo(self._origin.dtype).eps)
-        shift = eps ** (1 / 3) * max(1.0, float(np.linalg.norm(self._origin))) / length
+    def _difference_of_gradients(self, vector: dict[str, np.ndarray]) -> list[torch.Tensor]:
+        length = _norm(vector) or 1.0
+        eps = float(np.finfo(next(iter(self._origin.values())).dtype).eps)
+        shift = eps ** (1 / 3) * max(1.0, _norm(self._origin)) / length
 
-        def slope() -> np.ndarray:
-            return self._joined(gradients_of(self._model, self._closure, self._named, twice=False)[1])
+        def slope() -> list[torch.Tensor]:
+            return gradients_of(self._model, self._closure, self._named, twice=False)[1]
 
-        ahead, behind = (self._at(sign * shift * vector, slope) for sign in (1, -1))
-        return (ahead - behind) / (2 * shift)
+        moves = ({name: sign * shift * leaf for name, leaf in vector.items()} for sign in (1, -1))
+        ahead, behind = (self._at(displacement, slope) for displacement in moves)
+        return [(a.double() - b.double()) / (2 * shift) for a, b in zip(ahead, behind, strict=True)]
 
-    def _at(self, displacement: np.ndarray, compute: Callable[[], Any]) -> Any:
+    def _at(self, displacement: dict[str, np.ndarray], compute: Callable[[], Any]) -> Any:
         """What `compute` returns with other parameters."""
         leaves = list(self._named.values())
         values = [leaf.data for leaf in leaves]
@@ -217,13 +229,21 @@ class _ModelNear:
             for leaf, value in zip(leaves, values, strict=True):
                 leaf.data = value
 
-    def _tensors(self, vector: np.ndarray) -> list[torch.Tensor]:
-        tree = jax.tree.map(np.asarray, self._unravel(vector))
-        return [torch.tensor(tree[name]).to(leaf.device, leaf.dtype) for name, leaf in self._named.items()]
+    def _tensors(self, vector: dict[str, np.ndarray]) -> list[torch.Tensor]:
+        return [torch.tensor(vector[name]).to(leaf.device, leaf.dtype) for name, leaf in self._named.items()]
 
-    def _joined(self, parts: list[torch.Tensor]) -> np.ndarray:
-        dtype = self._origin.dtype
-        return np.concatenate([numpy_of(part, dtype).reshape(-1) for part in parts]).astype(dtype)
+    def _with_penalties(self, parts: Sequence[torch.Tensor], vector: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Tensors in the order of the names, and what the penalty adds to them at a vector, as arrays of jax."""
+        arrays = {}
+        for (name, leaf), part in zip(vector.items(), parts, strict=True):
+            array = numpy_of(part, leaf.dtype)
+            arrays[name] = jnp.asarray(array + self._penalties[name] * leaf if self._penalties[name] else array)
+        return arrays
 
-    def _penalty(self, vector: np.ndarray) -> float:
-        return float(np.sum(self._penalties.astype(float) * vector.astype(float) ** 2)) / 2
+    def _penalty(self, vector: dict[str, np.ndarray]) -> float:
+        terms = [weight * float(np.sum(vector[name].astype(float) ** 2)) for name, weight in self._penalties.items()]
+        return sum(terms, 0.0) / 2
+
+
+def _norm(vector: dict[str, np.ndarray]) -> float:
+    return math.sqrt(sum(float(np.linalg.norm(leaf)) ** 2 for leaf in vector.values()))
