@@ -143,16 +143,6 @@ def check_count(name: str, value: Any, low: int = 1, high: int | None = None) ->
 _FORMER_CHOICES = {"paper": "gould_tanaka"}
 
 
-def check_whole_iterations(time: float, learning_rate: float) -> int:
-    """The number of iterations N at which ηN is a time."""
-    steps = round(time / learning_rate)
-    if steps < 1 or abs(steps * learning_rate - time) > 1e-6 * time:
-        raise ValueError(
-            f"time={time:g} is no whole number of iterations at learning rate {learning_rate:g}; choose another"
-        )
-    return steps
-
-
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     """Return `value` if it is one of `choices`, or the present one for a former one, or raise `ValueError`."""
     if isinstance(value, str) and value not in choices and _FORMER_CHOICES.get(value) in choices:
@@ -163,6 +153,17 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
         listed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name} must be one of {listed}, got {describe(value)}")
     return value
+
+
+def check_whole_iterations(time: float, learning_rate: float) -> int:
+    """The number of iterations N at which ηN is a time."""
+    steps = round(time / learning_rate)
+    if steps < 1 or abs(steps * learning_rate - time) > 1e-6 * time:
+        raise ValueError(
+            f"time={time:g} is no whole number of iterations at learning rate {learning_rate:g}; "
+            f"{time / max(steps, 1):.6g} is the nearest rate that divides it"
+        )
+    return steps
 
 
 def check_flag(name: str, value: Any) -> bool:

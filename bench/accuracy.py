@@ -37,7 +37,6 @@ if __name__ == "__main__":
 import diffrax
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from random_problems import RandomProblem, draw, shape_of
 from references import DIVERGED, Reference, reference_of
@@ -56,9 +55,13 @@ SOLVERS: dict[str, tuple[Any, int]] = {
     "kvaerno5": (diffrax.Kvaerno5(root_finder=af.CHORD_ROOT_FINDER), 5_000),
     "kencarp4": (diffrax.KenCarp4(root_finder=af.CHORD_ROOT_FINDER), 5_000),
 }
-#: By name, "auto" in single precision at an rtol, on the problems whose own rtol, and so their truth, is no looser.
-SINGLE = {f"float32-1e-{digits}": 10.0**-digits for digits in (2, 3, 4, 5)}
-EVERY = (*SOLVERS, *SINGLE, *SCIPY)
+#: By name, "auto" in a precision at an rtol, on the problems whose own rtol, and so their truth, is no looser.
+PRECISIONS = {
+    f"{precision}-1e-{digits}": (precision, 10.0**-digits)
+    for precision in ("float32", "float64")
+    for digits in (2, 3, 4, 5)
+}
+EVERY = (*SOLVERS, *PRECISIONS, *SCIPY)
 
 #: Problems in one task of a process: few, so that the cores end together, but enough to pay for the compilation.
 TASK = 10
@@ -69,7 +72,7 @@ def measure(problem: RandomProblem, solver: str, reference: Reference) -> dict[s
 
     Returns:
         a record of plain values: that of the problem, and
-        - `solver`, and `reference`, the status of the reference;
+        - `solver`, and `reference`, the status of the reference; `own_rtol`, that of the problem if `rtol` is another;
         - `outcome`: one of `af.OUTCOMES`, or what was raised;
         - `gradients`, `jacobians`, `accepted`: what `Stats` says; `work`: gradients, with a dense Jacobian as d + 1;
         - `seconds`: of the processor, compilation included;
@@ -77,8 +80,9 @@ def measure(problem: RandomProblem, solver: str, reference: Reference) -> dict[s
         - `worst`: error/rtol, `None` unless it completed; `worst_at`: the index of that saved iteration;
         - `relative`: `worst` over the amplification.
     """
+    record: dict[str, Any] = {"own_rtol": problem.rtol}
     problem = asked(problem, solver)
-    record: dict[str, Any] = problem.describe() | {"solver": solver, "reference": reference.status}
+    record |= problem.describe() | {"solver": solver, "reference": reference.status}
     record |= {"amplification": reference.amplification, "dopri8": reference.gradients}
     record |= {"worst": None, "worst_at": None, "relative": None}
     started = time.process_time()
@@ -100,11 +104,12 @@ def run(problem: RandomProblem, solver: str) -> tuple[np.ndarray, dict[str, Any]
     if solver in SCIPY:
         rows, cost = run_scipy(problem, solver)
         return rows, cost | {"work": cost["gradients"] + cost["jacobians"] * (problem.shape.dimension + 1)}
-    method, max_steps = SOLVERS["auto" if solver in SINGLE else solver]
+    method, max_steps = SOLVERS["auto" if solver in PRECISIONS else solver]
     flow, loss, params = problem.flow, problem.loss, problem.params
-    if solver in SINGLE:
+    if solver in PRECISIONS:
+        kind = PRECISIONS[solver][0]
         flow, loss, params = jax.tree.map(
-            lambda leaf: leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf, (flow, loss, params)
+            lambda leaf: leaf.astype(kind) if eqx.is_inexact_array(leaf) else leaf, (flow, loss, params)
         )
     options: dict[str, Any] = {"save_at": problem.save_at, "rtol": problem.rtol, "max_steps": max_steps}
     options["on_failure"] = "ignore"
@@ -143,12 +148,12 @@ def work(seeds: list[int], solvers: list[str], cache: Path, out: Path, deadline:
 
 def asked(problem: RandomProblem, solver: str) -> RandomProblem:
     """The problem with the rtol that the solver is asked for."""
-    return dataclasses.replace(problem, rtol=SINGLE[solver]) if solver in SINGLE else problem
+    return dataclasses.replace(problem, rtol=PRECISIONS[solver][1]) if solver in PRECISIONS else problem
 
 
 def _fits(problem: RandomProblem, solver: str) -> bool:
     """Whether the truth of a problem is known well enough for a solver."""
-    return solver not in SINGLE or problem.rtol <= 1.01 * SINGLE[solver]
+    return solver not in PRECISIONS or problem.rtol <= 1.01 * PRECISIONS[solver][1]
 
 
 def append(out: Path, record: dict[str, Any]) -> None:
@@ -317,7 +322,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def _solvers(text: str) -> list[str]:
-    names = [name for name in EVERY if name not in SINGLE] if text == "all" else text.lower().split(",")
+    names = [name for name in EVERY if name not in PRECISIONS] if text == "all" else text.lower().split(",")
     if unknown := sorted(set(names) - set(EVERY)):
         raise argparse.ArgumentTypeError(f"no solvers {', '.join(unknown)}; take some of {', '.join(EVERY)}, or all")
     return names
@@ -326,7 +331,9 @@ def _solvers(text: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=_seeds, default=_seeds("0:100"), help="a:b, by default 0:100")
-    parser.add_argument("--solvers", type=_solvers, default=["auto"], help=f"of {', '.join(EVERY)}; or all")
+    parser.add_argument(
+        "--solvers", type=_solvers, default=["auto"], help=f"of {', '.join(EVERY)}; all: those without a precision"
+    )
     parser.add_argument("--k", type=int, nargs="*", help="only problems with these numbers of stages")
     parser.add_argument("--d", type=int, nargs="*", help="only problems with these numbers of parameters")
     parser.add_argument("--order", type=int, nargs="*", help="only flows of these orders")

@@ -319,9 +319,9 @@ class NoisyLoss(eqx.Module):
     noise: "GradientNoise | MinibatchNoise"
 
     @property
-    def samples_compare(self) -> bool:
+    def one_sample_everywhere(self) -> bool:
         """Whether a key stands for one sample at all places, as optimizers with two gradients of one sample need."""
-        return not isinstance(self.noise, MinibatchNoise) or self.noise.kind == "full"
+        return is_one_sample_everywhere(self.noise)
 
     def __call__(self, params: Params, key: Key[Array, ""]) -> Float[Array, ""]:
         place = jax.lax.stop_gradient(params)
@@ -334,6 +334,11 @@ class NoisyLoss(eqx.Module):
 
 def _as_key(key: int | Key[Array, ""]) -> Key[Array, ""]:
     return jax.random.key(key) if isinstance(key, int) else key
+
+
+def is_one_sample_everywhere(noise: Any) -> bool:
+    """Whether a key draws one sample at all places: a covariance at each place alone does not say what that is."""
+    return not isinstance(noise, MinibatchNoise) or noise.kind == "full"
 
 
 class Keys(eqx.Module):

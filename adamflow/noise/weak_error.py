@@ -51,13 +51,16 @@ class WeakConvergence(Record):
 
     @property
     def order(self) -> float:
-        """The slope of ln error against ln η, fitted by least squares."""
-        return _slope(self.learning_rates, self.errors)
+        """The slope of ln error against ln η, weighted by the standard errors; NaN if an error is 0."""
+        return _slope(self.learning_rates, self.errors, np.linalg.norm(self.deviations, axis=1))
 
     @property
     def orders(self) -> Float[np.ndarray, " observables"]:
-        """The same slope for each observable. Differences that change their sign between the rates have none."""
-        return np.array([_slope(self.learning_rates, np.abs(row)) for row in self.differences.T])
+        """The same slope for each observable; NaN if the difference is 0 or changes its sign between the rates."""
+        columns = zip(self.differences.T, self.deviations.T, strict=True)
+        one_sign = np.abs(np.sign(self.differences).sum(axis=0)) == len(self.learning_rates)
+        slopes = [_slope(self.learning_rates, np.abs(row), deviation) for row, deviation in columns]
+        return np.where(one_sign, slopes, np.nan)
 
     def __str__(self) -> str:
         errors = zip(self.learning_rates, self.errors, np.linalg.norm(self.deviations, axis=1), strict=True)
@@ -83,28 +86,31 @@ def measure_weak_convergence(
 ) -> WeakConvergence:
     """Measure the weak order of a stochastic flow: its errors against noisy iterates for several η at fixed t = ηN.
 
-    A flow without any noise has weak order 1 in the means, too, if the noise is small; observe a second moment as well.
+    Without any noise a flow of order 1 has weak order 1 in θ and its moments, too, since variances are O(η) in the
+    ballistic scaling: the diffusion is tested by order 2, or by `stationary_covariance`.
 
     Args:
         make_flow: from a learning rate to a flow with an optimizer of that rate. In the ballistic scaling 1 − γ and
             1 − β are to be proportional to η.
         loss: `loss(params)`, deterministic: the mean over all the data.
         params: where all paths start.
-        learning_rates: at least two, each dividing `time` into whole iterations.
+        learning_rates: at least two, all different, each dividing `time` into whole iterations.
         time: t = ηN > 0.
         key: of the noise.
         observe: a jax-traceable function of the parameters and the filters (one dictionary for each stage, by the names
             of its moments), returning numbers or arrays whose means are compared: smooth ones, no thresholds.
         filters: where the filters start; by default at 0. A second moment must start above 0, since as a diffusion
             it would leave the positive numbers at once, and needs an optimizer without bias correction.
-        paths: how many; more than five times the numbers of noise in the longest run.
+        paths: how many; at least twice the regressors, of which an iteration has five for each parameter. All rates run
+            in one program, as long as the longest.
 
     Returns:
         rates, differences with their standard errors, and fitted orders. `print` shows them as a table.
 
     Raises:
-        ValueError: a rate does not divide the time, there are too few paths, paths left the finite numbers, or a second
-            moment starts at 0.
+        TypeError: `make_flow` returns something else than a stochastic flow.
+        ValueError: a rate does not divide the time, or is not that of its flow; there are too few paths; paths left the
+            finite numbers; a second moment starts at 0, or is corrected for a start there.
 
     Source: common random numbers and control variates, as in Milstein and Tretyakov, *Stochastic Numerics for
         Mathematical Physics*, 2004, section 2.4; the controls are this project's.
@@ -121,7 +127,7 @@ def measure_weak_convergence(
         True
     """
     check_range("learning_rates", learning_rates, 0, low_open=True)
-    check_count("the number of learning rates", len(learning_rates), 2)
+    check_count("the number of different learning rates", len(set(map(float, learning_rates))), 2)
     check_range("time", check_single("time", time), 0, low_open=True)
     loss, params, paths = admit_loss(loss), check_params(params), check_count("paths", paths, 2)
     counts = [check_whole_iterations(time, rate) for rate in learning_rates]
@@ -130,6 +136,11 @@ def measure_weak_convergence(
         flow = make_flow(rate)
         if not isinstance(flow, StochasticFlow):
             raise TypeError(f"make_flow must return a StochasticFlow, got {describe(flow)}")
+        if not np.allclose(flow.optimizer.learning_rate, rate, rtol=1e-6):
+            raise ValueError(
+                f"make_flow({rate:g}) returned a flow whose learning rate is {float(flow.optimizer.learning_rate):g}; "
+                "give the optimizer the rate that it is called with"
+            )
         state = _start(flow, loss, params, filters)
         differences, controls = _coupled(flow, loss, state, jnp.asarray(steps), key, observe, (max(counts), paths))
         value, deviation = _regress(np.asarray(differences), np.asarray(controls)[:, :steps].reshape(paths, -1), rate)
@@ -152,8 +163,14 @@ def _start(flow: StochasticFlow, loss: Loss, params: Params, filters: Sequence[M
         )
         memory = eqx.tree_at(lambda memory: memory.filters, state.optimizer_state, filters)
         state = eqx.tree_at(lambda state: state.optimizer_state, state, memory)
-    for stage in state.filters:
-        moments = jax.tree.leaves(stage.get("second_moment", ()))
+    if filters is not None and jax.tree.leaves(state.weight_sums):
+        raise ValueError(
+            f"{flow.optimizer.name!r} corrects its filters for a start at 0, so that filters= would be divided by the "
+            "weights of no gradient; take bias_correction=False"
+        )
+    for stage, values in zip(flow.optimizer.stages, state.filters, strict=True):
+        names = [filter.name for filter in stage.filters() if filter.nonnegative]
+        moments = jax.tree.leaves([values[name] for name in names])
         if moments and (filters is None or not all(bool(jnp.all(leaf > 0)) for leaf in moments)):
             raise ValueError(
                 "the second moment must start above 0, since as a diffusion it would leave the positive numbers at "
@@ -223,7 +240,7 @@ def _regress(differences: np.ndarray, controls: np.ndarray, rate: float) -> tupl
     """The mean differences, shape (observables,), by regression on controls of mean 0; and their standard errors."""
     paths, count = controls.shape
     if paths < 2 * count:
-        raise ValueError(f"{paths} paths are too few for {count} numbers of noise; take paths of at least {2 * count}")
+        raise ValueError(f"{paths} paths are too few for {count} regressors; take at least {2 * count}")
     if not np.all(np.isfinite(differences)):
         failed = int((~np.isfinite(differences)).any(axis=1).sum())
         raise ValueError(
@@ -241,5 +258,9 @@ def _flat(tree: Any) -> Array:
     return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
-def _slope(rates: np.ndarray, errors: np.ndarray) -> float:
-    return float(np.polyfit(np.log(rates), np.log(errors), 1)[0])
+def _slope(rates: np.ndarray, errors: np.ndarray, deviations: np.ndarray) -> float:
+    """The slope of ln error against ln η, each weighted by error over standard error, up to 1000."""
+    if np.any(errors <= 0):
+        return float("nan")
+    weights = np.minimum(errors / np.maximum(deviations, 1e-3 * errors), 1000.0)
+    return float(np.polyfit(np.log(rates), np.log(errors), 1, w=weights)[0])

@@ -153,15 +153,20 @@ def convergence(*results: Convergence | WeakConvergence, ax: Axes | None = None)
         raise ValueError("convergence needs at least one result, got none; make one with af.measure_convergence(...)")
     for result in results:
         if not isinstance(result, Convergence | WeakConvergence):
-            raise ValueError(f"convergence draws what af.measure_convergence returned, got {type(result).__name__}")
+            raise ValueError(
+                "convergence draws what af.measure_convergence or af.noise.measure_weak_convergence returned, got "
+                f"{type(result).__name__}"
+            )
         rates, errors = (result.learning_rates, "rates"), (result.errors, "rates")
         check_data({"learning_rates of a result": rates, "errors of a result": errors})
+    weak = isinstance(results[0], WeakConvergence)
+    if any(isinstance(result, WeakConvergence) != weak for result in results):
+        raise ValueError("weak errors are errors of means, others of single runs; draw them into axes of their own")
     ax = axes_or_new(ax)
     for result in results:
         label = f"{result.name}: slope {result.order:.2f}"
         ax.loglog(result.learning_rates, result.errors, marker="o", markersize=3.5, label=label)
     ax.set_xlabel("learning rate η")
-    weak = all(isinstance(result, WeakConvergence) for result in results)
     ax.set_ylabel("weak error" if weak else "largest error of θ")
     ax.legend()
     return ax

@@ -116,7 +116,7 @@ def iterate(
     check_count("steps", steps, high=jnp.iinfo(jnp.result_type(int)).max - 1)
     first, state = check_restart(start, optimizer, params)
     params, steps, rows = check_run(loss, params, steps, save_at, first)
-    if optimizer.uses_gradient_change and not getattr(loss, "samples_compare", True):
+    if optimizer.uses_gradient_change and not getattr(loss, "one_sample_everywhere", True):
         raise ValueError(
             f"{optimizer.name!r} takes two gradients of one sample, but the noise of this loss, known by its "
             "covariance at each place, does not say what one sample is at two; take kind='full', or "
