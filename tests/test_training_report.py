@@ -251,6 +251,42 @@ def test_identity_report_agrees_with_the_sharpness_observer_and_the_run():
     assert report.preconditioned_sharpness == pytest.approx(float(run.observed.value[-1]), rel=1e-8)
 
 
+@jax.custom_vjp
+def reverse_mode_tanh(x):
+    return jnp.tanh(x)
+
+
+reverse_mode_tanh.defvjp(lambda x: (jnp.tanh(x), x), lambda x, cotangent: (cotangent * (1 - jnp.tanh(x) ** 2),))
+
+
+def test_identity_a_loss_with_reverse_mode_alone_has_the_same_numbers():
+    def loss(params):
+        hidden = reverse_mode_tanh(INPUTS @ params["inner"] + params["shift"])
+        return jnp.mean((hidden @ params["outer"] - TARGETS) ** 2)
+
+    optimizer = OPTIMIZERS["adamw"]
+    params, state = state_after(optimizer)
+    found = training_report(loss, params, optimizer, state, 12, tolerance=1e-9).scalars()
+    expected = training_report(network_loss, params, optimizer, state, 12, tolerance=1e-9).scalars()
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert found[name] == pytest.approx(expected[name], rel=1e-7), name
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_identity_an_eigenvalue_among_close_ones_is_found_by_many_products(seed, key):
+    """Eigenvalues a thousandth apart: without orthogonality to all vectors before, Lanczos finds copies."""
+    curvature = np.concatenate([np.linspace(0.1, 9.0, 60), 10 - np.geomspace(1e-3, 0.5, 20)])
+    rotation = np.linalg.qr(np.random.default_rng(seed).standard_normal((80, 80)))[0]
+    matrix = jnp.asarray(rotation * curvature @ rotation.T)
+    params, optimizer = jax.random.normal(key, (80,)), af.sgd(0.01)
+    state = optimizer.initial_state(params)
+    report = training_report(
+        lambda x: x @ matrix @ x / 2, params, optimizer, state, 0, tolerance=1e-10, max_products=80
+    )
+    assert report.sharpness == pytest.approx(curvature.max(), rel=1e-9)
+
+
 def test_identity_warm_start_takes_at_most_8_products_each_and_finds_the_same():
     generator = np.random.default_rng(0)
     curvature = np.append(generator.uniform(0.0, 1.0, 400), 1.5)

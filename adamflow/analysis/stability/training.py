@@ -843,7 +843,7 @@ def _second_derivatives(loss: Loss, params: Params, vectors: list[Params], *batc
 
         try:
             return jax.jvp(slope, (params,), (vector,))[1]
-        except TypeError:
+        except (TypeError, NotImplementedError):
             # A part with a custom_vjp has reverse mode alone.
             return dot(vector, jax.jvp(jax.grad(of_params), (params,), (vector,))[1])
 
