@@ -222,6 +222,21 @@ def test_formula_stationary_covariance_of_momentum_through_a_brownian_tree(key):
     assert np.abs((found.value[0] - expected) / found.error[0]).max() < 4.5
 
 
+def test_formula_stationary_variance_of_momentum_is_that_of_the_mean_step(key):
+    # At ηh = .4 a seventh below ησ²/(2h), which has θ move by m before its update.
+    problem, optimizer = af.problems.quadratic([2.0]), af.sgd(0.2, gamma=0.9)
+    noise = af.noise.known_covariance(0.25, problem.params)
+    options = {"key": key, "paths": 2000, "save_at": 60 + 5 * np.arange(10), "step_size": 0.5}
+    runs = af.StochasticFlow(optimizer, noise).solve(problem.loss, jnp.zeros(1), 105, **options)
+    squares = np.square(np.asarray(runs.observed)[..., 0]).mean(axis=1)
+    error = squares.std() / np.sqrt(2000)
+    forms = [
+        af.noise.stationary_covariance(optimizer, [2.0], [0.25], time=time)[0, 0] for time in ("flow", "continuous")
+    ]
+    assert abs(squares.mean() - forms[0]) < 4 * error
+    assert abs(squares.mean() - forms[1]) > 6 * error
+
+
 def test_formula_diffusive_adam_has_the_stationary_variance_linear_in_the_deviation(key):
     # C = ησ/(2h).
     problem = af.problems.quadratic([1.0])

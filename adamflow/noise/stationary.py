@@ -18,7 +18,7 @@ from adamflow.optimizers import Optimizer
 from adamflow.optimizers.reading import reads_as_adam
 from adamflow.types import ArrayLike, Numbers, Params, Scalar
 
-TIMES = ("discrete", "continuous")
+TIMES = ("discrete", "continuous", "flow")
 
 Matrix = Float[np.ndarray, "size size"]
 
@@ -30,14 +30,16 @@ def stationary_covariance(
 
     Discrete: the Lyapunov equation of the step in (θ, m), exact for SGD and momentum; in one dimension, without
     momentum, ησ²/(2h − ηh²). Continuous: that of the flow of order 1, dm = (1−γ)((Hθ − m) dn + S^{1/2} dW),
-    dθ = −η(λθ + m) dn; without momentum HC + CH = ηS. For RMSprop and Adam v is held at S_ii + (HCH)_ii, which is
-    exact to O(1−β).
+    dθ = −η(λθ + m) dn; without momentum HC + CH = ηS. Flow: that of `StochasticFlow(optimizer, noise, order=1)`, whose
+    drift and covariance are those of a discrete step, so that θ moves by m after its update; it differs from the one
+    before by O(ηs), s the curvature in the optimizer's metric. For RMSprop and Adam v is held at S_ii + (HCH)_ii, which
+    is exact to O(1−β).
 
     Args:
         optimizer: `af.sgd`, `af.rmsprop`, `af.adam`, `af.adamw`.
         hessian: H, shape (d, d), or (d,) for a diagonal one.
         noise: S, the covariance of the *batch* gradient, in the same shapes.
-        time: "discrete" or "continuous".
+        time: "discrete", "continuous" or "flow".
         iterations: of the fixed point for v, at most.
 
     Returns:
@@ -139,15 +141,19 @@ def bound_trace(covariance: ArrayLike, noise: ArrayLike) -> float:
 
 
 def _linear(dynamics: Dynamics, hessian: Matrix, noise: Matrix, metric: np.ndarray, time: str) -> Matrix:
-    """C for a given P: of θ⁺ = (1 − ηλ)θ − η P⁻¹ m⁺, m⁺ = γm + (1−γ)(Hθ + n), or of the flow."""
+    """C for a given P: of θ⁺ = (1 − ηλ)θ − η P⁻¹ m⁺, m⁺ = γm + (1−γ)(Hθ + n), or of one of its two flows."""
     eta, gamma, decay = dynamics
     size, a = len(hessian), 1 - gamma
     identity = np.eye(size)
     inverse = identity / metric
-    if time == "discrete":
+    if time != "continuous":
         above = [(1 - eta * decay) * identity - eta * a * inverse @ hessian, -eta * gamma * inverse]
         step = np.block([above, [a * hessian, gamma * identity]])
         kick = np.concatenate([-eta * a * inverse, a * identity])
+        if time == "flow":
+            rate = step - np.eye(2 * size)
+            _check_stable(np.linalg.eigvals(rate).real.max() < 0, "the flow")
+            return solve_continuous_lyapunov(rate, -kick @ noise @ kick.T)[:size, :size]
         _check_stable(np.abs(np.linalg.eigvals(step)).max() < 1, "the step")
         return solve_discrete_lyapunov(step, kick @ noise @ kick.T)[:size, :size]
     if gamma == 0:
