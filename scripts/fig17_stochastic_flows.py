@@ -334,9 +334,13 @@ def check(data: figure.Data) -> list[figure.Claim]:
     numbers["iterates of SGD from the flow's form, standard errors"] = other = float(
         abs(other) / data["stationary_discrete_error_SGD"][-1]
     )
-    form = "stationary variances of SGD, iterates and flow, are those of their closed forms within 3.5 standard errors, and"
-    form += " at the largest rate the iterates are more than 4 from the flow's form; for Adam's, which hold v still, 2% more"
-    form += " are allowed"
+    form = (
+        "stationary variances of SGD, iterates and flow, are within 3.5 standard errors of their closed forms; at the"
+    )
+    form += (
+        " largest rate the iterates are more than 4 from the flow's form; for Adam's, which hold v still, 2% more are"
+    )
+    form += " allowed"
     claims.append(figure.Claim(form, bool(all(holds) and other > 4), numbers))
 
     spread, spread_error, loss, loss_error = data["svag"].T
