@@ -295,6 +295,18 @@ def check(data: figure.Data) -> list[figure.Claim]:
         outputs = "ten outputs: the law factor is below .25 in every run, and with it no index ends above 1.5"
         numbers = {"largest factor": factors.max(), "largest Q": gaussian.max(), "largest with factor": own.max()}
         claims.append(figure.Claim(outputs, bool(factors.max() < 0.25 and own.max() < 1.5), numbers))
+    claims += check_networks(data)
+    entropy = data["group"] == "cross-entropy"
+    if entropy.any():
+        first, last = data["index"][entropy, 0], data["index"][entropy, -1]
+        falls = "cross-entropy: Q falls along every run"
+        claims.append(figure.Claim(falls, bool(np.all(last < first)), {"largest at the end": last.max()}))
+    return claims
+
+
+def check_networks(data: figure.Data) -> list[figure.Claim]:
+    """Of a transformer and a convolutional network, where they have run."""
+    claims = []
     text = data["group"] == "transformer"
     if text.any():
         factors, gaussian, own = (late(data, name)[text] for name in ("law_factor", "index", "own_index"))
@@ -314,11 +326,6 @@ def check(data: figure.Data) -> list[figure.Claim]:
         )
         numbers = {"first": rows[0, 0], "last": rows[0, -1]}
         claims.append(figure.Claim(alike, bool(rows[0, 0] < rows[0, -1] < 2.5), numbers))
-    entropy = data["group"] == "cross-entropy"
-    if entropy.any():
-        first, last = data["index"][entropy, 0], data["index"][entropy, -1]
-        falls = "cross-entropy: Q falls along every run"
-        claims.append(figure.Claim(falls, bool(np.all(last < first)), {"largest at the end": last.max()}))
     return claims
 
 

@@ -308,6 +308,12 @@ def apart(data: figure.Data) -> np.ndarray:
 
 
 def check(data: figure.Data) -> list[figure.Claim]:
+    checks = (check_weak_errors, check_stationary, check_svag, check_rule, check_batch_sharpness)
+    return [check_one(data) for check_one in checks]
+
+
+def check_weak_errors(data: figure.Data) -> figure.Claim:
+    """Weak orders."""
     slopes, numbers = [], {}
     for name in map(str, data["weak_optimizers"]):
         for order in (1, 2):
@@ -320,8 +326,11 @@ def check(data: figure.Data) -> list[figure.Claim]:
         "weak errors of the flows have slopes 1 ± .2 (order 1) and 2 ± .3 (order 2) in the learning rate, and are more"
     )
     weak += " than 5 standard errors at the smallest"
-    claims = [figure.Claim(weak, all(slopes), numbers)]
+    return figure.Claim(weak, all(slopes), numbers)
 
+
+def check_stationary(data: figure.Data) -> figure.Claim:
+    """Variances in the end, against closed forms."""
     numbers, holds = {}, []
     for name in ("SGD", "Adam"):
         for time in ("discrete", "flow"):
@@ -341,8 +350,11 @@ def check(data: figure.Data) -> list[figure.Claim]:
         " largest rate the iterates are more than 4 from the flow's form; for Adam's, which hold v still, 2% more are"
     )
     form += " allowed"
-    claims.append(figure.Claim(form, bool(all(holds) and other > 4), numbers))
+    return figure.Claim(form, bool(all(holds) and other > 4), numbers)
 
+
+def check_svag(data: figure.Data) -> figure.Claim:
+    """SVAG against the flow."""
     spread, spread_error, loss, loss_error = data["svag"].T
     names = [f"l = {inflation}" for inflation in data["inflations"]]
     off = [
@@ -356,8 +368,11 @@ def check(data: figure.Data) -> list[figure.Claim]:
     if len(names) > 2:
         ends += "; l = 1 does not"
         holds = holds and max(abs(off[0][0]), abs(off[1][0])) > 3
-    claims.append(figure.Claim(ends, bool(holds), {name: float(value) for name, value in numbers.items()}))
+    return figure.Claim(ends, bool(holds), {name: float(value) for name, value in numbers.items()})
 
+
+def check_rule(data: figure.Data) -> figure.Claim:
+    """The rule for larger batches."""
     distance = apart(data)
     late = distance[..., distance.shape[-1] // 2 :].max(axis=-1)
     numbers = {"least noise scale along the run of the smallest, in windows": float(data["noise_scales"].min())}
@@ -369,17 +384,20 @@ def check(data: figure.Data) -> list[figure.Claim]:
     if data["losses"].shape[2] == 1:
         rule = rule.replace("5%", "10%")
     holds = late[0].max() < (0.05 if data["losses"].shape[2] > 1 else 0.1) and late[1, -1] > 3 * late[0, -1]
-    claims.append(figure.Claim(rule, bool(holds), numbers))
+    return figure.Claim(rule, bool(holds), numbers)
 
+
+def check_batch_sharpness(data: figure.Data) -> figure.Claim:
+    """Batch sharpness along the runs with the rule."""
     sharpness = data["batch_sharpness"].mean(axis=1)
     sharpness = sharpness[:, sharpness.shape[1] // 2 :]
     numbers = {f"B = {size}": float(np.median(row)) for size, row in zip(data["batches"], sharpness, strict=True)}
     rises = (
         "in the second half of the runs with the rule η times batch sharpness rises with the batch, and ends below 2"
     )
-    below = bool(np.all(np.diff(np.median(sharpness, axis=1)) > 0) and np.median(sharpness, axis=1).max() < 2)
-    claims.append(figure.Claim(rises, below, numbers))
-    return claims
+    middle = np.array(list(numbers.values()))
+    below = bool(np.all(middle[1:] > middle[:-1]) and middle.max() < 2)
+    return figure.Claim(rises, below, numbers)
 
 
 def weak_convergence(data: figure.Data, name: str, order: int) -> af.noise.WeakConvergence:

@@ -195,7 +195,7 @@ def test_failure_runs_without_saved_states_and_things_that_are_no_result():
         (lambda: af.plotting.errors(problem), "errors draws what af.compare returned, got Problem"),
         (
             lambda: af.plotting.convergence(problem),
-            "convergence draws what af.measure_convergence returned, got Problem",
+            "convergence draws what af.measure_convergence or af.noise.measure_weak_convergence returned, got Problem",
         ),
         (
             lambda: edge.sharpness_of_run([0, 1], [1.0, 2.0], "38"),

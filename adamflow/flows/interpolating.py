@@ -17,7 +17,7 @@ from adamflow.optimizers import Optimizer, OptimizerState, check_optimizer
 from adamflow.optimizers.hyperparameters import count_called
 from adamflow.optimizers.record import Record
 from adamflow.optimizers.stage import Refiltered
-from adamflow.types import Filters, Leaf, Loss, Params, Scalar
+from adamflow.types import Filters, Leaf, Loss, Params, Scalar, State
 
 #: By stage and name, what each filter would be if it averaged the constant 1.
 Masses = tuple[dict[str, jax.Array], ...]
@@ -38,7 +38,7 @@ class InterpolatingState(Record):
     weight_sums: Masses
 
     @property
-    def filters(self) -> Filters:
+    def filters(self) -> tuple[dict[str, State], ...]:
         """By stage, a dict from the filter's name to a pytree like the parameters (before bias correction)."""
         return self.optimizer_state.filters
 
