@@ -112,8 +112,8 @@ def measure_weak_convergence(
         ValueError: a rate does not divide the time, or is not that of its flow; there are too few paths; paths left the
             finite numbers; a second moment starts at 0, or is corrected for a start there.
 
-    Source: common random numbers and control variates, as in Milstein and Tretyakov, *Stochastic Numerics for
-        Mathematical Physics*, 2004, section 2.4; the controls are this project's.
+    Source: common random numbers and control variates are those of Milstein and Tretyakov (Stochastic Numerics for
+    Mathematical Physics, 2004, section 2.4); the controls are this project's.
 
     Example:
         >>> import adamflow as af, jax
