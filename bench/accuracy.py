@@ -310,9 +310,10 @@ def show_one(seed: int, solvers: list[str], cache: Path) -> None:
     if not reference.good:
         return
     for solver in solvers:
-        rows, cost = run(asked(problem, solver), solver)
+        given = asked(problem, solver)
+        rows, cost = run(given, solver)
         print(f"{solver}: {cost}")
-        errors = reference.errors(rows) / asked(problem, solver).rtol
+        errors = reference.errors(rows) / given.rtol
         print("  error / rtol: " + " ".join(f"{value:.2g}" for value in errors))
 
 

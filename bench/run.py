@@ -7,6 +7,7 @@ the rows of the group "first" are of first calls, each in a fresh process.
 """
 
 import argparse
+import dataclasses
 import json
 import platform
 import statistics
@@ -169,21 +170,12 @@ def collocation(
         exact = af.solve(flow, problem.loss, problem.params, round(rows[-1]), save_at=rows, **options)
         if not exact.outcome.successful:
             raise RuntimeError(f"the reference of {where}: {exact.outcome}")
-        name += f", error {relative_error(exact, run):.0e}"
+        first_rows = jax.tree.map(lambda leaf: leaf[: len(rows)], (run.iterations, run.params))
+        begin = dataclasses.replace(run, **dict(zip(("iterations", "params"), first_rows, strict=True)))
+        name += f", error {af.compare(exact, begin).max_relative_error:.0e}"
         name += f" (to iteration {round(rows[-1])})" if checked < 1 else ""
     sides = lambda: ours(problem.params).params, lambda: scan(problem.params)
     return Row(f"{name} / scan", *sides, repeats, first=first)
-
-
-def relative_error(exact: af.Trajectory, run: af.Trajectory) -> float:
-    """The largest distance over the distance moved so far, at the rows of `exact`, the first ones of `run`."""
-    count = len(exact.iterations)
-    one, other = (
-        np.concatenate([np.asarray(leaf)[:count].reshape(count, -1) for leaf in jax.tree.leaves(either.params)], axis=1)
-        for either in (exact, run)
-    )
-    moved = np.maximum.accumulate(np.linalg.norm(one - one[0], axis=1))
-    return float((np.linalg.norm(one - other, axis=1)[1:] / moved[1:]).max())
 
 
 def chains() -> Iterator[Row]:

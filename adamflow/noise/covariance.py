@@ -21,6 +21,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key, PyTree
 
 from adamflow.checks import check_choice, check_count, check_flag, check_params, check_real, describe, is_concrete
+from adamflow.flows.tree_math import normal_like
 from adamflow.losses import admit_loss, as_scalar, program
 from adamflow.optimizers.hyperparameters import choice_called, count_called, flag_called
 from adamflow.optimizers.record import Record
@@ -107,13 +108,14 @@ class GradientNoise(Record):
             image = image + self.variances * self._beyond(flat)
         return unravel(self.scale * image)
 
+    @property
+    def one_sample_everywhere(self) -> bool:
+        """Whether a key draws one sample at all places: this noise is the same wherever the parameters are."""
+        return True
+
     def white(self, key: Key[Array, ""]) -> tuple[Array, ...]:
         """Independent standard normal numbers, as many as `root` needs."""
-        return jax.tree.map(
-            lambda shape, one: jax.random.normal(one, shape.shape, shape.dtype),
-            self.white_shape,
-            tuple(jax.random.split(key, len(self.white_shape))),
-        )
+        return normal_like(key, self.white_shape)
 
     @property
     def white_shape(self) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -185,6 +187,11 @@ class MinibatchNoise(Record):
 
     def __check_init__(self):
         check_examples(self.data)
+
+    @property
+    def one_sample_everywhere(self) -> bool:
+        """Whether a key draws one sample at all places: a covariance at each place alone does not say what that is."""
+        return self.kind == "full"
 
     def at(self, params: Params) -> GradientNoise:
         """The noise at some parameters."""
@@ -321,7 +328,7 @@ class NoisyLoss(eqx.Module):
     @property
     def one_sample_everywhere(self) -> bool:
         """Whether a key stands for one sample at all places, as optimizers with two gradients of one sample need."""
-        return is_one_sample_everywhere(self.noise)
+        return self.noise.one_sample_everywhere
 
     def __call__(self, params: Params, key: Key[Array, ""]) -> Float[Array, ""]:
         place = jax.lax.stop_gradient(params)
@@ -334,11 +341,6 @@ class NoisyLoss(eqx.Module):
 
 def _as_key(key: int | Key[Array, ""]) -> Key[Array, ""]:
     return jax.random.key(key) if isinstance(key, int) else key
-
-
-def is_one_sample_everywhere(noise: Any) -> bool:
-    """Whether a key draws one sample at all places: a covariance at each place alone does not say what that is."""
-    return not isinstance(noise, MinibatchNoise) or noise.kind == "full"
 
 
 class Keys(eqx.Module):

@@ -40,7 +40,7 @@ from adamflow.flows.flow import StartLike
 from adamflow.flows.interpolating import InterpolatingState
 from adamflow.flows.tree_math import scaled
 from adamflow.losses import admit_loss, as_scalar, program
-from adamflow.noise.covariance import GradientNoise, MinibatchNoise, is_one_sample_everywhere
+from adamflow.noise.covariance import GradientNoise, MinibatchNoise
 from adamflow.noise.ensemble import Ensemble
 from adamflow.optimizers import Optimizer, OptimizerState, check_constant, check_optimizer
 from adamflow.optimizers.hyperparameters import choice_called, count_called
@@ -450,7 +450,7 @@ def discrete_paths(
         (400, 2, 1)
     """
     check_optimizer("discrete_paths", optimizer)
-    if optimizer.uses_gradient_change and not is_one_sample_everywhere(noise):
+    if optimizer.uses_gradient_change and not noise.one_sample_everywhere:
         raise ValueError(
             f"{optimizer.name!r} takes two gradients of one sample, but the covariance at each place, of kind "
             f"{noise.kind!r}, does not say what one sample is at two; take kind='full', or known_covariance"

@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from adamflow.checks import check_count, check_params, check_range, check_single, check_whole_iterations, describe
+from adamflow.flows.tree_math import normal_like
 from adamflow.losses import admit_loss, as_scalar, program
 from adamflow.noise.stochastic_flow import StochasticFlow, StrangSplitting
 from adamflow.optimizers.record import Record
@@ -158,16 +159,15 @@ def _start(flow: StochasticFlow, loss: Loss, params: Params, filters: Sequence[M
         expected, given = jax.tree.structure(state.filters), jax.tree.structure(filters)
         if expected != given:
             raise ValueError(f"filters must be {expected}, one dictionary for each stage, got {given}")
+        if jax.tree.leaves(state.weight_sums):
+            raise ValueError(
+                f"{flow.optimizer.name!r} corrects its filters for a start at 0, so that filters= would be divided by "
+                "the weights of no gradient; take bias_correction=False"
+            )
         filters = jax.tree.map(
-            lambda old, new: jnp.broadcast_to(jnp.asarray(new, old.dtype), old.shape), *(state.filters, tuple(filters))
+            lambda old, new: jnp.broadcast_to(jnp.asarray(new, old.dtype), old.shape), state.filters, filters
         )
-        memory = eqx.tree_at(lambda memory: memory.filters, state.optimizer_state, filters)
-        state = eqx.tree_at(lambda state: state.optimizer_state, state, memory)
-    if filters is not None and jax.tree.leaves(state.weight_sums):
-        raise ValueError(
-            f"{flow.optimizer.name!r} corrects its filters for a start at 0, so that filters= would be divided by the "
-            "weights of no gradient; take bias_correction=False"
-        )
+        state = eqx.tree_at(lambda state: state.optimizer_state.filters, state, filters)
     for stage, values in zip(flow.optimizer.stages, state.filters, strict=True):
         names = [filter.name for filter in stage.filters() if filter.nonnegative]
         moments = jax.tree.leaves([values[name] for name in names])
@@ -202,17 +202,11 @@ def _coupled(flow: Any, loss: Any, state: Any, steps: Any, key: Any, observe: An
     white = flow.white_shape(state.params)
     optimizer, gradient = flow.optimizer, jax.grad(as_scalar(loss))
 
-    def normal(key: Any, like: Any) -> Any:
-        leaves, structure = jax.tree.flatten(like)
-        keys = jax.random.split(key, len(leaves))
-        return structure.unflatten(
-            [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
-        )
-
     def move(carry: Any, n: Any, key: Any) -> Any:
         state, (theta, memory) = carry
         one, other, third, fourth = jax.random.split(jax.random.fold_in(key, n), 4)
-        a, b, c, d = normal(one, white[0]), normal(other, white[0]), normal(third, white[1]), normal(fourth, white[1])
+        a, b = normal_like(one, white[0]), normal_like(other, white[0])
+        c, d = normal_like(third, white[1]), normal_like(fourth, white[1])
         shared = jax.tree.map(lambda a, b: (a + b) / np.sqrt(2), a, b)
         noisy = jax.tree.map(jnp.add, gradient(theta), flow.noise.at(theta).root(shared))
         direction, after = optimizer.update(noisy, memory, n, theta)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamflow.flows.norms import tree_norm
+from adamflow.flows.tree_math import dot, length_of, masked
 from adamflow.types import Params
 
 #: The share of a random vector in a warm start: through it an eigenvector is found that the old one knows nothing of.
@@ -124,34 +124,15 @@ def _orthogonalized(basis: list[Params], vector: Params, length: float) -> tuple
         length *= scale
 
 
-def dot(first: Params, second: Params) -> jax.Array:
-    """⟨x, y⟩ over all leaves."""
-    parts = jax.tree.leaves(jax.tree.map(lambda a, b: total(a * b), first, second))
-    return functools.reduce(jnp.add, parts)
-
-
-def total(leaf: jax.Array) -> jax.Array:
-    """The sum of all entries, by columns first: in single precision that of ten million in a row is poor."""
-    return jnp.sum(jnp.sum(leaf, axis=0)) if leaf.ndim > 1 else jnp.sum(leaf)
-
-
-def length_of(vector: Params) -> jax.Array:
-    """‖x‖, by a second turn of scaled entries only where the squares may underflow or overflow."""
-    square = dot(vector, vector)
-    limits = jnp.finfo(square.dtype)
-    is_safe = (square > 1e6 * float(limits.tiny) / float(limits.eps)) & (square < float(limits.max))
-    return jax.lax.cond(is_safe, lambda _: jnp.sqrt(square), tree_norm, vector)
-
-
 @jax.jit
 def _first_vector(like: Params, moves: Params | None, start: Params | None, seed: Any) -> Params:
     """The unit vector to start from: random, or a guess with a share that is random."""
     leaves, structure = jax.tree.flatten(like)
     noise = structure.unflatten([_noise(leaf, seed, index) for index, leaf in enumerate(leaves)])
-    random = _normalized(_inside(noise, moves))
+    random = _normalized(masked(noise, moves))
     if start is None:
         return random
-    guess = _inside(jax.tree.map(lambda leaf, to: leaf.astype(to.dtype), start, like), moves)
+    guess = masked(jax.tree.map(lambda leaf, to: leaf.astype(to.dtype), start, like), moves)
     length = length_of(guess)
     known = jnp.isfinite(length) & (length > 0)
     mixed = jax.tree.map(lambda a, b: jnp.where(known, a / length + RANDOM_SHARE * b, b), guess, random)
@@ -169,12 +150,6 @@ def _noise(leaf: jax.Array, seed: Any, index: int) -> jax.Array:
     bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
     bits = bits ^ (bits >> 16)
     return (bits.astype(jnp.int32).astype(leaf.dtype) / 2.0**31).reshape(leaf.shape)
-
-
-def _inside(vector: Params, moves: Params | None) -> Params:
-    if moves is None:
-        return vector
-    return jax.tree.map(lambda leaf, where: jnp.where(where > 0, leaf, 0), vector, moves)
 
 
 def _normalized(vector: Params) -> Params:

@@ -19,9 +19,9 @@ from adamflow.analysis.bounds.formulas import stability_exponent, update_bound
 from adamflow.analysis.bounds.regions import bounded_update_sign
 from adamflow.analysis.stability.critical import critical_curvature
 from adamflow.analysis.stability.critical_step import CriticalStep, critical_step
-from adamflow.analysis.stability.leading_pair import LeadingPair, dot, leading_pair, length_of, total
+from adamflow.analysis.stability.leading_pair import LeadingPair, leading_pair
 from adamflow.checks import check_count, check_flag, check_params, check_range, describe, is_concrete
-from adamflow.flows.tree_math import positive
+from adamflow.flows.tree_math import dot, length_of, masked, positive, total
 from adamflow.losses import check_loss, program, scalar_loss
 from adamflow.optimizers import AbstractStage, Optimizer, OptimizerState, StageInput, check_optimizer, decays_as_adam
 from adamflow.optimizers.hyperparameters import beside
@@ -535,7 +535,7 @@ def _curvatures(local: LocalLoss, step: _StepMeasures) -> dict[str, Any]:
     """The quotients xᵀHx/‖x‖² and xᵀHx/xᵀPx along the gradient and along the step."""
     vectors = [step.gradient, step.increment]
     # Where nothing moves, neither P nor s knows of the coordinate: the quotient with P is that of the others.
-    parts = [] if step.all_move else [_inside(vector, step.inverse) for vector in vectors]
+    parts = [] if step.all_move else [_masked(vector, step.inverse) for vector in vectors]
     curvatures = local.curvatures([*vectors, *parts])
     measures = (
         ("gradient", step.gradient_norm, step.gradient_length),
@@ -548,9 +548,7 @@ def _curvatures(local: LocalLoss, step: _StepMeasures) -> dict[str, Any]:
     return numbers
 
 
-@jax.jit
-def _inside(vector: Params, inverse: Params) -> Params:
-    return jax.tree.map(lambda leaf, share: jnp.where(share > 0, leaf, 0), vector, inverse)
+_masked = jax.jit(masked)
 
 
 @jax.jit
