@@ -12,8 +12,8 @@ sharpness along the runs with the rule; a run is unstable at 2 if noise dominate
 Claim: flows of order p have weak order p; the closed forms hold; SVAG approaches the flow; with the rule the curves of
 B, 4B and 16B are close at equal numbers of characters, without it larger batches fall behind.
 
-Source: docs/noise.md; the rule: Malladi et al. 2022, arXiv 2205.10287. Run time on 2 cores: 6 minutes; --quick 2
-minutes.
+Source: docs/noise.md; the rule: Malladi et al. 2022, arXiv 2205.10287. Run time on 2 cores: 11 minutes beside another
+figure; --quick 2 to 4 minutes.
 """
 
 import dataclasses
