@@ -4,30 +4,42 @@
 equinox, optax, optimistix, SciPy and xarray is enough, on a machine without network. matfree may be a wheel in `.whl/`.
 On a machine without GPU it runs small, CPU against CPU, so that it works on the day when there is one.
 
-The exit status is 1 if a number differs by more than its tolerance. Times decide nothing: they are printed with the
-name of the device, as ratios to a bare jitted scan over optax on the same device.
+It has four parts; the first two, which take under five minutes on a GPU, are made unless `--parts` names others:
+
+- `checks`: every reading on both devices.
+- `times`: single runs and sweeps, as ratios to a bare jitted scan over optax on the same device.
+- `networks`: collocation and Tsit5 on networks, as ratios to the scan over the optimizer's step.
+- `widths`: sweeps of flows with more and fewer lanes advanced together, from which the width on GPUs was chosen.
+
+The exit status is 1 if a reading differs by more than its tolerance, or raises. Times decide nothing: they are printed
+with the name of the device. What was measured so far is written after every line.
 """
 
 import argparse
-import contextlib
+import functools
 import json
+import os
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), *map(str, (ROOT / ".whl").glob("matfree-*.whl"))]
 
 import diffrax  # noqa: E402
+import equinox as eqx  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
 import adamflow as af  # noqa: E402
+from adamflow.runs.collocation import batched_loop  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 
@@ -106,6 +118,28 @@ def analyses(problem: Any) -> dict[str, tuple[Reading, float]]:
     }
 
 
+def single(problem: Any) -> dict[str, tuple[Reading, float]]:
+    """Gradients of networks in single precision, whose products of matrices GPUs may take in less."""
+    del problem
+    text = af.problems.char_transformer(layers=1, heads=4, width=64, context=32, batch_size=16)
+    device = jnp.zeros(()).device
+    networks = {"perceptron": af.problems.mlp((32,)), "transformer": text.flatten()}
+    readings = {}
+    for name, network in networks.items():
+        # The data of a network may stay on the device on which they were read first.
+        arrays, rest = eqx.partition(network, eqx.is_array)
+        network = eqx.combine(jax.device_put(arrays, device), rest)
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), network.params)
+
+        def gradient(precision: str, network: Any = network, params: Any = params) -> Any:
+            with jax.default_matmul_precision(precision):
+                return jax.grad(network.loss)(params)
+
+        for precision, tolerance in {"default": 1e-3, "highest": 1e-5}.items():
+            readings[f"gradient, {name}, float32, {precision}"] = functools.partial(gradient, precision), tolerance
+    return readings
+
+
 def torch_reading() -> float | None:
     """The largest relative difference of `KAdam` on a CUDA device from the CPU; `None` without PyTorch or CUDA."""
     try:
@@ -137,25 +171,44 @@ def difference(found: Any, expected: Any) -> float:
     for one, other in pairs:
         one, other = np.asarray(one), np.asarray(other)
         scale = np.max(np.abs(other), initial=0.0) or 1.0
-        worst = max(worst, float(np.max(np.abs(one - other), initial=0.0)) / scale)
+        worst = max(worst, float(np.max(np.abs(one - other), initial=0.0) / scale))
     return worst
 
 
-def check(device: Any) -> Iterator[dict[str, Any]]:
-    """Every reading on the device and on the CPU."""
+def checks(device: Any) -> Iterator[dict[str, Any]]:
+    """Every reading on the device and on the CPU, several at once: most of the time is compilation."""
     host = jax.devices("cpu")[0]
-    for make in (runs, analyses):
-        for name in make(af.problems.chain(6)):
-            results = []
-            for where in (device, host):
+
+    def reading(make: Callable[[Any], dict[str, tuple[Reading, float]]], name: str) -> dict[str, Any]:
+        results, spent = [], []
+        for where in (device, host):
+            start = time.perf_counter()
+            try:
                 with jax.default_device(where):
-                    reading, tolerance = make(af.problems.chain(6))[name]
-                    results.append(jax.device_get(reading()))
-            error = difference(*results)
-            yield {"name": name, "difference": error, "tolerance": tolerance, "holds": error <= tolerance}
+                    call, tolerance = make(af.problems.chain(6))[name]
+                    found = call()
+                    arrays = [leaf for leaf in jax.tree.leaves(found) if isinstance(leaf, jax.Array)]
+                    elsewhere = {at for leaf in arrays for at in leaf.devices()} - {where}
+                    if elsewhere:
+                        raise RuntimeError(f"computed on {elsewhere}")
+                    results.append(jax.device_get(found))
+            except Exception:
+                return {"name": name, "error": f"on {where}: {traceback.format_exc()}", "holds": False}
+            spent.append(time.perf_counter() - start)
+        return judged(name, difference(*results), tolerance) | dict(
+            zip(("first_seconds", "first_host_seconds"), spent, strict=True)
+        )
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        names = [(make, name) for make in (runs, analyses, single) for name in make(af.problems.chain(6))]
+        yield from pool.map(lambda one: reading(*one), names)
     error = torch_reading()
     if error is not None:
-        yield {"name": "KAdam of PyTorch", "difference": error, "tolerance": SAME, "holds": error <= SAME}
+        yield judged("KAdam of PyTorch", error, SAME)
+
+
+def judged(name: str, error: float, tolerance: float) -> dict[str, Any]:
+    return {"name": name, "difference": error, "tolerance": tolerance, "holds": bool(error <= tolerance)}
 
 
 def seconds(function: Reading, repeats: int = 3) -> float:
@@ -185,90 +238,237 @@ def bare_scan(loss: Any, params: jax.Array, rate: Any, steps: int) -> jax.Array:
     return jax.lax.scan(step, (params, adam.init(params)), length=steps)[0][0]
 
 
-def times(device: Any, sizes: tuple[int, ...], lanes: tuple[int, ...], steps: int) -> Iterator[dict[str, Any]]:
+def times(device: Any, small: bool) -> Iterator[dict[str, Any]]:
     """Times of one run at several sizes, and of many small ones, over those of a bare scan on the same device."""
-    single = jnp.float32
+    sizes = (10_000,) if small else (10**4, 10**6, 10**8)
+    lanes = (100, 1000) if small else (1000, 10**5, 10**6)
+    steps = 50 if small else 200
     with jax.default_device(device):
         for size in sizes:
-            loss = quadratic(jnp.linspace(0.1, 1.0, size, dtype=single))
-            params = jnp.ones(size, single)
-            record = af.adam(single(1e-3), beta=single(0.999), gamma=single(0.9), epsilon=single(1e-8))
-            bare = jax.jit(lambda params, loss=loss: bare_scan(loss, params, 1e-3, steps))
-
-            def run(loss: Any = loss, params: jax.Array = params, record: Any = record) -> Any:
-                return af.iterate(record, loss, params, steps, save_at=[steps]).params
-
-            peer = seconds(lambda bare=bare, params=params: bare(params))
-            yield row(f"iterate, {size:.0e} parameters, {steps} iterations", seconds(run), peer)
-        problem = af.problems.chain(10)
+            yield one_run(size, steps)
         for count in lanes:
-            rates = jnp.geomspace(1e-4, 1e-2, count)
-
-            @jax.jit
-            @jax.vmap
-            def sweep(rate: jax.Array) -> Any:
-                record = af.adam(rate, epsilon=1e-8)
-                return af.iterate(record, problem.loss, problem.params, steps, save_at=[steps]).params
-
-            @jax.jit
-            @jax.vmap
-            def bare_sweep(rate: jax.Array) -> Any:
-                return bare_scan(problem.loss, problem.params, rate, steps)
-
-            ours, peer = seconds(lambda: sweep(rates)), seconds(lambda: bare_sweep(rates))  # noqa: B023
-            yield row(f"sweep of iterate, {count:.0e} lanes of chain(10), {steps} iterations", ours, peer)
+            yield many_runs(count, steps)
         for count in lanes[:2]:
-            betas = 1 - jnp.geomspace(1e-1, 1e-3, count)
-
-            @jax.jit
-            @jax.vmap
-            def flows(beta: jax.Array) -> Any:
-                flow = af.GouldTanakaFlow(af.adam(1e-3, beta=beta, gamma=0.9))
-                return af.solve(flow, problem.loss, problem.params, 2000, save_at=[2000], rtol=1e-3).params
-
-            @jax.jit
-            @jax.vmap
-            def discrete(beta: jax.Array) -> Any:
-                record = af.adam(1e-3, beta=beta, gamma=0.9)
-                return af.iterate(record, problem.loss, problem.params, 2000, save_at=[2000]).params
-
-            ours, peer = seconds(lambda: flows(betas)), seconds(lambda: discrete(betas))  # noqa: B023
-            yield row(f"sweep of flows over iterate, {count:.0e} lanes of chain(10), 2000 iterations", ours, peer)
+            yield many_flows(count)
 
 
-def row(name: str, ours: float, peer: float) -> dict[str, Any]:
-    return {"name": name, "seconds": ours, "peer_seconds": peer, "ratio": ours / peer}
+def one_run(size: int, steps: int) -> dict[str, Any]:
+    single = jnp.float32
+    params, curvatures = jnp.ones(size, single), jnp.linspace(0.1, 1.0, size, dtype=single)
+    record = af.adam(single(1e-3), beta=single(0.999), gamma=single(0.9), epsilon=single(1e-8))
+
+    # Parameters and curvatures are arguments: XLA would take minutes to compute with constants what does not change.
+    @jax.jit
+    def bare(params: jax.Array, curvatures: jax.Array) -> jax.Array:
+        return bare_scan(quadratic(curvatures), params, 1e-3, steps)
+
+    @jax.jit
+    def ours(params: jax.Array, curvatures: jax.Array) -> Any:
+        return af.iterate(record, quadratic(curvatures), params, steps, save_at=[steps]).params
+
+    name = f"iterate, {size:.0e} parameters, {steps} iterations, float32"
+    return row(name, lambda: ours(params, curvatures), lambda: bare(params, curvatures))
+
+
+def many_runs(count: int, steps: int) -> dict[str, Any]:
+    problem, rates = af.problems.chain(10), jnp.geomspace(1e-4, 1e-2, count)
+
+    @jax.jit
+    @jax.vmap
+    def ours(rate: jax.Array) -> Any:
+        record = af.adam(rate, epsilon=1e-8)
+        return af.iterate(record, problem.loss, problem.params, steps, save_at=[steps]).params
+
+    @jax.jit
+    @jax.vmap
+    def bare(rate: jax.Array) -> Any:
+        return bare_scan(problem.loss, problem.params, rate, steps)
+
+    name = f"sweep of iterate, {count:.0e} lanes of chain(10), {steps} iterations"
+    return row(name, lambda: ours(rates), lambda: bare(rates))
+
+
+def many_flows(count: int, steps: int = 2000) -> dict[str, Any]:
+    problem, pairs, flows = af.problems.chain(10), jnp.asarray(lanes_of(count)), sweep_of_flows(steps)
+
+    @jax.jit
+    @jax.vmap
+    def discrete(pair: jax.Array) -> Any:
+        record = af.adam(1e-3, beta=pair[0], gamma=pair[1])
+        return af.iterate(record, problem.loss, problem.params, steps, save_at=[steps]).params
+
+    name = f"sweep of flows over iterate, {count:.0e} lanes of chain(10), {steps} iterations"
+    return row(name, lambda: flows(pairs), lambda: discrete(pairs), repeats=1)
+
+
+def sweep_of_flows(steps: int) -> Callable[[jax.Array], Any]:
+    """The end of a flow on chain(10) for each (β, γ)."""
+    problem = af.problems.chain(10)
+
+    def end(pair: jax.Array) -> Any:
+        flow = af.GouldTanakaFlow(af.adam(1e-3, beta=pair[0], gamma=pair[1]))
+        return af.solve(flow, problem.loss, problem.params, steps, save_at=[steps], rtol=1e-3).params
+
+    return jax.jit(jax.vmap(end))
+
+
+def lanes_of(count: int) -> np.ndarray:
+    """(β, γ) of a sweep, shape (count, 2): β from .9 to .9999, γ from .5 to .99, in no order."""
+    beta_share, gamma_share = np.random.default_rng(0).random((2, count))
+    return np.stack([1 - 0.1 ** (1 + 3 * beta_share), 1 - 0.5 * 0.02**gamma_share], axis=-1)
+
+
+def widths(device: Any, small: bool) -> Iterator[dict[str, Any]]:
+    """A sweep of flows with so many lanes advanced together, at first and as fewer are left, over all until the end."""
+    sweeps = {256: ((64, 16),)} if small else {
+        1024: ((1024, 128), (64, 16)),
+        16_384: ((16_384, 2048, 256), (2048, 256)),
+    }  # fmt: skip
+    chosen = batched_loop.batch_widths
+    try:
+        with jax.default_device(device):
+            for count, some in sweeps.items():
+                peer = None
+                for schedule in ((count,), *some):
+                    batched_loop.batch_widths = lambda carry, lanes, schedule=schedule: schedule
+                    # What was traced with other widths is in JAX's caches.
+                    jax.clear_caches()
+                    flows, pairs = sweep_of_flows(2000), jnp.asarray(lanes_of(count))
+                    start = time.perf_counter()
+                    jax.block_until_ready(flows(pairs))
+                    first, start = time.perf_counter() - start, time.perf_counter()
+                    jax.block_until_ready(flows(pairs))
+                    spent = time.perf_counter() - start
+                    peer = peer or spent
+                    name = f"sweep of {count} flows on chain(10), 2000 iterations, widths {schedule} / ({count},)"
+                    times = {"seconds": spent, "peer_seconds": peer, "ratio": spent / peer, "first_seconds": first}
+                    yield {"name": name} | times
+    finally:
+        batched_loop.batch_widths = chosen
+
+
+class Case(NamedTuple):
+    """A flow on a problem, compiled: by a solver, and the scan of the optimizer's step."""
+
+    name: str
+    steps: int
+    solve: Callable[[], Any]
+    scan: Callable[[], Any]
+    compile_seconds: float
+
+
+def networks(device: Any, small: bool) -> Iterator[dict[str, Any]]:
+    """Flows on a chain and on networks by collocation and by Tsit5 to ηn = 1, over the scan of the optimizer's step."""
+    problems: dict[str, tuple[Any, tuple[float, ...]]] = {"chain(10)": (af.problems.chain(10), (1e-3,))}
+    if not small:
+        text = af.problems.char_transformer(layers=1, heads=4, width=64, context=32, batch_size=64)
+        problems["chain(100000)"] = (af.problems.chain(100_000), (1e-3,))
+        problems["digits, 128 units"] = (af.problems.mlp((128,)), (1e-3,))
+        problems["transformer, 65152 parameters, 2048 characters"] = (text.flatten(), (1e-3,))
+    solvers = {"collocation": "collocation", "Tsit5": diffrax.Tsit5()}
+    cases = [
+        (f"{word}, {where}, eta {rate:g}", problem, rate, solver)
+        for where, (problem, rates) in problems.items()
+        for rate in rates
+        for word, solver in solvers.items()
+    ]
+
+    def compile_case(case: tuple[str, Any, float, Any]) -> Case:
+        with jax.default_device(device):
+            return compiled(*case)
+
+    # Compiled side by side, timed one after the other.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        ready = list(pool.map(compile_case, cases))
+    for case in ready:
+        _, gradients, code = jax.block_until_ready(case.solve())
+        ours, peer = seconds(case.solve, repeats=1), seconds(case.scan, repeats=1)
+        name = f"{case.name}: {int(gradients) / case.steps:.3f} gradients/iteration"
+        name += "" if int(code) == 0 else f", ended with code {int(code)}"
+        times = {"seconds": ours, "peer_seconds": peer, "ratio": ours / peer, "compile_seconds": case.compile_seconds}
+        yield {"name": name} | times
+
+
+def compiled(name: str, problem: Any, rate: float, solver: Any) -> Case:
+    """A run by a solver to ηn = 1, compiled, and the scan."""
+    steps, record = round(1 / rate), af.adam(rate, beta=0.999, gamma=0.9)
+    flow = af.GouldTanakaFlow(record)
+
+    def solve(params: Any) -> Any:
+        run = af.solve(flow, problem.loss, params, steps, save_at=[steps], rtol=1e-3, solver=solver)
+        return run.params, run.stats.gradient_evaluations, run.outcome.code
+
+    def scan(params: Any) -> Any:
+        def step(state: Any, n: jax.Array) -> tuple[Any, None]:
+            return record.step(problem.loss, state, n), None
+
+        return jax.lax.scan(step, (params, record.initial_state(params)), jnp.arange(steps))[0][0]
+
+    start = time.perf_counter()
+    solve_now = jax.jit(solve).lower(problem.params).compile()
+    spent = time.perf_counter() - start
+    scan_now = jax.jit(scan).lower(problem.params).compile()
+    return Case(name, steps, lambda: solve_now(problem.params), lambda: scan_now(problem.params), spent)
+
+
+def row(name: str, ours: Reading, peer: Reading, repeats: int = 3) -> dict[str, Any]:
+    ours_seconds, peer_seconds = seconds(ours, repeats), seconds(peer, repeats)
+    return {
+        "name": name,
+        "seconds": ours_seconds,
+        "peer_seconds": peer_seconds,
+        "ratio": ours_seconds / peer_seconds,
+    }
+
+
+PARTS: dict[str, Callable[[Any, bool], Iterator[dict[str, Any]]]] = {
+    "times": times,
+    "networks": networks,
+    "widths": widths,
+}
+
+
+def line(found: dict[str, Any]) -> str:
+    """What one row says, for people."""
+    if "error" in found:
+        return f"  {found['name']:36} RAISES {found['error']}"
+    if "difference" in found:
+        word = "holds" if found["holds"] else "DIFFERS"
+        return f"  {found['name']:36} {found['difference']:8.1e} (at most {found['tolerance']:.0e}): {word}"
+    first = f", first call {found['first_seconds']:.1f} s" if "first_seconds" in found else ""
+    return f"  {found['name']:84} {found['seconds']:9.4f} s, ratio {found['ratio']:7.2f}{first}"
 
 
 def main() -> int:
-    """Print both tables, write them as json if asked, and return the exit status."""
+    """Print the tables, write them as json if asked, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="write the tables as json to this file")
-    parser.add_argument("--no-times", action="store_true", help="check numbers only")
+    parser.add_argument("--parts", nargs="+", choices=("checks", *PARTS), default=("checks", "times"))
     flags = parser.parse_args()
     device = jax.devices()[0]
     small = device.platform == "cpu"
+    tables: dict[str, Any] = {"device": device.device_kind, "jax": jax.__version__}
     print(f"{device.device_kind} ({device.platform}), jax {jax.__version__}, adamflow {af.__version__}", flush=True)
-    checks, measured = [], []
-    for found in check(device):
-        checks.append(found)
-        word = "holds" if found["holds"] else "DIFFERS"
-        print(f"  {found['name']:36} {found['difference']:8.1e} (at most {found['tolerance']:.0e}): {word}", flush=True)
-    if not flags.no_times:
-        sizes, lanes, steps = (
-            ((10_000,), (100, 1000), 50) if small else ((10**4, 10**6, 10**8), (1000, 10**5, 10**6), 200)
-        )
-        for found in times(device, sizes, lanes, steps):
-            measured.append(found)
-            print(f"  {found['name']:72} {found['seconds']:9.4f} s, ratio {found['ratio']:6.2f}", flush=True)
-    if flags.out is not None:
-        tables = {"device": device.device_kind, "jax": jax.__version__, "checks": checks, "times": measured}
-        with contextlib.suppress(FileExistsError):
-            flags.out.parent.mkdir(parents=True)
-        flags.out.write_text(json.dumps(tables, indent=2) + "\n")
-    failed = [found["name"] for found in checks if not found["holds"]]
-    print(f"{len(checks) - len(failed)} of {len(checks)} readings agree" + (f"; not {failed}" if failed else ""))
+    for part in flags.parts:
+        start, tables[part] = time.perf_counter(), []
+        for found in checks(device) if part == "checks" else PARTS[part](device, small):
+            tables[part].append(found)
+            print(line(found), flush=True)
+            if flags.out is not None:
+                write(flags.out, tables)
+        print(f"  {part}: {time.perf_counter() - start:.0f} s", flush=True)
+    found = tables.get("checks", [])
+    failed = [one["name"] for one in found if not one["holds"]]
+    print(f"{len(found) - len(failed)} of {len(found)} readings agree" + (f"; not {failed}" if failed else ""))
     return int(bool(failed))
+
+
+def write(out: Path, tables: dict[str, Any]) -> None:
+    """The tables as json, whole or not at all."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_suffix(".partial")
+    partial.write_text(json.dumps(tables, indent=2, default=float) + "\n")
+    partial.replace(out)
 
 
 if __name__ == "__main__":

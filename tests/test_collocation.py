@@ -281,10 +281,12 @@ def test_identity_lanes_that_are_left_go_on_in_smaller_batches():
 
 
 @pytest.mark.slow
-def test_identity_lanes_that_wait_take_the_places_of_those_that_have_ended():
+@pytest.mark.parametrize(("backend", "each"), [("cpu", 75), ("gpu", 1500)])
+def test_identity_lanes_that_wait_take_the_places_of_those_that_have_ended(monkeypatch, backend, each):
     # More than are under way at once, and those that take long are neither all first nor all last.
-    lengths = jnp.asarray(np.random.default_rng(SEED).permutation(np.repeat([0, 3, 40, 200], 75)))
-    given = jnp.arange(300.0)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    lengths = jnp.asarray(np.random.default_rng(SEED).permutation(np.repeat([0, 3, 40, 200], each)))
+    given = jnp.arange(4.0 * each)
 
     def run(*given):
         begin = (jnp.zeros((), int), jnp.zeros(()))

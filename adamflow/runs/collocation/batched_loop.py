@@ -1,6 +1,7 @@
 """A loop that, in a batch, replaces elements that have ended by others."""
 
 import functools
+import itertools
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,9 +19,14 @@ Report = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
 _MAX_WIDTH = 64
 _MIN_WIDTH = 8
 _CACHE_BYTES = 2**21
-#: Once none waits and the active elements are a fraction of the width, they continue in a smaller batch, down to this.
-_SHRINK_FACTOR = 4
-_MIN_SHRUNK_WIDTH = 16
+#: On GPUs, where 64 take half as long as 1024 (docs/gpu.md): this share of them, at least and at most so many.
+_GPU_DIVISOR = 8
+_MIN_GPU_WIDTH = 512
+_MAX_GPU_WIDTH = 16_384
+#: Once none waits and the active elements are such a fraction of the width, they continue in a smaller batch, down to
+#: so many. Each width is compiled by itself, which takes longer for GPUs.
+_SHRINK_FACTOR, _MIN_SHRUNK_WIDTH = 4, 16
+_GPU_SHRINK_FACTOR, _MIN_SHRUNK_GPU_WIDTH = 8, 64
 #: As long as some wait, they replace those that have ended when this share has.
 _REFILL_DIVISOR = 8
 
@@ -90,12 +96,9 @@ def _batched(
         def constants_of(elements: jax.Array) -> Any:
             return jax.tree.map(lambda leaf, yes: leaf[elements] if yes else leaf, arrays, is_batched)
 
-        width = _batch_width(carry, count)
-        while width:
-            next_width = width // _SHRINK_FACTOR if width // _SHRINK_FACTOR >= _MIN_SHRUNK_WIDTH else 0
+        for width, next_width in itertools.pairwise((*batch_widths(carry, count), 0)):
             batch = BatchedLoop(is_active, advance_batch, report_batch, constants_of, width, next_width)
             carry = _run_until_small(batch, is_active(arrays, carry), carry)
-            width = next_width
         return carry
 
     @run.def_vmap
@@ -117,12 +120,21 @@ def _batched(
     return run
 
 
-def _batch_width(carry: Any, count: int) -> int:
-    """How many of so many elements to advance together."""
-    if count == 0 or jax.default_backend() != "cpu":
-        return count
-    element = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(carry)) / count
-    return min(count, max(_MIN_WIDTH, min(_MAX_WIDTH, int(_CACHE_BYTES / element))))
+def batch_widths(carry: Any, count: int) -> tuple[int, ...]:
+    """How many of so many elements to advance together, at first and as fewer are left."""
+    if count == 0:
+        return ()
+    if jax.default_backend() == "cpu":
+        element = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(carry)) / count
+        wanted = max(_MIN_WIDTH, min(_MAX_WIDTH, int(_CACHE_BYTES / element)))
+        factor, least = _SHRINK_FACTOR, _MIN_SHRUNK_WIDTH
+    else:
+        wanted = max(_MIN_GPU_WIDTH, min(_MAX_GPU_WIDTH, count // _GPU_DIVISOR))
+        factor, least = _GPU_SHRINK_FACTOR, _MIN_SHRUNK_GPU_WIDTH
+    widths = [min(count, wanted)]
+    while widths[-1] // factor >= least:
+        widths.append(widths[-1] // factor)
+    return tuple(widths)
 
 
 def _broadcast_to_batch(leaf: Any, count: int) -> Any:
