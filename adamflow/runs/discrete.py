@@ -156,12 +156,12 @@ def _run(task: "_Task", steps: int, rows: np.ndarray, bar: Bar) -> Trajectory:
     # By NumPy where numbers are known: each operation of jax on its own would be compiled at the first call.
     xp = np if is_concrete(code, last) else jnp
     code, last = xp.asarray(code), xp.asarray(last)
-    counts = _counts(xp, last, steps - first, looked)
+    gradients, *others = _counts(xp, last, steps - first, looked)
+    counts = gradients * task.optimizer.gradients_per_step, *others
     last = last + first
     reached = last if steps > largest_exact_float() else last.astype(jnp.result_type(float))
     code, reached, counts = jax.tree.map(on_device, (code, reached, counts))
     gradients, accepted, rejected, jacobians = counts
-    gradients = gradients * task.optimizer.gradients_per_step
     trajectory = Trajectory(
         iterations=exact_iterations(rows),
         params=saved if observe is None else None,
