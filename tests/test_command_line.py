@@ -86,6 +86,7 @@ def test_failure_figures_say_what_is_missing(monkeypatch, tmp_path):
 
 def test_failure_exit_codes_tell_failures_apart():
     assert call("region", "--beta", "0.95").exit_code == 2
+    assert call("compare", "--order", "7").exit_code == 2
     outside = call("region", "--beta", "0.95", "--gamma", "1.5")
     assert outside.exit_code == 3
     assert "gamma must lie in [0, 1), got 1.5" in outside.output

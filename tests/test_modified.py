@@ -194,6 +194,13 @@ def test_formula_stats_count_derivatives_of_the_gradient_as_two():
     assert run.stats.gradient_evaluations == 2 + (1 + 2) * (1 + 6 * attempted)
 
 
+def test_failure_orders_that_compile_for_minutes_are_named():
+    flow = af.ModifiedFlow(af.adam(0.01), order=5)
+    problem = af.problems.quadratic([0.5, 1.0])
+    with pytest.warns(UserWarning, match=r"may compile for many minutes.*InterpolatingFlow\(order=5\)"):
+        flow.initial_state(problem.loss, problem.params)
+
+
 def test_failure_losses_with_kinks_are_named_and_run():
     def kinked(params):
         return jnp.sum(jax.nn.relu(params) ** 2) + jnp.sum(jnp.clip(params, -1.0, 1.0))

@@ -62,7 +62,7 @@ class ModifiedFlow(AbstractAveragesFlow):
     Args:
         optimizer: a record whose memory consists of averages alone, with constant decays (Adam, AdamW, RMSprop, sign
             descent, k-Adam, AdaBelief), ε inside or outside, with or without bias correction.
-        order: p ≥ 1. Beyond 3 the compilation takes long, and rounding soon limits what is gained.
+        order: p ≥ 1. Beyond 3 the compilation takes long, beyond 4 minutes, and rounding soon limits what is gained.
 
     Raises:
         ValueError: if order is no whole number of at least 1, or a decay is 0.
@@ -70,7 +70,8 @@ class ModifiedFlow(AbstractAveragesFlow):
             depend on the iteration.
 
     Warns:
-        UserWarning: if order > 1 and the loss has kinks, as far as its program shows them: relu, clip, elu.
+        UserWarning: if order > 4; and if order > 1 and the loss has kinks, as far as its program shows them: relu,
+            clip, elu.
 
     Source: derivation of this project, step by step in docs/modified-flows.md.
 
@@ -112,6 +113,12 @@ class ModifiedFlow(AbstractAveragesFlow):
         return averages.transient_iterations(self.optimizer) if self.order > 1 else 0
 
     def initial_state(self, loss: Loss, params: Params, start: StartLike | None = None) -> FlowState:
+        if self.order > 4:
+            warnings.warn(
+                f"{self.name} may compile for many minutes, since its program grows by a factor of 3 with each order; "
+                f"take order=4 at most, or InterpolatingFlow(order={self.order}), which needs no derivatives",
+                stacklevel=2,
+            )
         if self.order > 1 and has_kinks(loss, params):
             warnings.warn(
                 f"{self.name} differentiates the loss {self.order + 1} times, but the loss takes the larger of numbers "
