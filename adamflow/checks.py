@@ -25,6 +25,8 @@ Result = TypeVar("Result")
 
 #: What optax and PyTorch call the two decays.
 _OTHER_NAMES = {"b1": "gamma", "b2": "beta"}
+#: What PyTorch calls other arguments.
+_FOREIGN_NAMES = {"lr": "learning_rate", "eps": "epsilon"}
 _WHICH_IS_WHICH = (
     "beta is the decay of the second moment (b2 in optax, the second of betas in PyTorch), gamma that of the first (b1)"
 )
@@ -122,7 +124,9 @@ def check_range(
     left = "(-inf" if low is None else f"{'(' if low_open else '['}{low:g}"
     right = "inf)" if high is None else f"{high:g}{')' if high_open else ']'}"
     worst = numbers[~inside].flat[0]
-    message = f"{name} must lie in {left}, {right}, got {float(worst)!r}"
+    # In the digits that single precision has, if it was given in that.
+    shown = np.float32(worst) if getattr(value, "dtype", None) == np.float32 else worst
+    message = f"{name} must lie in {left}, {right}, got {shown}"
     raise ValueError(f"{message}; {hint}" if hint else message)
 
 
@@ -237,10 +241,11 @@ def keyword_decays(function: Callable[Arguments, Result]) -> Callable[Arguments,
     wrong way round: [GT] names the decay of the second moment first.
 
     Raises:
-        TypeError: in the function, where decays are given by position or twice, or with `lr=` for `learning_rate=`.
+        TypeError: in the function, where decays are given by position or twice, or with PyTorch's `lr=` or `eps=`.
     """
     name = function.__name__
-    parameters = inspect.signature(function).parameters.values()
+    known = inspect.signature(function).parameters
+    parameters = known.values()
     positional = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
 
     @functools.wraps(function)
@@ -250,8 +255,9 @@ def keyword_decays(function: Callable[Arguments, Result]) -> Callable[Arguments,
                 f"{name} takes {' and '.join(positional) or 'nothing'} by position, got {len(args)} values; write "
                 f"{name}({', '.join([*positional, 'beta=…', 'gamma=…'])}): {_WHICH_IS_WHICH}"
             )
-        if "lr" in given:
-            raise TypeError(f"{name} has no argument lr; the learning rate is called learning_rate")
+        for other, own in _FOREIGN_NAMES.items():
+            if other in given and other not in known and own in known:
+                raise TypeError(f"{name} has no argument {other}; here it is called {own}")
         return function(*args, **_own_names(name, given))
 
     return checked  # pyright: ignore[reportReturnType]

@@ -57,11 +57,15 @@ def _ranges_told() -> Iterator[None]:
 
 
 def _print(words: str, numbers: dict[str, Any], as_json: bool) -> None:
-    typer.echo(json.dumps({name: _plain(value) for name, value in numbers.items()}) if as_json else words)
+    if as_json:
+        words = json.dumps({name: _plain(value) for name, value in numbers.items()}, allow_nan=False)
+    typer.echo(words)
 
 
 def _plain(value: Any) -> Any:
     """A value that JSON has: it knows no nan and no infinity."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value
@@ -170,7 +174,7 @@ def compare(
     dimension: Annotated[int, typer.Option(help="Parameters of the chain of quadratics.")] = 10,
     as_json: Json = False,
 ) -> None:
-    """Run Adam and a flow of it on a small problem, and print how far apart they are.
+    """Run Adam and a flow of it on a small problem, and print how far apart they are, after half a minute or so.
 
     Example: adamflow compare --flow gould-tanaka --order 1 --steps 500
     """

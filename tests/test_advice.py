@@ -1,5 +1,6 @@
 """Answers in words: their numbers on cases where the answer is known, and where it is "not known"."""
 
+import dataclasses
 import math
 
 import diffrax
@@ -231,11 +232,13 @@ def test_identity_the_flow_passes_its_own_edge():
     assert answer.met[0].value == pytest.approx(8 / (2 + 1 / 9), rel=1e-6)
 
 
-def test_identity_the_solver_is_the_cause(chain):
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
+def test_identity_the_solver_is_the_cause(chain, dtype):
     """With steps of 30 iterations the solver's error is what is seen, and a run at a tight tolerance says so."""
     optimizer = af.adam(1e-3)
     flow = af.GouldTanakaFlow(optimizer, rate="exact")
-    runs = both(optimizer, flow, chain, 60, step_size=30.0)
+    problem = dataclasses.replace(chain, params=chain.params.astype(dtype))
+    runs = both(optimizer, flow, problem, 60, step_size=30.0)
     answer = af.explain(*runs, optimizer, chain.loss, flow=flow)
     assert "solver" in names(answer)
 

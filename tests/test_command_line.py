@@ -84,6 +84,10 @@ def test_failure_figures_say_what_is_missing(monkeypatch, tmp_path):
     assert "a wheel has none. Clone the repository" in absent.output
 
 
+def test_identity_json_has_no_infinity():
+    assert numbers("bound", "--beta", "0.1", "--gamma", "0.99", "--iteration", "1000")["bound"] == ["inf"]
+
+
 def test_failure_exit_codes_tell_failures_apart():
     assert call("region", "--beta", "0.95").exit_code == 2
     assert call("compare", "--order", "7").exit_code == 2

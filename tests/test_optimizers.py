@@ -670,7 +670,8 @@ def test_identity_decays_by_the_names_of_optax_and_pytorch(name):
         (lambda: af.adam(1e-3, b2=0.9, beta=0.9), "adam got beta twice: b2 is another name for it"),
         (lambda: af.adam(1e-3, betas=(0.9, 0.99), b1=0.9), "adam got b1 twice, as b1= and in betas="),
         (lambda: af.adam(1e-3, betas=0.9), "betas must be the two decays (b1, b2), got 0.9"),
-        (lambda: af.adam(lr=1e-3), "adam has no argument lr; the learning rate is called learning_rate"),
+        (lambda: af.adam(lr=1e-3), "adam has no argument lr; here it is called learning_rate"),
+        (lambda: af.adam(1e-3, eps=1e-8), "adam has no argument eps; here it is called epsilon"),
     ],
 )
 def test_failure_decays_by_position_or_twice(call, words, unchecked):

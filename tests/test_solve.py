@@ -483,6 +483,7 @@ def test_failure_flow_of_a_stage_that_is_no_average():
         ({"max_steps": 0}, "max_steps must be a whole number of at least 1, got 0"),
         ({"step_size": 0.0}, "step_size must lie in (0, 10], got 0.0"),
         ({"solver": "fast"}, "\"collocation\" or a diffrax solver such as diffrax.Tsit5(), got 'fast'"),
+        ({"solver": diffrax.Tsit5}, "Tsit5'>; call it: Tsit5()"),
         ({"solver": diffrax.Euler()}, "Euler estimates no error, so it needs a constant step_size="),
         ({"params": jnp.arange(3)}, "params must be float32 or float64, got int64"),
         ({"params": jnp.zeros((0,))}, "params has no entries; give at least one number to optimize"),

@@ -18,6 +18,7 @@ from adamflow.flows import AbstractFlow, Snapshot, averages
 from adamflow.losses import check_loss
 from adamflow.optimizers import Optimizer, check_constant, check_optimizer
 from adamflow.runs import Comparison, Trajectory, compare, iterate, solve
+from adamflow.runs.input_checks import smallest_tolerance
 from adamflow.runs.underflow import count_underflowed
 from adamflow.types import Loss, Params
 
@@ -27,7 +28,8 @@ _SHARE_OF_DISTANCE = 0.5
 #: The share of a distance from which on an error of the solver is its cause.
 _SHARE_OF_SOLVER = 1 / 3
 
-#: The tolerance of the run that tells the error of the solver, where the run itself did not estimate it.
+#: The tolerance of the run that tells the error of the solver, where the run itself did not estimate it; in single
+#: precision, which cannot resolve that, twice the smallest that it can.
 _TIGHT_RTOL = 1e-7
 
 
@@ -334,20 +336,21 @@ def _solver(place: _Place) -> Cause:
     elif place.flow is None:
         return Cause("solver", None, "give flow=, or run the flow with estimate_error=True.", float("nan"))
     else:
+        rtol = max(_TIGHT_RTOL, 2 * smallest_tolerance(place.discrete.initial_params))
         tight = solve(
             place.flow,
             place.loss,
             place.discrete.initial_params,
             max(place.iteration, 1),
             save_at=np.asarray(place.discrete.iterations)[: place.index + 1],
-            rtol=_TIGHT_RTOL,
+            rtol=rtol,
             on_failure="ignore",
         )
         if len(tight) <= place.index:
-            return Cause("solver", None, f"a run at rtol {_TIGHT_RTOL:g} {tight.outcome.message}", float("nan"))
+            return Cause("solver", None, f"a run at rtol {rtol:.2g} {tight.outcome.message}", float("nan"))
         error = float(np.linalg.norm(_rows(tight.params)[-1] - _rows(place.continuous.params)[place.index]))
         error *= distance / float(comparison.absolute_error[place.index])
-        how = f"against a run at rtol {_TIGHT_RTOL:g}"
+        how = f"against a run at rtol {rtol:.2g}"
     ratio = error / distance
     evidence = f"its error of {error:.1e} ({how}) is {ratio:.1%} of the distance."
     return Cause("solver", ratio >= _SHARE_OF_SOLVER, evidence, ratio)

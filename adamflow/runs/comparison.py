@@ -17,6 +17,7 @@ from adamflow.checks import (
     check_range,
     check_single,
     check_whole_iterations,
+    describe,
     is_concrete,
 )
 from adamflow.display import html_table
@@ -240,6 +241,8 @@ def _quotient(absolute: Any, unit: Any) -> Any:
 
 
 def _check_single(trajectory: Trajectory) -> None:
+    if not isinstance(trajectory, Trajectory):
+        raise TypeError(f"compare takes two runs, as af.iterate and af.solve return them, got {describe(trajectory)}")
     if trajectory.params is None:
         raise ValueError(
             f"the run {trajectory.name!r} holds no parameters, since it had an observe= function; run it without "

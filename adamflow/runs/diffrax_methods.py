@@ -74,8 +74,10 @@ def choose_method(solver: Any, flow: AbstractFlow, dimension: int, step_size: An
     if isinstance(solver, str) and solver == "auto":
         solver = _automatic(flow, dimension, step_size)
     if not isinstance(solver, diffrax.AbstractSolver):
+        is_class = isinstance(solver, type) and issubclass(solver, diffrax.AbstractSolver)
+        hint = f"; call it: {solver.__name__}()" if is_class else ""
         raise ValueError(
-            f'solver must be "auto", "collocation" or a diffrax solver such as diffrax.Tsit5(), got {solver!r}'
+            f'solver must be "auto", "collocation" or a diffrax solver such as diffrax.Tsit5(), got {solver!r}{hint}'
         )
     if step_size is None and not isinstance(solver, diffrax.AbstractAdaptiveSolver):
         raise ValueError(

@@ -166,7 +166,12 @@ def check_save_at(save_at: Any, steps: int, first: int = 0) -> np.ndarray:
     numbers = _as_numpy(save_at)
     if numbers is None or numbers.dtype.kind not in "iuf" or _holds_bools(save_at):
         raise ValueError(f"save_at must be a sequence of iterations, as numbers, got {describe(save_at)}")
-    iterations = np.atleast_1d(numbers.astype(float))
+    if numbers.ndim == 0:
+        raise ValueError(
+            f"save_at must be a sequence of iterations, got {describe(save_at)}; write [{numbers:g}] for this one, or "
+            f"range(0, steps + 1, {max(int(numbers), 1)}) for every so many"
+        )
+    iterations = numbers.astype(float)
     if iterations.ndim != 1 or iterations.size == 0:
         raise ValueError(f"save_at must be a sequence of at least one iteration, got shape {iterations.shape}")
     outside = iterations[~((iterations >= first) & (iterations <= steps))]
@@ -188,16 +193,21 @@ def check_resolution(iterations: np.ndarray, dtype: Any) -> None:
         )
 
 
+def smallest_tolerance(params: Params) -> float:
+    """The smallest rtol that the arithmetic of the parameters can resolve: 9.5e-7 in single precision."""
+    return 8 * max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(params))
+
+
 def check_tolerance(rtol: Any, params: Params) -> Any:
     """Return the tolerance, or raise `ValueError` unless the arithmetic of the parameters can reach it."""
     rtol = check_single("rtol", rtol)
     if not is_concrete(rtol):
         return rtol
-    epsilon = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(params))
-    if not 8 * epsilon <= float(rtol) < 1:
-        hint = "enable float64 with jax.config.update('jax_enable_x64', True)" if epsilon > 1e-10 else "loosen it"
+    smallest = smallest_tolerance(params)
+    if not smallest <= float(rtol) < 1:
+        hint = "enable float64 with jax.config.update('jax_enable_x64', True)" if smallest > 1e-9 else "loosen it"
         raise ValueError(
-            f"rtol must lie in [{8 * epsilon:.1e}, 1), which the arithmetic of the parameters can resolve, "
+            f"rtol must lie in [{smallest:.1e}, 1), which the arithmetic of the parameters can resolve, "
             f"got {float(rtol):g}; {hint}"
         )
     return rtol

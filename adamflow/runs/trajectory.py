@@ -29,8 +29,8 @@ _SENTENCES = {
     "completed": "completed: reached iteration {iteration}.",
     "diverged": (
         "diverged: after iteration {iteration} a parameter exceeded {limit:.0e} times its initial scale. What came "
-        "before is kept. Try a smaller learning rate, or (beta, gamma) where updates are bounded: "
-        "beta > gamma / (2 - gamma)."
+        "before is kept. Try a smaller learning rate; af.assess(optimizer) says whether its updates are bounded and "
+        "which sharpness it stands."
     ),
     "not_finite": (
         "not finite: after iteration {iteration} the loss, a parameter, filter or gradient was NaN or infinite. What "

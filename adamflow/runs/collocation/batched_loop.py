@@ -19,7 +19,7 @@ Report = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
 _MAX_WIDTH = 64
 _MIN_WIDTH = 8
 _CACHE_BYTES = 2**21
-#: On GPUs, where 64 take half as long as 1024 (docs/gpu.md): this share of them, at least and at most so many.
+#: On GPUs, where 64 take half as long as 1024 (docs/how-to/gpu.md): this share of them, at least and at most so many.
 _GPU_DIVISOR = 8
 _MIN_GPU_WIDTH = 512
 _MAX_GPU_WIDTH = 16_384
