@@ -97,7 +97,7 @@ def test_failure_runs_that_do_not_fit(unchecked):
     batch = eqx.filter_vmap(lambda eta: af.iterate(af.adam(eta), PROBLEM.loss, PROBLEM.params, 20))(rates)
     with pytest.raises(ValueError, match="is a batch of runs; compare lane by lane"):
         af.compare(batch, batch)
-    with pytest.raises(TypeError, match="compare takes two runs, as af.iterate and af.solve return them, got None"):
+    with pytest.raises(TypeError, match=r"compare takes two runs, .* got None"):
         af.compare(discrete, None)  # pyright: ignore
     with pytest.raises(ValueError, match="norm must be one of 'euclidean', 'maximum', got 'l3'"):
         af.compare(discrete, discrete, norm="l3")  # pyright: ignore

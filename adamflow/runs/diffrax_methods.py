@@ -1,5 +1,6 @@
 """Which diffrax solver integrates a flow, and how it steps."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, get_origin
 
@@ -74,8 +75,7 @@ def choose_method(solver: Any, flow: AbstractFlow, dimension: int, step_size: An
     if isinstance(solver, str) and solver == "auto":
         solver = _automatic(flow, dimension, step_size)
     if not isinstance(solver, diffrax.AbstractSolver):
-        is_class = isinstance(solver, type) and issubclass(solver, diffrax.AbstractSolver)
-        hint = f"; call it: {solver.__name__}()" if is_class else ""
+        hint = f"; call it: {solver.__name__}()" if inspect.isclass(solver) else ""
         raise ValueError(
             f'solver must be "auto", "collocation" or a diffrax solver such as diffrax.Tsit5(), got {solver!r}{hint}'
         )
