@@ -5,6 +5,7 @@ stay: so programs are counted, and released when they are many.
 """
 
 import functools
+import inspect
 import warnings
 import weakref
 from collections import Counter
@@ -145,7 +146,7 @@ def loss_and_aux(loss: Loss, params: Params, *batch: Any, has_aux: bool = False)
     """
     if not callable(loss):
         check_loss(loss)
-    value, aux = loss(params, *batch), None
+    value, aux = _called(loss, params, *batch), None
     if has_aux:
         if not isinstance(value, tuple) or len(value) != 2:
             raise ValueError(
@@ -163,6 +164,30 @@ def loss_and_aux(loss: Loss, params: Params, *batch: Any, has_aux: bool = False)
             hint = "for (value, aux) give has_aux=True, or where that is not taken lambda params: loss(params)[0]"
         raise ValueError(f"the loss must return a real scalar, got {_described(value)}; {hint}")
     return jnp.asarray(value), aux
+
+
+def _called(loss: Loss, *arguments: Any) -> Any:
+    """What a loss returns, or a `TypeError` that says why it cannot be computed with JAX."""
+    try:
+        return loss(*arguments)
+    except jax.errors.TracerArrayConversionError as error:
+        raise TypeError(
+            "the loss turns its parameters into arrays of NumPy, which JAX cannot differentiate; write it with "
+            "jax.numpy, or for a model of PyTorch take adamflow.torch.loss"
+        ) from error
+    except TypeError as error:
+        try:
+            inspect.signature(loss).bind(*arguments)
+        except TypeError:
+            given = "the parameters" if len(arguments) == 1 else "the parameters and a batch"
+            raise TypeError(
+                f"the loss is called with {given}, but {error}; if it needs more, bind that: "
+                "lambda params: loss(params, data)"
+            ) from error
+        except ValueError:
+            # Some callables have no signature.
+            pass
+        raise
 
 
 def scalar_loss(loss: Loss, params: Params, *batch: Any) -> jax.Array:

@@ -130,6 +130,22 @@ def test_failure_analyses_name_the_loss_and_what_is_wrong_with_it(name, unchecke
             ANALYSES[name](loss)
 
 
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (lambda p: np.sum(np.square(np.asarray(p))), "which JAX cannot differentiate; write it with jax.numpy"),
+        (lambda p, data: jnp.sum(p) * data, r"lambda params: loss\(params, data\)"),
+        (lambda p: jnp.sum(p) + "1", "unsupported operand"),
+    ],
+)
+def test_failure_losses_that_cannot_be_called(loss, words):
+    flow = af.GouldTanakaFlow(ADAM)
+    with pytest.raises(TypeError, match=words):
+        af.iterate(ADAM, loss, jnp.ones(2), 3)
+    with pytest.raises(TypeError, match=words):
+        af.solve(flow, loss, jnp.ones(2), 3)
+
+
 @pytest.mark.parametrize("name", [name for name in ANALYSES if name != "spheres"])
 def test_identity_analyses_of_a_loss_with_aux_are_those_of_its_value(name):
     np.testing.assert_allclose(ANALYSES[name](square_and_aux, has_aux=True), ANALYSES[name](square), rtol=1e-12)
