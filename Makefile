@@ -77,9 +77,10 @@ package-check: $(VENV)/.installed-test  ## wheel and sdist, installed without ex
 test-browser: $(VENV)/.installed-test $(VENV)/.installed-browser  ## the explorer in headless Chromium, if there is one
 	$(BIN)/python -m pytest -p no:xdist -m "" tests/test_explorer.py
 
+gpu-check: CHECKS = --parts checks times
 gpu-check:  ## every result on this machine's GPU against the CPU, and times there; by python3 as it is, or .venv
-	@if [ -x "$(BIN)/python" ]; then $(BIN)/python bench/gpu_check.py --out build/gpu-check.json; \
-	else $(PYTHON) bench/gpu_check.py --out build/gpu-check.json; fi
+	@if [ -x "$(BIN)/python" ]; then $(BIN)/python bench/gpu_check.py $(CHECKS) --out build/gpu-check.json; \
+	else $(PYTHON) bench/gpu_check.py $(CHECKS) --out build/gpu-check.json; fi
 
 bench: $(VENV)/.installed-test  ## times as ratios to peers, as a table and as build/bench.json
 	@mkdir -p build

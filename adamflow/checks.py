@@ -125,7 +125,7 @@ def check_range(
     right = "inf)" if high is None else f"{high:g}{')' if high_open else ']'}"
     worst = numbers[~inside].flat[0]
     # In the digits that single precision has, if it was given in that.
-    shown = np.float32(worst) if getattr(value, "dtype", None) == np.float32 else worst
+    shown = str(np.float32(worst) if getattr(value, "dtype", None) == np.float32 else worst)
     message = f"{name} must lie in {left}, {right}, got {shown}"
     raise ValueError(f"{message}; {hint}" if hint else message)
 

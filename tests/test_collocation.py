@@ -12,7 +12,7 @@ from scipy.integrate import quad
 
 import adamflow as af
 from adamflow.optimizers import AdaBeliefStage, AdaFomStage
-from adamflow.runs.collocation import low_rank_hessian
+from adamflow.runs.collocation import batched_loop, low_rank_hessian
 from adamflow.runs.collocation.batched_loop import compacting_while_loop
 from adamflow.runs.collocation.hessian import finite_difference_hessian
 from adamflow.runs.collocation.nodes import lagrange_weights, nodes
@@ -278,6 +278,26 @@ def test_identity_lanes_that_are_left_go_on_in_smaller_batches():
         np.testing.assert_allclose(lanes[place], alone, rtol=1e-6, atol=1e-9)
         assert gradients[place] == count
     assert gradients[69] != gradients[0]
+
+
+@pytest.mark.parametrize(
+    ("backend", "count", "widths"),
+    [
+        ("cpu", 0, ()),
+        ("cpu", 5, (5,)),
+        ("cpu", 10_000, (64, 16)),
+        ("gpu", 5, (5,)),
+        ("gpu", 1000, (1000, 125)),
+        ("gpu", 100_000, (12_500, 1562, 195)),
+        ("gpu", 10**7, (16_384, 2048, 256)),
+    ],
+)
+def test_formula_widths_of_batches(monkeypatch, backend, count, widths):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert batched_loop.batch_widths(jax.ShapeDtypeStruct((count,), float), count) == widths
+    # What runs elsewhere by `jax.default_device` follows that.
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert max(batched_loop.batch_widths(jax.ShapeDtypeStruct((count,), float), count), default=0) <= 64
 
 
 @pytest.mark.slow

@@ -90,10 +90,12 @@ def test_identity_json_has_no_infinity():
 
 def test_failure_exit_codes_tell_failures_apart():
     assert call("region", "--beta", "0.95").exit_code == 2
-    assert call("compare", "--order", "7").exit_code == 2
     outside = call("region", "--beta", "0.95", "--gamma", "1.5")
     assert outside.exit_code == 3
     assert "gamma must lie in [0, 1), got 1.5" in outside.output
+    many = call("compare", "--order", "7")
+    assert many.exit_code == 3
+    assert "order must be at most 4, got 7" in many.output
     failed = call("compare", "--lr", "1e30", "--steps", "5", "--flow", "gould-tanaka", "--order", "1")
     assert failed.exit_code == 1
     assert "diverged" in failed.output

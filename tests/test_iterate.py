@@ -398,7 +398,11 @@ def test_failure_square_of_a_later_gradient_beyond_the_arithmetic():
         ({"save_at": [3, 3]}, "save_at must increase strictly"),
         ({"save_at": []}, "save_at must be a sequence of at least one iteration"),
         ({"save_at": [0.5]}, "save_at must hold whole iterations in a discrete run, got 0.5"),
-        ({"save_at": 5}, "save_at must be a sequence of iterations, got 5; write [5] for this one"),
+        (
+            {"save_at": 5},
+            "save_at must be a sequence of iterations, got 5; write [n] to save iteration n",
+        ),
+        ({"save_at": float("nan")}, "save_at must be a sequence of iterations, got nan"),
         ({"save_at": ["1"]}, "save_at must be a sequence of iterations, as numbers, got ['1']"),
         ({"save_at": [True]}, "save_at must be a sequence of iterations, as numbers, got [True]"),
         ({"save_at": {1, 2}}, "save_at must be a sequence of iterations, as numbers, got {1, 2}"),

@@ -351,6 +351,8 @@ def _solver(place: _Place) -> Cause:
         error = float(np.linalg.norm(_rows(tight.params)[-1] - _rows(place.continuous.params)[place.index]))
         error *= distance / float(comparison.absolute_error[place.index])
         how = f"against a run at rtol {rtol:.2g}"
+        if rtol > _TIGHT_RTOL:
+            how += " in single precision, with rounding in both; float64 tells that apart"
     ratio = error / distance
     evidence = f"its error of {error:.1e} ({how}) is {ratio:.1%} of the distance."
     return Cause("solver", ratio >= _SHARE_OF_SOLVER, evidence, ratio)

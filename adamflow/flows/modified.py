@@ -62,7 +62,7 @@ class ModifiedFlow(AbstractAveragesFlow):
     Args:
         optimizer: a record whose memory consists of averages alone, with constant decays (Adam, AdamW, RMSprop, sign
             descent, k-Adam, AdaBelief), ε inside or outside, with or without bias correction.
-        order: p ≥ 1. Beyond 3 the compilation takes long, beyond 4 minutes, and rounding soon limits what is gained.
+        order: p ≥ 1. Order 3 compiles long, order 5 for minutes, and rounding soon limits what is gained.
 
     Raises:
         ValueError: if order is no whole number of at least 1, or a decay is 0.

@@ -75,7 +75,9 @@ def choose_method(solver: Any, flow: AbstractFlow, dimension: int, step_size: An
     if isinstance(solver, str) and solver == "auto":
         solver = _automatic(flow, dimension, step_size)
     if not isinstance(solver, diffrax.AbstractSolver):
-        hint = f"; call it: {solver.__name__}()" if inspect.isclass(solver) else ""
+        given: Any = solver
+        is_class = inspect.isclass(given) and issubclass(given, diffrax.AbstractSolver)
+        hint = f"; call it: {given.__name__}()" if is_class else ""
         raise ValueError(
             f'solver must be "auto", "collocation" or a diffrax solver such as diffrax.Tsit5(), got {solver!r}{hint}'
         )

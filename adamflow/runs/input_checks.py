@@ -168,8 +168,8 @@ def check_save_at(save_at: Any, steps: int, first: int = 0) -> np.ndarray:
         raise ValueError(f"save_at must be a sequence of iterations, as numbers, got {describe(save_at)}")
     if numbers.ndim == 0:
         raise ValueError(
-            f"save_at must be a sequence of iterations, got {describe(save_at)}; write [{numbers:g}] for this one, or "
-            f"range(0, steps + 1, {max(int(numbers), 1)}) for every so many"
+            f"save_at must be a sequence of iterations, got {describe(save_at)}; write [n] to save iteration n alone, "
+            "or range(0, steps + 1, n) to save every n-th"
         )
     iterations = numbers.astype(float)
     if iterations.ndim != 1 or iterations.size == 0:

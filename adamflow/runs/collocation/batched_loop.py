@@ -19,14 +19,16 @@ Report = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
 _MAX_WIDTH = 64
 _MIN_WIDTH = 8
 _CACHE_BYTES = 2**21
-#: On GPUs, where 64 take half as long as 1024 (docs/how-to/gpu.md): this share of them, at least and at most so many.
-_GPU_DIVISOR = 8
-_MIN_GPU_WIDTH = 512
-_MAX_GPU_WIDTH = 16_384
+#: On accelerators: this share of them, at least and at most so many; measured on an H200 (docs/how-to/gpu.md).
+_ACCELERATOR_DIVISOR = 8
+_MIN_ACCELERATOR_WIDTH = 1024
+_MAX_ACCELERATOR_WIDTH = 16_384
 #: Once none waits and the active elements are such a fraction of the width, they continue in a smaller batch, down to
-#: so many. Each width is compiled by itself, which takes longer for GPUs.
-_SHRINK_FACTOR, _MIN_SHRUNK_WIDTH = 4, 16
-_GPU_SHRINK_FACTOR, _MIN_SHRUNK_GPU_WIDTH = 8, 64
+#: so many. Each width is compiled by itself, which takes longer for accelerators.
+_SHRINK_FACTOR = 4
+_MIN_SHRUNK_WIDTH = 16
+_ACCELERATOR_SHRINK_FACTOR = 8
+_MIN_SHRUNK_ACCELERATOR_WIDTH = 64
 #: As long as some wait, they replace those that have ended when this share has.
 _REFILL_DIVISOR = 8
 
@@ -41,8 +43,8 @@ def compacting_while_loop(
     """`jax.lax.while_loop(condition, body, carry)`, both with `constants` in front, any pytree.
 
     Under `jax.vmap` a while loop computes every element until the slowest has ended. Here elements that have ended are
-    replaced by others that wait. When none waits, those that are left are gathered into a batch of a quarter of the
-    width as soon as they fit into it, and so on. Nested `jax.vmap`s are one batch. With `report` a bar shows how far
+    replaced by others that wait. When none waits, those that are left are gathered into a smaller batch
+    as soon as they fit into it, and so on. Nested `jax.vmap`s are one batch. With `report` a bar shows how far
     the slowest element is.
     """
     arrays, rest = eqx.partition(constants, eqx.is_array)
@@ -124,17 +126,25 @@ def batch_widths(carry: Any, count: int) -> tuple[int, ...]:
     """How many of so many elements to advance together, at first and as fewer are left."""
     if count == 0:
         return ()
-    if jax.default_backend() == "cpu":
+    if _platform() == "cpu":
         element = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(carry)) / count
         wanted = max(_MIN_WIDTH, min(_MAX_WIDTH, int(_CACHE_BYTES / element)))
         factor, least = _SHRINK_FACTOR, _MIN_SHRUNK_WIDTH
     else:
-        wanted = max(_MIN_GPU_WIDTH, min(_MAX_GPU_WIDTH, count // _GPU_DIVISOR))
-        factor, least = _GPU_SHRINK_FACTOR, _MIN_SHRUNK_GPU_WIDTH
+        wanted = max(_MIN_ACCELERATOR_WIDTH, min(_MAX_ACCELERATOR_WIDTH, count // _ACCELERATOR_DIVISOR))
+        factor, least = _ACCELERATOR_SHRINK_FACTOR, _MIN_SHRUNK_ACCELERATOR_WIDTH
     widths = [min(count, wanted)]
     while widths[-1] // factor >= least:
         widths.append(widths[-1] // factor)
     return tuple(widths)
+
+
+def _platform() -> str:
+    """Where a program runs unless its arguments are elsewhere: `jax.default_device`, or the first of the backends."""
+    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    if device is None:
+        return jax.default_backend()
+    return device if isinstance(device, str) else device.platform
 
 
 def _broadcast_to_batch(leaf: Any, count: int) -> Any:
