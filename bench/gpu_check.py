@@ -181,7 +181,7 @@ def checks(device: Any, only: str = "") -> Iterator[dict[str, Any]]:
     host = jax.devices("cpu")[0]
 
     def reading(make: Callable[[Any], dict[str, tuple[Reading, float]]], name: str) -> dict[str, Any]:
-        results, spent = [], []
+        results, spent, tolerance = [], [], SAME
         # On a machine without GPU once is enough: that it runs.
         for where in dict.fromkeys((device, host)):
             start = time.perf_counter()
