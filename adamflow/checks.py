@@ -256,7 +256,7 @@ def keyword_decays(function: Callable[Arguments, Result]) -> Callable[Arguments,
                 f"{name}({', '.join([*positional, 'beta=…', 'gamma=…'])}): {_WHICH_IS_WHICH}"
             )
         for other, own in _FOREIGN_NAMES.items():
-            if other in given and other not in known and own in known:
+            if other in given and own in known:
                 raise TypeError(f"{name} has no argument {other}; here it is called {own}")
         return function(*args, **_own_names(name, given))
 

@@ -122,7 +122,7 @@ class Page:
             return
         begun = time.perf_counter()
         view = settings_view(settings)
-        # All changes in one message, so that each picture is painted once.
+        # All changes in one message.
         self.document.hold("combine")
         try:
             self.panels.show(view)
@@ -233,33 +233,27 @@ class Panels:
         """Draw a view."""
         beta, gamma = view.settings.beta, view.settings.gamma
         stages = np.asarray(view.decays) if view.settings.k > 1 else np.zeros((0, 2))
-        self._set("point", x=np.array([_position(beta)]), y=np.array([_position(gamma)]))
-        self._set("stages", x=-np.log10(1 - stages[:, 0]), y=-np.log10(1 - stages[:, 1]))
-        self._set("bound", x=view.bound_iterations, y=np.where(view.bound < _LARGEST, view.bound, np.nan))
-        self._set(
-            "runs",
-            n=self.iterations,
-            x=view.discrete[:, 0],
-            y=view.discrete[:, 1],
-            flow_x=view.continuous[:, 0],
-            flow_y=view.continuous[:, 1],
-            update=view.updates,
-            distance=np.where(view.relative_error > 0, view.relative_error, np.nan),
-            sharpness=np.where(view.scaled_sharpness > 0, view.scaled_sharpness, np.nan),
-        )
+        self.sources["point"].data = {"x": [_position(beta)], "y": [_position(gamma)]}
+        self.sources["stages"].data = {"x": -np.log10(1 - stages[:, 0]), "y": -np.log10(1 - stages[:, 1])}
+        bound = np.where(view.bound < _LARGEST, view.bound, np.nan)
+        self.sources["bound"].data = {"x": view.bound_iterations, "y": bound}
+        self.sources["runs"].data = {
+            "n": self.iterations,
+            "x": view.discrete[:, 0],
+            "y": view.discrete[:, 1],
+            "flow_x": view.continuous[:, 0],
+            "flow_y": view.continuous[:, 1],
+            "update": view.updates,
+            "distance": np.where(view.relative_error > 0, view.relative_error, np.nan),
+            "sharpness": np.where(view.scaled_sharpness > 0, view.scaled_sharpness, np.nan),
+        }
         for name, values in (("multipliers", view.multipliers), ("flow_multipliers", view.flow_multipliers)):
             shown = values[np.abs(values) < _LARGEST]
-            self._set(name, x=shown.real, y=shown.imag)
+            self.sources[name].data = {"x": shown.real, "y": shown.imag}
         self.edge.location = view.edge
         self.edge_label.update(y=view.edge, text=f"edge {view.edge:.4g}")
         for cursor in self.cursors:
             cursor.location = view.shown_iteration
-
-    def _set(self, name: str, **columns: np.ndarray) -> None:
-        """Give a source these columns, unless it has them: each change paints a picture."""
-        old = self.sources[name].data
-        if not all(np.array_equal(old[column], new, equal_nan=True) for column, new in columns.items()):
-            self.sources[name].data = columns
 
     def _region(self) -> Any:
         plot = _figure("Updates: where they stay bounded", "β", "γ", x_range=(0.3, 4), y_range=(0.06, 3))

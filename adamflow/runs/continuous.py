@@ -42,6 +42,7 @@ from adamflow.runs.input_checks import (
     check_run,
     check_start,
     check_tolerance,
+    smallest_tolerance,
 )
 from adamflow.runs.outcome import meaning, outcome_of
 from adamflow.runs.progress import HostedMeter, RunMeter
@@ -282,10 +283,10 @@ def _is_zero(first: Any) -> bool:
 
 def _tighter(numbers: "_Numbers", params: Params) -> "_Numbers":
     """The numbers of the run that an estimate of errors compares with: a tenth of rtol, half of a constant step."""
-    epsilon = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(params))
+    rtol = jnp.maximum(0.1 * numbers.rtol, smallest_tolerance(params))
     atol = None if numbers.atol is None else 0.1 * numbers.atol
     half = None if numbers.step_size is None else 0.5 * numbers.step_size
-    return numbers._replace(rtol=jnp.maximum(0.1 * numbers.rtol, 8 * epsilon), atol=atol, step_size=half)
+    return numbers._replace(rtol=rtol, atol=atol, step_size=half)
 
 
 def _checked(flow, loss, params, steps, save_at, start, observe, has_aux: bool) -> tuple:

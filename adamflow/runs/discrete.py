@@ -156,8 +156,7 @@ def _run(task: "_Task", steps: int, rows: np.ndarray, bar: Bar) -> Trajectory:
     # By NumPy where numbers are known: each operation of jax on its own would be compiled at the first call.
     xp = np if is_concrete(code, last) else jnp
     code, last = xp.asarray(code), xp.asarray(last)
-    gradients, *others = _counts(xp, last, steps - first, looked)
-    counts = gradients * task.optimizer.gradients_per_step, *others
+    counts = _counts(xp, last, steps - first, looked, task.optimizer.gradients_per_step)
     last = last + first
     reached = last if steps > largest_exact_float() else last.astype(jnp.result_type(float))
     code, reached, counts = jax.tree.map(on_device, (code, reached, counts))
@@ -217,13 +216,13 @@ def _run_in_pieces(
     return joined(pieces)
 
 
-def _counts(xp: Any, last: Any, steps: int, looked: bool) -> tuple[Any, Any, Any, Any]:
+def _counts(xp: Any, last: Any, steps: int, looked: bool, gradients_per_step: int) -> tuple[Any, Any, Any, Any]:
     """Gradients, accepted steps, rejected steps and Jacobians of a run whose last good iteration is `last`."""
     gradients = xp.minimum(last + 1, steps)
     if looked:
         gradients = gradients + (last == steps)
     none = xp.zeros_like(last)
-    return gradients, xp.minimum(last, steps), none, none
+    return gradients * gradients_per_step, xp.minimum(last, steps), none, none
 
 
 #: From so many blocks on, one more of them for the look at the end does not matter.

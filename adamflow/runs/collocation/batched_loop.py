@@ -43,9 +43,8 @@ def compacting_while_loop(
     """`jax.lax.while_loop(condition, body, carry)`, both with `constants` in front, any pytree.
 
     Under `jax.vmap` a while loop computes every element until the slowest has ended. Here elements that have ended are
-    replaced by others that wait. When none waits, those that are left are gathered into a smaller batch
-    as soon as they fit into it, and so on. Nested `jax.vmap`s are one batch. With `report` a bar shows how far
-    the slowest element is.
+    replaced by others that wait. When none waits, those that are left are gathered into a smaller batch as soon as they
+    fit into it, and so on. Nested `jax.vmap`s are one batch. With `report` a bar shows how far the slowest element is.
     """
     arrays, rest = eqx.partition(constants, eqx.is_array)
 
