@@ -12,12 +12,14 @@ Fields = tuple[str, Callable[[], float], Callable[[], float], int]
 _SETUP = """
 import jax
 jax.config.update("jax_enable_x64", True)
+import diffrax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import adamflow as af
 problem, optimizer, peer = af.problems.chain(10), af.adam(1e-3), optax.adam(1e-3, b1=0.9, b2=0.999, eps=0.0)
-flow = af.GouldTanakaFlow(optimizer, order=2)
+flow, second = af.GouldTanakaFlow(optimizer), af.GouldTanakaFlow(optimizer, order=2)
+saved = np.linspace(0, 2000, 21)
 jax.block_until_ready(problem.params)
 
 def scan():
@@ -28,6 +30,19 @@ def scan():
 
     start = (problem.params, peer.init(problem.params))
     return jax.jit(lambda start: jax.lax.scan(step, start, length=2000)[0][0])(start)
+
+def bare(params, flow=flow):
+    return diffrax.diffeqsolve(
+        flow.term(problem.loss), diffrax.Tsit5(), 0.0, 2000.0, 1.0, flow.initial_state(problem.loss, params),
+        saveat=diffrax.SaveAt(ts=jnp.asarray(saved)), max_steps=100_000,
+        stepsize_controller=diffrax.PIDController(rtol=1e-3, atol=1e-6),
+    ).ys
+
+def tsit5(flow=flow):
+    return jax.jit(lambda params: bare(params, flow))(problem.params)
+
+def solve(flow=flow, params=problem.params, **options):
+    return af.solve(flow, problem.loss, params, 2000, save_at=saved, **options).params
 """
 
 #: The smallest program that jax compiles.
@@ -39,10 +54,24 @@ _CALLS = {
         "af.iterate(optimizer, problem.loss, problem.params, 2000, save_at=[0, 2000]).params",
         "scan()",
     ),
+    "solve, chain(10) / bare Tsit5 of diffrax": ("solve()", "tsit5()"),
+    "solve by Tsit5, chain(10) / bare Tsit5": ("solve(solver=diffrax.Tsit5())", "tsit5()"),
+    "solve by Kvaerno5, chain(10) / bare Tsit5": (
+        "solve(solver=diffrax.Kvaerno5(root_finder=af.CHORD_ROOT_FINDER))",
+        "tsit5()",
+    ),
+    "solve of ModifiedFlow of order 2, chain(10) / bare Tsit5": (
+        "solve(af.ModifiedFlow(optimizer, 2))",
+        "tsit5(af.ModifiedFlow(optimizer, 2))",
+    ),
+    "derivative of solve, chain(10) / of bare Tsit5": (
+        "jax.jit(jax.grad(lambda params: jnp.sum(solve(params=params)[-1] ** 2)))(problem.params)",
+        "jax.jit(jax.grad(lambda params: jnp.sum(bare(params).params[-1] ** 2)))(problem.params)",
+    ),
     "critical_curvature, Adam / jit of 2x + 1": ("af.analysis.critical_curvature(optimizer)", _SMALLEST),
     "critical_curvature, 3-Adam / jit of 2x + 1": ("af.analysis.critical_curvature(af.kadam(3, 1e-3))", _SMALLEST),
     "critical_curvature, flow of order 2 / jit of 2x + 1": (
-        "af.analysis.critical_curvature(optimizer, model=flow)",
+        "af.analysis.critical_curvature(optimizer, model=second)",
         _SMALLEST,
     ),
     "linear_stability, Adam / jit of 2x + 1": ("af.analysis.linear_stability(optimizer, 3800.0)", _SMALLEST),
@@ -75,7 +104,7 @@ print(time.perf_counter() - start)
 
 
 def rows(repeats: int = 3) -> list[Fields]:
-    """The import, the first discrete run, and the first call of each host-side analysis with plain numbers."""
+    """The import, the first discrete run and flows, and the first call of each host-side analysis with plain numbers."""
 
     def import_seconds(*modules: str) -> Callable[[], float]:
         return functools.partial(first_seconds, "", f"[__import__(name) for name in {modules!r}]")
