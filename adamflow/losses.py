@@ -9,7 +9,6 @@ import inspect
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamflow.checks import check_flag
+from adamflow.programs import release_programs
 from adamflow.types import Loss, Params
 
 #: After so many losses made by one piece of code a warning says that each was compiled.
@@ -26,22 +26,8 @@ WARN_AFTER = 20
 #: After so many new losses the programs of all are released: a program has some megabytes.
 RELEASE_AFTER = 32
 
-_programs: list[Any] = []
 _known: weakref.WeakSet = weakref.WeakSet()
 _counts: Counter = Counter()
-
-
-def program(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """`equinox.filter_jit` for a function of a loss, whose programs are released when there are too many."""
-    compiled = eqx.filter_jit(function, **options)
-    _programs.append(compiled)
-    return compiled
-
-
-def release_programs() -> None:
-    """Forget the compiled programs of all losses, and with them their memory."""
-    for compiled in _programs:
-        compiled._cached.clear_cache()
 
 
 def count_program(loss: Loss, *, stacklevel: int = 3) -> None:

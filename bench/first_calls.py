@@ -104,7 +104,7 @@ print(time.perf_counter() - start)
 
 
 def rows(repeats: int = 3) -> list[Fields]:
-    """The import, the first discrete run and flows, and the first call of each host-side analysis with plain numbers."""
+    """The import, the first run and flows, and the first call of each host-side analysis with plain numbers."""
 
     def import_seconds(*modules: str) -> Callable[[], float]:
         return functools.partial(first_seconds, "", f"[__import__(name) for name in {modules!r}]")

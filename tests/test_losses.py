@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import adamflow as af
-from adamflow import losses
+from adamflow import losses, programs
 
 ADAM = af.adam(1e-2)
 
@@ -177,10 +177,10 @@ def test_identity_programs_of_analyses_and_of_collocation_are_released():
 
     runs = [collocation, *(lambda name=name: ANALYSES[name](square) for name in ("sharpness", "spectrum", "orbit"))]
     before = [run() for run in runs]
-    kept = [compiled for compiled in losses._programs if compiled._cached._cache_size()]
+    kept = programs.kept_programs()
     owners = {compiled.__module__.rpartition(".")[2] for compiled in kept}
     assert {"sharpness", "spectrum", "newton", "transient", "solve"} <= owners
-    losses.release_programs()
-    assert not any(compiled._cached._cache_size() for compiled in losses._programs)
+    programs.release_programs()
+    assert not programs.kept_programs()
     for run, expected in list(zip(runs, before, strict=True))[:2]:
         np.testing.assert_array_equal(run(), expected)

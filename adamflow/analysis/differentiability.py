@@ -10,8 +10,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
 from adamflow.checks import is_concrete
-from adamflow.losses import program
 from adamflow.optimizers import Optimizer, OptimizerState
+from adamflow.programs import program
 from adamflow.types import Filters, Leaf, Loss, Params
 
 #: What to say where a map `lacks_derivative`.

@@ -22,9 +22,10 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from adamflow.checks import check_choice, check_count, check_flag, check_params, check_real, describe, is_concrete
 from adamflow.flows.tree_math import normal_like
-from adamflow.losses import admit_loss, as_scalar, program
+from adamflow.losses import admit_loss, as_scalar
 from adamflow.optimizers.hyperparameters import choice_called, count_called, flag_called
 from adamflow.optimizers.record import Record
+from adamflow.programs import program
 from adamflow.types import ArrayLike, Batch, Loss, Numbers, Params, Scalar
 
 KINDS = ("isotropic", "diagonal", "low_rank", "full")

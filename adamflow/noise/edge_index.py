@@ -19,12 +19,13 @@ from matfree.decomp import hessenberg
 from adamflow.checks import check_count, check_params, check_range, is_concrete
 from adamflow.flows import Snapshot
 from adamflow.flows.lanczos import lanczos
-from adamflow.losses import admit_loss, as_scalar, program
+from adamflow.losses import admit_loss, as_scalar
 from adamflow.noise.covariance import check_examples, effective_batch_size
 from adamflow.noise.mean_square import dynamics_of
 from adamflow.optimizers import Optimizer, OptimizerState
 from adamflow.optimizers.reading import reads_as_adam
 from adamflow.optimizers.record import Record
+from adamflow.programs import program
 from adamflow.types import Batch, Filters, Loss, Params, Scalar
 
 

@@ -39,7 +39,7 @@ from adamflow.flows import InterpolatingFlow, Snapshot, averages
 from adamflow.flows.flow import StartLike
 from adamflow.flows.interpolating import InterpolatingState
 from adamflow.flows.tree_math import scaled
-from adamflow.losses import admit_loss, as_scalar, program
+from adamflow.losses import admit_loss, as_scalar
 from adamflow.noise.covariance import GradientNoise, MinibatchNoise
 from adamflow.noise.ensemble import Ensemble
 from adamflow.optimizers import Optimizer, OptimizerState, check_constant, check_optimizer
@@ -47,6 +47,7 @@ from adamflow.optimizers.hyperparameters import choice_called, count_called
 from adamflow.optimizers.reading import reads_as_adam
 from adamflow.optimizers.record import Record
 from adamflow.optimizers.sgd import GradientStage, MomentumStage
+from adamflow.programs import program
 from adamflow.types import ArrayLike, Loss, Numbers, Params, Scalar
 
 SCALINGS = ("ballistic", "diffusive")
@@ -479,7 +480,7 @@ def tell_failures(ensemble: Ensemble) -> Ensemble:
     return ensemble
 
 
-@program
+@program(compiles_fast=False)
 def _solve(flow, loss, params, keys, times, observe, settings, solver, controller):
     steps, start, per_iteration = settings
     shape = flow.white_shape(params)
@@ -539,7 +540,7 @@ def _noisy_step(optimizer: Optimizer, loss: Loss, noise: Any, carry: Any, n: Arr
     return (optimizer.apply(params, direction), after), snapshot
 
 
-@program
+@program(compiles_fast=False)
 def _discrete(optimizer, loss, params, noise, keys, times, observe):
     def path_of(key: Array) -> Any:
         def to_row(carry: Any, row: Array) -> tuple[Any, Any]:

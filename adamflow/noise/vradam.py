@@ -16,10 +16,11 @@ from jaxtyping import Array, Float, Real
 
 from adamflow.checks import check_count, check_params, check_range, describe
 from adamflow.flows import Snapshot
-from adamflow.losses import admit_loss, as_scalar, program
+from adamflow.losses import admit_loss, as_scalar
 from adamflow.optimizers import AbstractStage, Filter, Optimizer, OptimizerState, StageInput, VRAdamStage
 from adamflow.optimizers.record import Record
 from adamflow.optimizers.stage import Ratio
+from adamflow.programs import program
 from adamflow.runs import iterate
 from adamflow.types import ArrayLike, Batch, Leaf, Loss, Params, Scalar
 

@@ -24,9 +24,10 @@ from jaxtyping import Array, Float, Key
 
 from adamflow.checks import check_count, check_params, check_range, check_single, check_whole_iterations, describe
 from adamflow.flows.tree_math import normal_like
-from adamflow.losses import admit_loss, as_scalar, program
+from adamflow.losses import admit_loss, as_scalar
 from adamflow.noise.stochastic_flow import StochasticFlow, StrangSplitting
 from adamflow.optimizers.record import Record
+from adamflow.programs import program
 from adamflow.types import Filters, Loss, Params
 
 
@@ -192,7 +193,7 @@ class _Halves(diffrax.AbstractPath):
         return jax.tree.map(lambda one, other: jnp.where(early, one, other), self.first, self.second)
 
 
-@program
+@program(compiles_fast=False)
 def _coupled(flow: Any, loss: Any, state: Any, steps: Any, key: Any, observe: Any, shape: tuple[int, int]) -> Any:
     """f(flow) − f(iterates) at the end, shape (paths, observables), and the controls, (paths, longest, numbers).
 

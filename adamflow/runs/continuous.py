@@ -13,8 +13,9 @@ import numpy as np
 
 from adamflow.checks import check_count, check_flag, check_range, check_single, is_concrete
 from adamflow.flows import AbstractFlow, ChangeOfVariables, GouldTanakaFlow, Snapshot, StartLike
-from adamflow.losses import ScalarLoss, count_program, loss_and_aux, program
+from adamflow.losses import ScalarLoss, count_program, loss_and_aux
 from adamflow.optimizers import Optimizer
+from adamflow.programs import program
 from adamflow.runs.collocation import (
     RunInputs,
     StaticOptions,
@@ -53,7 +54,10 @@ from adamflow.runs.trajectory import (
     conclude,
     divergence_limit,
     exact_iterations,
+    known,
     largest,
+    namespace_for,
+    on_device,
     within,
 )
 from adamflow.runs.transient import (
@@ -216,20 +220,15 @@ def _solve_once(problem: _Problem, numbers: "_Numbers") -> Trajectory:
     counter = _COUNTER if eager and not collocated and method.fields is None else None
     counted = _COUNTER.count
     later = numbers.steps > SETTLING and getattr(flow, "order", 1) >= 2 and _is_zero(numbers.first)
-    dtype = jnp.result_type(*jax.tree.leaves(params))
-    tolerances = tolerances_of(solver, flow, rtol, numbers.atol, float(jnp.finfo(dtype).eps))
-    numbers = numbers._replace(rtol=tolerances[0], atol=tolerances[1])
-    times, numbers = jax.tree.map(lambda value: jnp.asarray(value, dtype), (rows, numbers))
-    # Before the start of the flow the rows are those of the optimizer.
-    run_times = times if early is None else jnp.maximum(times, numbers.first)
+    times, run_times, start_or_none, numbers = _inputs(problem, numbers, early, finite)
     looks = 0 if observe is None else len(rows)
     with forward_mode_refused():
         if collocated:
             reference = _Reference(method, observe, max(max_steps, _REFERENCE_STEPS))
             inputs = RunInputs(cast(GouldTanakaFlow, flow), loss, state, run_times, numbers)
             run = solve_by_collocation(inputs, StaticOptions(observe, max_steps), reference, eager, span)
-            gradients = run.gradients + looks + _START_GRADIENTS
-            stats = Stats(gradients, run.accepted, run.rejected, run.hessians, None, jnp.zeros((), int))
+            gradients = known(run.gradients) + (looks + _START_GRADIENTS)
+            stats = _make_stats(gradients, run.accepted, run.rejected, run.hessians)
         else:
             given = (flow, loss, state, run_times, numbers, method, observe, max_steps)
             run = _run_with_bar(given, counter, span, eager)
@@ -244,7 +243,7 @@ def _solve_once(problem: _Problem, numbers: "_Numbers") -> Trajectory:
         observed=None if observe is None else run.rows,
         initial_params=params,
         final_state=run.final,
-        outcome=outcome_of(flow, loss, run, jnp.where(finite, numbers.first, -1.0), times, eager, later),
+        outcome=outcome_of(flow, loss, run, start_or_none, times, eager, later),
         stats=stats,
         name=f"{flow.optimizer.name}, {flow.name}",
         follows_mean=flow.follows_mean,
@@ -258,7 +257,7 @@ def _begin(problem: _Problem, numbers: "_Numbers") -> tuple["_Numbers", FirstIte
     count, early = transient_length(flow, start, rows, numbers.steps), None
     if count:
         early = make_first_iterations(flow, loss, params, count, rows, problem.observe, start != "auto")
-        numbers = numbers._replace(first=early.first)
+        numbers = numbers._replace(first=known(early.first))
         begin = initial_state(flow, loss, params, early)
     else:
         begin = start_flow(flow, loss, params, start if isinstance(start, tuple) else None)
@@ -272,9 +271,27 @@ def _begin(problem: _Problem, numbers: "_Numbers") -> tuple["_Numbers", FirstIte
             f"parameters, and epsilon is 0. {REMEDY}"
         )
     if numbers.atol is None:
-        size = jnp.maximum(largest(params), (numbers.steps - numbers.first) * begin.largest_change)
-        numbers = numbers._replace(atol=default_atol(numbers.rtol, jax.lax.stop_gradient(size)))
+        largest_param, change = known(jax.lax.stop_gradient((begin.largest_param, begin.largest_change)))
+        xp = namespace_for(largest_param, change, numbers.first)
+        size = xp.maximum(largest_param, (numbers.steps - numbers.first) * change)
+        numbers = numbers._replace(atol=default_atol(numbers.rtol, size))
     return numbers, early, begin
+
+
+def _inputs(problem: _Problem, numbers: "_Numbers", early: FirstIterations | None, finite: Any) -> tuple:
+    """Arrays that a run starts from: all rows, those of the flow, its first iteration or −1, and the numbers."""
+    rows, first, dtype = problem.rows, numbers.first, jnp.result_type(*jax.tree.leaves(problem.params))
+    epsilon = float(jnp.finfo(dtype).eps)
+    rtol, atol = tolerances_of(problem.solver, problem.flow, numbers.rtol, numbers.atol, epsilon)
+    # Before the start of the flow the rows are those of the optimizer.
+    later = rows if early is None else namespace_for(first).maximum(rows, first)
+    start_or_none = namespace_for(finite, first).where(finite, first, -1.0)
+    return _arrays((rows, later, start_or_none, numbers._replace(rtol=rtol, atol=atol)), dtype)
+
+
+def _arrays(values: Any, dtype: Any) -> Any:
+    """These as arrays of jax of this type."""
+    return jax.tree.map(lambda x: on_device(np.asarray(x, dtype)) if is_concrete(x) else jnp.asarray(x, dtype), values)
 
 
 def _is_zero(first: Any) -> bool:
@@ -359,27 +376,30 @@ _COUNTER = _Counter()
 
 def _stats(run: "_Run", method: Method, counter: _Counter | None, before: int, each: int, looks: int) -> Stats:
     """What a run cost: the gradients of its start, those of the vector fields, and one for each look."""
-    attempted = run.accepted + run.rejected
+    attempted = known(run.accepted) + known(run.rejected)
     if counter is not None:
         jax.block_until_ready(run)
         jax.effects_barrier()
-        gradients = jnp.asarray(_START_GRADIENTS + each * (counter.count - before) + looks)
+        gradients = _START_GRADIENTS + each * (counter.count - before) + looks
     elif method.fields is not None:
         gradients = _START_GRADIENTS + each * (method.first_fields + method.fields * attempted) + looks
     else:
         gradients = None
-    return Stats(gradients, run.accepted, run.rejected, method.jacobians * attempted, None, jnp.zeros((), int))
+    return _make_stats(gradients, run.accepted, run.rejected, method.jacobians * attempted)
+
+
+def _make_stats(gradients: Any, accepted: Any, rejected: Any, jacobians: Any, discrete: Any = 0) -> Stats:
+    counts = _arrays((gradients, accepted, rejected, jacobians, discrete), jnp.result_type(int))
+    return Stats(*counts[:4], None, counts[4])
 
 
 def _with_discrete(stats: Stats, early: FirstIterations, optimizer: Optimizer) -> Stats:
     """What a run cost, with the first iterations, which the optimizer made."""
-    gradients, before = stats.gradient_evaluations, optimizer.gradients_per_step * early.gradient_evaluations
-    return dataclasses.replace(
-        stats,
-        gradient_evaluations=None if gradients is None else gradients + before,
-        accepted_steps=stats.accepted_steps + early.first,
-        discrete_steps=early.first,
-    )
+    first, before = known(early.first), optimizer.gradients_per_step * known(early.gradient_evaluations)
+    gradients = stats.gradient_evaluations
+    gradients = None if gradients is None else known(gradients) + before
+    accepted = known(stats.accepted_steps) + first
+    return _make_stats(gradients, accepted, stats.rejected_steps, stats.jacobian_evaluations, first)
 
 
 class _Numbers(NamedTuple):
@@ -412,7 +432,7 @@ def _run_with_bar(given: tuple, counter: Any, span: tuple[int, int] | None, eage
         return run
 
 
-@program
+@program(sized_by=lambda flow, loss, state, *_: (flow, loss, state))
 def _run(flow, loss, state, times, numbers: _Numbers, method: Method, observe, max_steps, meter, counter) -> _Run:
     """Hand the flow to diffrax, in the coordinates of the method."""
     limit = divergence_limit(flow.params(state))
@@ -420,6 +440,8 @@ def _run(flow, loss, state, times, numbers: _Numbers, method: Method, observe, m
     coordinates = flow.coordinates(state) if method.implicit else ChangeOfVariables()
     encode, decode = coordinates
 
+    # A program of its own, since solvers call it in many places: it is traced once.
+    @jax.jit
     def field(time: Any, encoded: Any, args: Any) -> Any:
         if counter is not None:
             jax.debug.callback(counter.tick)

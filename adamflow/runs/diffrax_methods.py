@@ -11,6 +11,7 @@ import optimistix
 
 from adamflow.checks import is_concrete
 from adamflow.flows import AbstractFlow, GouldTanakaFlow
+from adamflow.runs.trajectory import namespace_for
 
 #: The root finder for implicit diffrax solvers: chord iteration with the tolerances of the step size control. Their own
 #: default takes tens of times the steps on flows.
@@ -114,7 +115,7 @@ def tolerances_of(solver: Any, flow: AbstractFlow, rtol: Any, atol: Any, epsilon
         epsilon: the precision of the arithmetic.
     """
     if isinstance(solver, str) and solver == "auto" and has_finite_edge(flow):
-        return jnp.maximum(EXPLICIT_SHARE_OF_RTOL * rtol, 8 * epsilon), EXPLICIT_SHARE_OF_RTOL * atol
+        return namespace_for(rtol).maximum(EXPLICIT_SHARE_OF_RTOL * rtol, 8 * epsilon), EXPLICIT_SHARE_OF_RTOL * atol
     return rtol, atol
 
 
@@ -123,7 +124,8 @@ def default_atol(rtol: Any, size: Any) -> Any:
 
     Below that size the absolute tolerance would decide alone, and a step could go anywhere.
     """
-    return rtol * jnp.where(size > 0, jnp.minimum(_ATOL_OVER_RTOL, size), _ATOL_OVER_RTOL)
+    xp = namespace_for(rtol, size)
+    return rtol * xp.where(size > 0, xp.minimum(_ATOL_OVER_RTOL, size), _ATOL_OVER_RTOL)
 
 
 def terms_of(solver: diffrax.AbstractSolver, field: Callable[[Any, Any, Any], Any]) -> diffrax.AbstractTerm:

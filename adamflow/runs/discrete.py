@@ -1,7 +1,6 @@
 """The discrete run: one driver for every optimizer."""
 
 import dataclasses
-import functools
 import math
 import time
 from collections.abc import Callable
@@ -18,8 +17,9 @@ import numpy as np
 from adamflow.checks import check_count, check_flag, check_path, is_concrete
 from adamflow.flows import Snapshot
 from adamflow.flows.flow import StartLike
-from adamflow.losses import count_program, loss_and_aux, program
+from adamflow.losses import count_program, loss_and_aux
 from adamflow.optimizers import Optimizer, OptimizerState
+from adamflow.programs import program
 from adamflow.runs.failure import OnFailure, check_on_failure, tell_failure
 from adamflow.runs.input_checks import check_observe, check_optimizer, check_restart, check_run
 from adamflow.runs.interruption import Interruption
@@ -36,6 +36,7 @@ from adamflow.runs.trajectory import (
     exact_iterations,
     largest,
     largest_exact_float,
+    namespace_for,
     on_device,
     within,
 )
@@ -153,8 +154,7 @@ def _run(task: "_Task", steps: int, rows: np.ndarray, bar: Bar) -> Trajectory:
     code, last = carry.code, carry.reached
     if is_concrete(code, last) and np.any(np.asarray(last) < 0) and not first:
         raise ValueError("the loss or its gradient is not finite at the start; check the loss at `params`")
-    # By NumPy where numbers are known: each operation of jax on its own would be compiled at the first call.
-    xp = np if is_concrete(code, last) else jnp
+    xp = namespace_for(code, last)
     code, last = xp.asarray(code), xp.asarray(last)
     counts = _counts(xp, last, steps - first, looked, task.optimizer.gradients_per_step)
     last = last + first
@@ -376,8 +376,13 @@ class _Driver(NamedTuple):
         code, reached = jax.lax.cond(good, lambda: (carry.code, n), classify)
         new, old = (params, state), (carry.params, carry.state)
         kept = jax.tree.map(lambda moved, stayed: jnp.where(good & ~ends, moved, stayed), new, old)
-        underflowed = count_underflowed(self.task.optimizer, snapshot.gradient, snapshot.filters)
-        underflowed = jnp.where(alive & ~ends, underflowed, carry.underflowed)
+
+        def count() -> jax.Array:
+            underflowed = count_underflowed(self.task.optimizer, snapshot.gradient, snapshot.filters)
+            return jnp.where(alive, underflowed, carry.underflowed)
+
+        # Of a large problem it takes a quarter of an iteration.
+        underflowed = jax.lax.cond(n + 1 == self.plan.steps, count, lambda: carry.underflowed)
         return (_Carry(kept[0], kept[1], reached, code, underflowed), row), None
 
     def step_if_alive(self, loop: tuple[_Carry, Any], place: tuple[jax.Array, jax.Array]) -> tuple[tuple, None]:
@@ -486,12 +491,12 @@ def _no_loss(params: Params) -> jax.Array:
     return jnp.zeros(())
 
 
-@program
+@program(sized_by=lambda task, _: task._replace(saved_at=None))
 def _begin(task: _Task, plan: _Plan) -> _Loop:
     return _Driver.make(task, plan).start()
 
 
-@functools.partial(program, donate="all-except-first")
+@program(sized_by=lambda given, _: given[0]._replace(saved_at=None), donate="all-except-first")
 def _advance(given: tuple[_Task, _Plan, jax.Array], loop: _Loop) -> tuple[_Loop, jax.Array, bool]:
     """Go on until iteration `stop`, and tell whether the run has ended and whether the end takes a gradient."""
     task, plan, stop = given

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from adamflow.flows import AbstractFlow
-from adamflow.losses import program
+from adamflow.programs import program
 from adamflow.runs.trajectory import (
     COMPLETED,
     DIVERGED,

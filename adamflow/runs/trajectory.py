@@ -82,7 +82,8 @@ class Outcome(Record):
             exactly.
         underflowed: the number of parameters of a discrete run that stood still in its last iteration since their
             second moment had underflowed to 0, with a gradient that was not 0 and ε = 0. That is no rest: in more
-            precise arithmetic, or with the loss multiplied by a large number, they move on. `None` for flows.
+            precise arithmetic, or with the loss multiplied by a large number, they move on. 0 for a run that ended
+            early, `None` for flows.
         is_told_to_start_later: whether the message of a run that stalled in its first iterations names `start=`: that
             of a flow of order 2 or more from n = 0.
     """
@@ -350,6 +351,16 @@ def exact_iterations(rows: np.ndarray) -> jax.Array:
 def on_device(value: Any) -> jax.Array:
     """An array of known numbers, without the program that `jnp.asarray` would compile for each new shape."""
     return value if isinstance(value, jax.Array) else jax.device_put(np.asarray(value))
+
+
+def namespace_for(*values: Any) -> Any:
+    """NumPy where these are numbers: each operation of jax on its own would be compiled at the first call."""
+    return np if is_concrete(*values) else jnp
+
+
+def known(values: Any) -> Any:
+    """These as NumPy arrays where they are numbers, for what `namespace_for` says."""
+    return jax.tree.map(np.asarray, values) if is_concrete(values) else values
 
 
 def divergence_limit(params: Params) -> jax.Array:

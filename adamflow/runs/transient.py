@@ -16,8 +16,9 @@ from jaxtyping import Array, Bool
 
 from adamflow.checks import is_concrete
 from adamflow.flows import AbstractFlow, Snapshot, Start, StartLike
-from adamflow.losses import program, scalar_loss
+from adamflow.losses import scalar_loss
 from adamflow.optimizers import OptimizerState
+from adamflow.programs import program
 from adamflow.runs.trajectory import largest
 from adamflow.runs.underflow import count_underflowed
 from adamflow.types import Loss, Params
@@ -155,12 +156,14 @@ class FlowStart(NamedTuple):
     Attributes:
         state: of the flow.
         is_finite: whether it and the loss are.
+        largest_param: the largest magnitude in the parameters.
         largest_change: the largest magnitude in the first change of the optimizer, per iteration.
         is_frozen: whether the second moment of every parameter that has a gradient underflows, so that nothing moves.
     """
 
     state: Any
     is_finite: Bool[Array, ""]
+    largest_param: jax.Array
     largest_change: jax.Array
     is_frozen: Bool[Array, ""]
 
@@ -193,11 +196,13 @@ def start_flow(flow: AbstractFlow, loss: Loss, params: Params, start: StartLike 
     return FlowStart(
         state=state,
         is_finite=_all_finite((state, value)),
+        largest_param=largest(params),
         largest_change=largest(optimizer.at(first).increment(params, direction)),
         is_frozen=(underflowed > 0) & (underflowed == moving),
     )
 
 
+@program
 def with_first_rows(early: FirstIterations, times: jax.Array, rows: Any, finite: Any) -> tuple[Any, Any]:
     """The rows of a run of a flow, and whether the loss is finite there, with those of the first iterations."""
     count = len(early.finite)

@@ -16,8 +16,9 @@ from adamflow.analysis.invariance.norm_law import norm_factor
 from adamflow.analysis.invariance.report import named_leaves
 from adamflow.checks import check_count, check_params, check_range, is_concrete
 from adamflow.flows.norms import norm, numpy_norm
-from adamflow.losses import admit_loss, program
+from adamflow.losses import admit_loss
 from adamflow.optimizers import Optimizer, PerTensorRMSpropStage, check_constant, check_optimizer, reads_as_adam
+from adamflow.programs import program
 from adamflow.runs import Outcome, Stats, Trajectory
 from adamflow.runs.failure import OnFailure, check_on_failure, tell_failure
 from adamflow.runs.trajectory import check_rows

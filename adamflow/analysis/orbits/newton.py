@@ -15,9 +15,10 @@ from numpy import ndarray
 
 from adamflow.analysis.differentiability import NOT_DIFFERENTIABLE, lacks_derivative
 from adamflow.checks import check_count, check_params, check_range, check_single, is_concrete
-from adamflow.losses import admit_loss, program
+from adamflow.losses import admit_loss
 from adamflow.optimizers import Optimizer, OptimizerState, check_constant, check_optimizer
 from adamflow.optimizers.record import Record
+from adamflow.programs import program
 from adamflow.types import Loss, Params
 
 #: The most entries of a state: Newton's method forms the Jacobian and solves with it.

@@ -9,9 +9,10 @@ from jaxtyping import Array, Float
 
 from adamflow.checks import check_choice, check_count, check_params, is_concrete
 from adamflow.flows.lanczos import lanczos
-from adamflow.losses import admit_loss, as_scalar, program
+from adamflow.losses import admit_loss, as_scalar
 from adamflow.optimizers.record import Record
 from adamflow.optimizers.steepest import NORMS, steepest_direction
+from adamflow.programs import program
 from adamflow.types import Loss, Params, Scalar
 
 #: Lanczos iterations for the lowest eigenvalue of the Hessian.

@@ -21,10 +21,11 @@ from adamflow.checks import check_count, check_params, check_precision, check_ra
 from adamflow.flows import Snapshot
 from adamflow.flows.lanczos import lanczos
 from adamflow.flows.norms import norm
-from adamflow.losses import admit_loss, program
+from adamflow.losses import admit_loss
 from adamflow.optimizers import Optimizer, check_optimizer
 from adamflow.optimizers.hyperparameters import beside
 from adamflow.optimizers.record import Record
+from adamflow.programs import program
 from adamflow.types import Leaf, Loss, Numbers, Params, Scalar
 
 #: An eigenvalue has converged if its residual is at most this share of it; its error is about the square of that.

@@ -15,9 +15,10 @@ from adamflow.analysis.stability.krylov import BALANCING_ROUNDS, Rank, balance, 
 from adamflow.checks import check_choice, check_count, check_params, check_range, check_single, is_concrete
 from adamflow.flows import AbstractFlow
 from adamflow.flows.norms import norm, numpy_norm, unit_of
-from adamflow.losses import admit_loss, program
+from adamflow.losses import admit_loss
 from adamflow.optimizers import Optimizer, OptimizerState, check_optimizer
 from adamflow.optimizers.record import Record
+from adamflow.programs import program
 from adamflow.types import Loss, Scalar, State
 
 #: Up to this many entries of the state method="auto" is "dense": below a second on one core.

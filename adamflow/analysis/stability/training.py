@@ -22,10 +22,11 @@ from adamflow.analysis.stability.critical_step import CriticalStep, critical_ste
 from adamflow.analysis.stability.leading_pair import LeadingPair, leading_pair
 from adamflow.checks import check_count, check_flag, check_params, check_range, describe, is_concrete
 from adamflow.flows.tree_math import dot, length_of, masked, positive, total
-from adamflow.losses import check_loss, program, scalar_loss
+from adamflow.losses import check_loss, scalar_loss
 from adamflow.optimizers import AbstractStage, Optimizer, OptimizerState, StageInput, check_optimizer, decays_as_adam
 from adamflow.optimizers.hyperparameters import beside
 from adamflow.optimizers.optimizer import state_shapes
+from adamflow.programs import program
 from adamflow.types import Batch, Loss, Params, WholeNumber
 
 #: A coordinate lags if g² is at most this share of v̂: then v shrinks by nearly its decay β at each iteration.

@@ -12,8 +12,8 @@ from jax.flatten_util import ravel_pytree
 
 from adamflow.flows import AbstractFlow, GouldTanakaFlow, Snapshot
 from adamflow.flows.averages import FlowState
-from adamflow.losses import program
 from adamflow.optimizers import AbstractStage, Optimizer, check_constant, overrides
+from adamflow.programs import program
 from adamflow.runs.collocation.integration import IntegrationProblem, IntegrationState, SavedStates, flatten_state
 from adamflow.runs.collocation.newton import DiagonalState, LoopState, NewtonIntegrator
 from adamflow.runs.collocation.step_integrator import unflatten_filters
@@ -175,6 +175,11 @@ def _in_parts(advance: Callable, inputs: RunInputs, options: StaticOptions, stat
         stop = min(int(run.step_counts.gradients) + size, most)
 
 
+def _computed_with(inputs: RunInputs, *_: Any) -> Any:
+    """What decides how large a program is: not the rows that it saves."""
+    return inputs.flow, inputs.loss, inputs.state
+
+
 @program
 def _solve_traced(
     inputs: RunInputs, options: StaticOptions, reference: DifferentiableRun, meter: RunMeter | None
@@ -229,12 +234,12 @@ def _solve_traced(
     return result
 
 
-@program
+@program(sized_by=_computed_with)
 def _start_diagonal(inputs: RunInputs, options: StaticOptions) -> DiagonalState:
     return _first_state(_make_problem(inputs, options), inputs)
 
 
-@program
+@program(sized_by=_computed_with)
 def _advance_diagonal(inputs: RunInputs, options: StaticOptions, state: DiagonalState, pause_at: jax.Array) -> tuple:
     """The run as far as the Hessian counts as diagonal, or to the end of a part; the run, and whether that goes on."""
     problem = _make_problem(inputs, options)._replace(pause_at=pause_at)
@@ -242,12 +247,12 @@ def _advance_diagonal(inputs: RunInputs, options: StaticOptions, state: Diagonal
     return state, _without_saved(state.loop.run), problem.should_continue(state.loop.run) & ~state.is_coupled
 
 
-@program
+@program(sized_by=_computed_with)
 def _start_coupled(inputs: RunInputs, options: StaticOptions, diagonal: DiagonalState) -> CoupledState:
     return _first_coupled_state(_make_problem(inputs, options), diagonal)
 
 
-@program
+@program(sized_by=_computed_with)
 def _advance_coupled(inputs: RunInputs, options: StaticOptions, state: CoupledState, pause_at: jax.Array) -> tuple:
     """The rest of the run, or a part of it; the run, and whether it goes on."""
     problem = _make_problem(inputs, options)._replace(pause_at=pause_at)
@@ -306,7 +311,7 @@ def _make_problem(inputs: RunInputs, options: StaticOptions) -> IntegrationProbl
     )
 
 
-@program
+@program(sized_by=_computed_with)
 def _result(inputs: RunInputs, options: StaticOptions, run: IntegrationState) -> CollocationResult:
     """What users get of a run: saved parameters or what was observed, its end, and what it cost."""
     problem, observe, counts = _make_problem(inputs, options), options.observe, run.step_counts
