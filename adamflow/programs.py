@@ -1,12 +1,17 @@
 """Compiled programs: kept until there are too many, and compiled fast where what they compute is small."""
 
 import functools
+import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.core
 import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
 
 #: What makes XLA compile small programs in half the time, and run them as fast as without.
 FAST_COMPILATION = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
@@ -16,6 +21,9 @@ FAST_COMPILATION = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimizat
 SMALL = 5000
 
 _programs: list["Program"] = []
+
+#: The options that this XLA has turned out not to know.
+_unknown: list[dict[str, Any]] = []
 
 
 class Program:
@@ -32,25 +40,30 @@ class Program:
     ):
         functools.update_wrapper(self, function)
         self.compiles_fast, self.sized_by = compiles_fast, sized_by
-        self._slow = eqx.filter_jit(function, **options)
-        self._fast = eqx.filter_jit(function, compiler_options=FAST_COMPILATION, **options)
+        compiled: Any = eqx.filter_jit
+        self._slow = compiled(function, **options)
+        self._fast = compiled(function, compiler_options=FAST_COMPILATION, **options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not (self.compiles_fast and _is_alone((args, kwargs)) and _is_small(self.sized_by(*args, **kwargs))):
+        if not self._is_fast(args, kwargs):
             return self._slow(*args, **kwargs)
         try:
             return self._fast(*args, **kwargs)
-        except (ValueError, jax.errors.JaxRuntimeError) as error:
-            # This XLA does not know one of the options, or the function closes over a tracer and is part of a larger
-            # program, which has its own. Nothing has run yet.
-            is_nested = "compiler_options" in str(error)
-            if not is_nested and "compile option" not in str(error):
+        except jax.errors.JaxRuntimeError as error:
+            # Compilation comes first: nothing has run yet.
+            if "No such compile option" not in str(error):
                 raise
-            self.compiles_fast = is_nested
+        _unknown.append(FAST_COMPILATION)
         return self._slow(*args, **kwargs)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        return self if instance is None else functools.partial(self, instance)
+        return self if instance is None else eqx.Partial(self, instance)
+
+    def _is_fast(self, args: tuple, kwargs: dict[str, Any]) -> bool:
+        if not self.compiles_fast or FAST_COMPILATION in _unknown or jax.default_backend() != "cpu":
+            return False
+        is_small = _size(self.sized_by(*args, **kwargs)) <= SMALL and np.isfinite(_size((args, kwargs)))
+        return is_small and not _is_within_a_program()
 
     def release(self) -> None:
         """Forget what was compiled."""
@@ -99,16 +112,58 @@ def kept_programs() -> list["Program"]:
     return [compiled for compiled in _programs if compiled.count()]
 
 
-def _is_alone(inputs: Any) -> bool:
-    """Whether this is no part of a larger program."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(inputs)):
-        return False
-    # Within a program even this is a tracer.
-    return not isinstance(jax.device_put(0.0), jax.core.Tracer)
+def _size(tree: Any) -> float:
+    """How many numbers a pytree has, with those of what its functions close over; ∞ where they are traced or on no CPU.
+
+    What a function closes over becomes constants of the program.
+    """
+    size = 0.0
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.core.Tracer):
+            return np.inf
+        if isinstance(leaf, jax.Array):
+            size += leaf.size if all(device.platform == "cpu" for device in leaf.devices()) else np.inf
+        elif isinstance(leaf, np.ndarray):
+            size += leaf.size
+        elif isinstance(leaf, functools.partial):
+            size += _size((leaf.func, leaf.args, leaf.keywords))
+        elif isinstance(leaf, types.MethodType):
+            size += _size((leaf.__self__, leaf.__func__))
+        elif isinstance(leaf, types.FunctionType):
+            if leaf not in _sizes:
+                # For a function that names itself.
+                _sizes[leaf] = 0.0
+                _sizes[leaf] = _size(_captured(leaf))
+            size += _sizes[leaf]
+    return size
 
 
-def _is_small(inputs: Any) -> bool:
-    """Whether these are few numbers on a CPU."""
-    if jax.default_backend() != "cpu":
-        return False
-    return sum(leaf.size for leaf in jax.tree.leaves(inputs) if isinstance(leaf, jax.Array | np.ndarray)) <= SMALL
+#: Of each function when it was first seen: what it keeps later, such as a list of its arguments, does not matter.
+_sizes: weakref.WeakKeyDictionary[types.FunctionType, float] = weakref.WeakKeyDictionary()
+
+
+def _captured(function: types.FunctionType) -> list[Any]:
+    """What a function closes over, its defaults, and the arrays and functions that it names."""
+    known = [cell.cell_contents for cell in function.__closure__ or () if not _is_empty(cell)]
+    known += [function.__defaults__, function.__kwdefaults__]
+    named = [function.__globals__.get(name) for name in function.__code__.co_names]
+    return known + [value for value in named if isinstance(value, jax.Array | np.ndarray | types.FunctionType)]
+
+
+def _is_empty(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is None
+    except ValueError:
+        return True
+
+
+def _is_within_a_program() -> bool:
+    """Whether this is a part of a larger program, which has options of its own: then even a constant is a tracer."""
+    return isinstance(_probe.bind(0.0), jax.core.Tracer)
+
+
+_probe = Primitive("probe")
+_probe.def_impl(lambda value: value)
+_probe.def_abstract_eval(lambda value: value)
+mlir.register_lowering(_probe, lambda context, value: [value])
+batching.defvectorized(_probe)

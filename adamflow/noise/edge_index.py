@@ -297,7 +297,7 @@ def _step_of(optimizer: Optimizer, batch_size: int, examples: int | None, law_fa
     return _Step(*(jnp.asarray(number) for number in (*dynamics_of("edge_index", optimizer), share)))
 
 
-@program
+@program(compiles_fast=False)
 def _edge_index(loss: Loss, params: Params, preconditioner: Params, step: _Step, sizes: Any, seed: Array) -> EdgeIndex:
     leading, depth, probes, probe_depth = sizes
     flat, unravel = ravel_pytree(params)

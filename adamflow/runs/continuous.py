@@ -125,7 +125,8 @@ def solve(
         rtol: relative tolerance of a step: of θ by collocation relative to the distance moved so far, of the state by
             diffrax.
         atol: absolute tolerance of a step; collocation has none. By default rtol/100, or rtol times the size of a
-            small problem: the largest of the parameters, or of `steps` times their first change, if that is more.
+            small problem: the largest of the parameters where the flow starts, or of `steps` times their first change,
+            if that is more.
         step_size: a constant step in iterations instead of an adaptive one; what a solver without error estimate needs.
             "auto" is then Tsit5. Collocation ends where the equations of such a step cannot be solved.
         max_steps: attempted steps after which the run gives up.
@@ -300,7 +301,7 @@ def _is_zero(first: Any) -> bool:
 
 def _tighter(numbers: "_Numbers", params: Params) -> "_Numbers":
     """The numbers of the run that an estimate of errors compares with: a tenth of rtol, half of a constant step."""
-    rtol = jnp.maximum(0.1 * numbers.rtol, smallest_tolerance(params))
+    rtol = namespace_for(numbers.rtol).maximum(0.1 * numbers.rtol, smallest_tolerance(params))
     atol = None if numbers.atol is None else 0.1 * numbers.atol
     half = None if numbers.step_size is None else 0.5 * numbers.step_size
     return numbers._replace(rtol=rtol, atol=atol, step_size=half)
@@ -389,8 +390,9 @@ def _stats(run: "_Run", method: Method, counter: _Counter | None, before: int, e
 
 
 def _make_stats(gradients: Any, accepted: Any, rejected: Any, jacobians: Any, discrete: Any = 0) -> Stats:
-    counts = _arrays((gradients, accepted, rejected, jacobians, discrete), jnp.result_type(int))
-    return Stats(*counts[:4], None, counts[4])
+    counts = (gradients, accepted, rejected, jacobians, discrete)
+    gradients, accepted, rejected, jacobians, discrete = _arrays(counts, jnp.result_type(int))
+    return Stats(gradients, accepted, rejected, jacobians, None, discrete)
 
 
 def _with_discrete(stats: Stats, early: FirstIterations, optimizer: Optimizer) -> Stats:

@@ -379,7 +379,7 @@ class _Driver(NamedTuple):
 
         def count() -> jax.Array:
             underflowed = count_underflowed(self.task.optimizer, snapshot.gradient, snapshot.filters)
-            return jnp.where(alive, underflowed, carry.underflowed)
+            return jnp.where(good, underflowed, carry.underflowed)
 
         # Of a large problem it takes a quarter of an iteration.
         underflowed = jax.lax.cond(n + 1 == self.plan.steps, count, lambda: carry.underflowed)
@@ -430,7 +430,8 @@ class _Driver(NamedTuple):
         if self.task.observe is None or self.plan.looks_at_end:
             slot = len(self.task.saved_at) - 1
             rows = _write(rows, slot, row, self.task.saved_at[slot] == n)
-        return loop._replace(carry=carry._replace(code=code, reached=reached), rows=rows)
+        underflowed = jnp.where(code == 0, carry.underflowed, 0)
+        return loop._replace(carry=carry._replace(code=code, reached=reached, underflowed=underflowed), rows=rows)
 
 
 @program

@@ -168,12 +168,12 @@ def _state(like: Any, flat: Flat) -> Any:
     return eqx.combine(ravel_pytree(moving)[1](flat), fixed)
 
 
-@program
+@program(compiles_fast=False)
 def _jacobian(chain: _Chain, like: Any, flat: Flat, steps: Array) -> Float[Array, "size size"]:
     return jax.jacfwd(lambda x: chain.follow(like, x, steps))(flat)
 
 
-@program
+@program(compiles_fast=False)
 def _newton(chain: _Chain, start: Any, period: Array, scales: Flat, lowest: Flat, tolerance: Any, steps: int) -> Flat:
     def change(scaled: Flat, _: None) -> Flat:
         return chain.follow(start, scales * scaled, period) / scales - scaled

@@ -246,7 +246,7 @@ def _transposed_product(system: _System, scales: Flat, vector: Flat) -> Flat:
     return scales * jax.vjp(system, system.point)[1](vector / scales)[0]
 
 
-@program
+@program(compiles_fast=False)
 def _dense(system: _System, rank: Rank, seed: Array) -> tuple[Any, ...]:
     """All eigenvalues by rank, their residuals, the first eigenvector, and the scales."""
     matrix = jax.jacfwd(system)(system.point)
