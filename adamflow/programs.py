@@ -39,10 +39,10 @@ class Program:
         self, function: Callable[..., Any], compiles_fast: bool, sized_by: Callable[..., Any], options: dict[str, Any]
     ):
         functools.update_wrapper(self, function)
+        self.function = function
         self.compiles_fast, self.sized_by = compiles_fast, sized_by
-        compiled: Any = eqx.filter_jit
-        self._slow = compiled(function, **options)
-        self._fast = compiled(function, compiler_options=FAST_COMPILATION, **options)
+        self._slow: Any = eqx.filter_jit(function, **options)
+        self._options = options
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self._is_fast(args, kwargs):
@@ -56,6 +56,11 @@ class Program:
         _unknown.append(FAST_COMPILATION)
         return self._slow(*args, **kwargs)
 
+    @functools.cached_property
+    def _fast(self) -> Any:
+        compiled: Any = eqx.filter_jit
+        return compiled(self.function, compiler_options=FAST_COMPILATION, **self._options)
+
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else eqx.Partial(self, instance)
 
@@ -67,12 +72,15 @@ class Program:
 
     def release(self) -> None:
         """Forget what was compiled."""
-        self._slow._cached.clear_cache()
-        self._fast._cached.clear_cache()
+        for compiled in self._kept():
+            compiled.clear_cache()
 
     def count(self) -> int:
         """How many programs are kept, one for each shape of the inputs."""
-        return self._slow._cached._cache_size() + self._fast._cached._cache_size()
+        return sum(compiled._cache_size() for compiled in self._kept())
+
+    def _kept(self) -> list[Any]:
+        return [compiled._cached for compiled in (self._slow, vars(self).get("_fast")) if compiled is not None]
 
 
 def _all(*args: Any, **kwargs: Any) -> Any:
