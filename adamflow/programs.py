@@ -4,7 +4,7 @@ import functools
 import types
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -22,9 +22,6 @@ SMALL = 5000
 
 _programs: list["Program"] = []
 
-#: The options that this XLA has turned out not to know.
-_unknown: list[dict[str, Any]] = []
-
 
 class Program:
     """A function as `equinox.filter_jit` compiles it, in one of two ways.
@@ -32,11 +29,18 @@ class Program:
     Attributes:
         function: what is compiled.
         compiles_fast: whether it may be compiled by `FAST_COMPILATION`, on CPUs and for small inputs.
-        sized_by: of the arguments, what it computes with.
+        sized_by: of the arguments, what it computes with; `None` for all.
+        xla_knows_options: whether this XLA knows those of `FAST_COMPILATION`, as far as was tried.
     """
 
+    xla_knows_options: ClassVar[bool] = True
+
     def __init__(
-        self, function: Callable[..., Any], compiles_fast: bool, sized_by: Callable[..., Any], options: dict[str, Any]
+        self,
+        function: Callable[..., Any],
+        compiles_fast: bool,
+        sized_by: Callable[..., Any] | None,
+        options: dict[str, Any],
     ):
         functools.update_wrapper(self, function)
         self.function = function
@@ -53,7 +57,7 @@ class Program:
             # Compilation comes first: nothing has run yet.
             if "No such compile option" not in str(error):
                 raise
-        _unknown.append(FAST_COMPILATION)
+        Program.xla_knows_options = False
         return self._slow(*args, **kwargs)
 
     @functools.cached_property
@@ -65,10 +69,12 @@ class Program:
         return self if instance is None else eqx.Partial(self, instance)
 
     def _is_fast(self, args: tuple, kwargs: dict[str, Any]) -> bool:
-        if not self.compiles_fast or FAST_COMPILATION in _unknown or jax.default_backend() != "cpu":
+        if not (self.compiles_fast and self.xla_knows_options) or jax.default_backend() != "cpu":
             return False
-        is_small = _size(self.sized_by(*args, **kwargs)) <= SMALL and np.isfinite(_size((args, kwargs)))
-        return is_small and not _is_within_a_program()
+        size = _size((args, kwargs))
+        if self.sized_by is not None and np.isfinite(size):
+            size = _size(self.sized_by(*args, **kwargs))
+        return size <= SMALL and not _is_within_a_program()
 
     def release(self) -> None:
         """Forget what was compiled."""
@@ -83,15 +89,11 @@ class Program:
         return [compiled._cached for compiled in (self._slow, vars(self).get("_fast")) if compiled is not None]
 
 
-def _all(*args: Any, **kwargs: Any) -> Any:
-    return args, kwargs
-
-
 def program(
     function: Callable[..., Any] | None = None,
     *,
     compiles_fast: bool = True,
-    sized_by: Callable[..., Any] = _all,
+    sized_by: Callable[..., Any] | None = None,
     **options: Any,
 ) -> Callable[..., Any]:
     """`equinox.filter_jit` for a function of a loss, whose programs are released when there are too many.
@@ -99,7 +101,7 @@ def program(
     Args:
         function: what is compiled.
         compiles_fast: whether small programs are compiled fast; not where few inputs make much work.
-        sized_by: of the arguments, what is computed with: all, or all but rows that are saved.
+        sized_by: of the arguments, what is computed with, if that is not all: not rows that are saved.
         options: of `equinox.filter_jit`.
     """
     if function is None:

@@ -259,14 +259,14 @@ def check_series(data: figure.Data, late: np.ndarray) -> list[tuple[str, Any, di
 
     edges = data["edges"][late.any(axis=1)]
     sharp = [np.median(s) / edge for (s,), edge in zip(past("sharpness"), edges, strict=True)]
-    swings = [np.sqrt(np.mean(a**2) / np.mean(b**2)) for a, b in past("amplitude", "iterates_amplitude")]
+    swings = np.array([np.sqrt(np.mean(a**2) / np.mean(b**2)) for a, b in past("amplitude", "iterates_amplitude")])
     # On the transformer iterates burst now and then; rounding decides when, and a burst is most of their mean square.
     bursts = np.asarray(data["problems"])[late.any(axis=1)] == "transformer"
-    steady = np.array(swings)[~bursts]
-    in_bursts = {"transformer": np.min(np.array(swings)[bursts])} if bursts.any() else {}
+    steady = swings[~bursts]
+    in_bursts = {"transformer": np.min(swings[bursts])} if bursts.any() else {}
     losses = [np.median(np.abs(a - b) / b) for a, b in past("loss", "iterates_loss")]
 
-    def extremes(found: Any) -> dict[str, float]:
+    def extremes(found: np.ndarray | list[Any]) -> dict[str, float]:
         return {"least": np.min(found, initial=np.inf), "most": np.max(found, initial=0)}
 
     hovers = "past the edge η s at its mean hovers there: medians are .9 to 1.3 of the edge"

@@ -112,10 +112,10 @@ def test_identity_within_a_transformation_a_program_is_a_part_of_it(around, inpu
 
 def test_identity_without_the_options_of_this_xla_a_program_runs_all_the_same(monkeypatch):
     monkeypatch.setattr(programs, "FAST_COMPILATION", {"xla_option_that_there_is_not": True})
-    monkeypatch.setattr(programs, "_unknown", [])
+    monkeypatch.setattr(programs.Program, "xla_knows_options", True)
     compiled = programs.program(make_powers())
     assert compiled(jnp.ones(3), 2) == pytest.approx(3 * np.tanh(1.0) ** 2, rel=1e-13)
-    assert programs._unknown
+    assert not programs.Program.xla_knows_options
     assert compiled(2 * jnp.ones(3), 2) == pytest.approx(3 * np.tanh(2.0) ** 2, rel=1e-13)
 
 
