@@ -592,6 +592,44 @@ def test_identity_random_records_agree_with_a_tight_solve():
     assert done >= 0.9 * tried > 0
 
 
+@pytest.mark.parametrize(
+    ("make", "size", "rtol", "solver"),
+    [
+        (af.GouldTanakaFlow, 66, 1e-6, "collocation"),
+        (af.GouldTanakaFlow, 66, 1e-7, diffrax.Dopri8()),
+        (af.GouldTanakaFlow, 202, 1e-4, "collocation"),
+        (af.GouldTanakaFlow, 202, 1e-5, diffrax.Dopri8()),
+        (af.ModifiedFlow, 202, 1e-3, diffrax.Dopri8()),
+    ],
+)
+def test_identity_auto_is_what_the_table_says(make, size, rtol, solver):
+    """That of docs/collocation.md, by the number of parameters and the tolerance."""
+    chain, flow = af.problems.chain(size), make(af.adam(1e-2, beta=0.99, gamma=0.9))
+    auto, chosen = (
+        af.solve(flow, chain.loss, chain.params, 3, save_at=[3], rtol=rtol, solver=one, start=None)
+        for one in ("auto", solver)
+    )
+    np.testing.assert_array_equal(auto.params, chosen.params)
+    assert auto.stats.gradient_evaluations == chosen.stats.gradient_evaluations
+
+
+def test_identity_tight_tolerances_have_the_order_of_the_whole_hessian():
+    """Of 40 coupled parameters: steps of order 3 would be 512."""
+    random = np.random.default_rng(SEED)
+    turn = np.linalg.qr(random.normal(size=(40, 40)))[0]
+    matrix = jnp.asarray(turn * 10 ** random.uniform(-1, 1, 40) @ turn.T)
+
+    def loss(params):
+        return 0.5 * params @ matrix @ params
+
+    flow, options = af.GouldTanakaFlow(af.adam(1e-2, beta=0.999, gamma=0.9)), dict(save_at=[50, 100], start=None)
+    run = af.solve(flow, loss, jnp.ones(40), 100, rtol=1e-8, **options)
+    reference = af.solve(flow, loss, jnp.ones(40), 100, rtol=1e-12, solver=diffrax.Dopri8(), **options)
+    moved = np.linalg.norm(reference.params - 1, axis=1)
+    assert np.max(np.linalg.norm(run.params - reference.params, axis=1) / moved) < 1e-7
+    assert run.stats.accepted_steps < 150
+
+
 @pytest.mark.slow
 def test_identity_what_is_observed_is_what_the_flow_shows():
     flow, saved = af.GouldTanakaFlow(af.adam(1e-3)), [0, 250, 500]

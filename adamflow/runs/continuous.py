@@ -20,14 +20,15 @@ from adamflow.runs.collocation import (
     RunInputs,
     StaticOptions,
     check_collocation,
+    is_cheap,
     solve_by_collocation,
     supports_collocation,
+    takes_whole_hessian,
 )
 from adamflow.runs.diffrax_methods import (
     Method,
     choose_method,
     default_atol,
-    prefers_collocation,
     step_controller,
     terms_of,
     tolerances_of,
@@ -97,11 +98,11 @@ def solve(
     Time runs in iterations, n = t/η. With solver="auto" a `GouldTanakaFlow` of order 1 with one stage whose filters
     have constant decays is integrated by collocation (docs/collocation.md), beyond 200 parameters only for rtol ≥ 1e-4.
     Those of order 2, and of k-Adam, which can become unstable beyond a finite curvature, get Dopri8 at rtol/4. Other
-    flows get Kvaerno5 with a chord iteration and dense Jacobians up to 200 parameters, and beyond Tsit5. Of 920 random
-    problems 99% were within ten tolerances, and two beyond a hundred, relative to the amplification of a perturbed
-    start (docs/accuracy.md). Implicit solvers of diffrax follow the
-    logarithm of filters that cannot be negative, which keeps them positive. For 100 iterations or fewer of a cheap loss
-    the discrete run is faster than any flow.
+    flows get Kvaerno5 with a chord iteration and dense Jacobians up to 200 parameters, and beyond Dopri8. Of 1027
+    random problems 99% were within ten tolerances, and three beyond a hundred, relative to the amplification of a
+    perturbed start (docs/accuracy.md). Implicit solvers of diffrax follow the logarithm of filters that cannot be
+    negative, which keeps them positive. For 100 iterations or fewer of a cheap loss the discrete run is faster than any
+    flow.
 
     Args:
         flow: the vector field, for example `GouldTanakaFlow(optimizer)`.
@@ -208,11 +209,11 @@ def _solve_once(problem: _Problem, numbers: "_Numbers") -> Trajectory:
     flow, loss, params, _, observe, rows, solver, max_steps, progress = problem
     rtol, step_size = numbers.rtol, numbers.step_size
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    plain = solver == "auto" and step_size is None
-    preferred = plain and supports_collocation(flow, params) and prefers_collocation(flow, size, rtol)
-    collocated = solver == "collocation" or preferred
+    suits = solver == "auto" and step_size is None and supports_collocation(flow, params)
+    collocated = solver == "collocation" or (suits and is_cheap(size, rtol))
     # That of a run by collocation is the one for its derivatives: explicit, since that compiles in a third of the time.
-    method = choose_method(diffrax.Dopri8() if collocated else solver, flow, size, None if collocated else step_size)
+    chosen = diffrax.Dopri8() if collocated or suits else solver
+    method = choose_method(chosen, flow, size, None if collocated else step_size)
     numbers, early, begin = _begin(problem, numbers)
     span = (int(numbers.first) if is_concrete(numbers.first) else 0, numbers.steps) if progress else None
     state, finite = begin.state, begin.is_finite
@@ -227,7 +228,8 @@ def _solve_once(problem: _Problem, numbers: "_Numbers") -> Trajectory:
         if collocated:
             reference = _Reference(method, observe, max(max_steps, _REFERENCE_STEPS))
             inputs = RunInputs(cast(GouldTanakaFlow, flow), loss, state, run_times, numbers)
-            run = solve_by_collocation(inputs, StaticOptions(observe, max_steps), reference, eager, span)
+            options = StaticOptions(observe, max_steps, takes_whole_hessian(size, rtol))
+            run = solve_by_collocation(inputs, options, reference, eager, span)
             gradients = known(run.gradients) + (looks + _START_GRADIENTS)
             stats = _make_stats(gradients, run.accepted, run.rejected, run.hessians)
         else:

@@ -19,8 +19,18 @@ from adamflow.runs.collocation.solve import (
     RunInputs,
     StaticOptions,
     check_collocation,
+    is_cheap,
     solve_by_collocation,
     supports_collocation,
+    takes_whole_hessian,
 )
 
-__all__ = ["RunInputs", "StaticOptions", "check_collocation", "solve_by_collocation", "supports_collocation"]
+__all__ = [
+    "RunInputs",
+    "StaticOptions",
+    "check_collocation",
+    "is_cheap",
+    "solve_by_collocation",
+    "supports_collocation",
+    "takes_whole_hessian",
+]

@@ -107,6 +107,7 @@ class IntegrationProblem(NamedTuple):
         divergence_limit: the largest magnitude of a parameter.
         max_steps: trial steps at most.
         saves_filters: whether filters are saved.
+        whole_hessian: whether the Hessian is computed where it is not diagonal.
         bar: the number of a bar that loops move; `None` if they move none.
         pause_at: gradients after which a part of the run ends; `None` for a run in one part.
     """
@@ -123,6 +124,7 @@ class IntegrationProblem(NamedTuple):
     divergence_limit: Array
     max_steps: int
     saves_filters: bool
+    whole_hessian: bool
     bar: Int[Array, ""] | None = None
     pause_at: Int[Array, ""] | None = None
 

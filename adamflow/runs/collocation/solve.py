@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from adamflow.checks import is_concrete
 from adamflow.flows import AbstractFlow, GouldTanakaFlow, Snapshot
 from adamflow.flows.averages import FlowState
 from adamflow.optimizers import AbstractStage, Optimizer, check_constant, overrides
@@ -23,8 +24,18 @@ from adamflow.runs.progress import Bar, RunMeter, next_part
 from adamflow.runs.trajectory import COMPLETED, divergence_limit, on_device
 from adamflow.types import Loss, Params
 
-#: Up to so many parameters the Hessian is computed where it is not diagonal, instead of estimated.
-EXACT_HESSIAN_LIMIT = 32
+#: Up to so many parameters the Hessian is computed where it is not diagonal, instead of estimated,
+_FEW = 32
+#: and up to so many for an rtol below this: steps of order 3 on a surrogate are then more, and worse. For twice as many
+#: parameters the eliminations take longer than what they save.
+_FEW_IF_TIGHT = 64
+_TIGHT_RTOL = 1e-4
+#: The tightest rtol for which collocation costs no more than an explicit method, up to so many parameters and beyond
+#: (docs/accuracy.md).
+_TIGHTEST_RTOL = ((_FEW_IF_TIGHT, 0.0), (200, 1e-6))
+_TIGHTEST_RTOL_BEYOND = 1e-4
+#: What a tolerance that is traced counts as: the default.
+_DEFAULT_RTOL = 1e-5
 
 
 def check_collocation(flow: AbstractFlow, params: Params) -> None:
@@ -71,6 +82,21 @@ def supports_collocation(flow: AbstractFlow, params: Params) -> bool:
     return constant and len({leaf.dtype for leaf in jax.tree.leaves(params)}) == 1
 
 
+def is_cheap(size: int, rtol: Any) -> bool:
+    """Whether collocation is as cheap as an explicit method, for so many parameters and this tolerance."""
+    tightest = next((least for most, least in _TIGHTEST_RTOL if size <= most), _TIGHTEST_RTOL_BEYOND)
+    return _known(rtol) >= tightest
+
+
+def takes_whole_hessian(size: int, rtol: Any) -> bool:
+    """Whether a run computes the Hessian where it is not diagonal, in steps of order 5, instead of estimating it."""
+    return size <= (_FEW_IF_TIGHT if _known(rtol) < _TIGHT_RTOL else _FEW)
+
+
+def _known(rtol: Any) -> float:
+    return float(rtol) if is_concrete(rtol) else _DEFAULT_RTOL
+
+
 def _is_plain(stage: AbstractStage) -> bool:
     """Whether a stage is what collocation assumes: averages alone, a smooth direction, each entry by itself.
 
@@ -113,10 +139,11 @@ class RunInputs(NamedTuple):
 
 
 class StaticOptions(NamedTuple):
-    """What users observe, and the most trial steps."""
+    """What users observe, the most trial steps, and whether the Hessian is computed where it is not diagonal."""
 
     observe: Callable[[Snapshot], Any] | None
     max_steps: int
+    whole_hessian: bool
 
 
 #: A run with the Hessian itself, or with a surrogate of the gradient.
@@ -271,7 +298,7 @@ def _first_state(problem: IntegrationProblem, inputs: RunInputs) -> DiagonalStat
 
 
 def _first_coupled_state(problem: IntegrationProblem, diagonal: DiagonalState) -> CoupledState:
-    if problem.initial_params.size <= EXACT_HESSIAN_LIMIT:
+    if problem.whole_hessian:
         return _newton_integrator(problem).start_dense(diagonal)
     return _surrogate_integrator(problem).start(diagonal.loop.run)
 
@@ -288,8 +315,8 @@ def _surrogate_integrator(problem: IntegrationProblem) -> SurrogateIntegrator:
 
 
 def _newton_integrator(problem: IntegrationProblem) -> NewtonIntegrator:
-    few = problem.initial_params.size <= EXACT_HESSIAN_LIMIT
-    return NewtonIntegrator(problem, node_count=3 if few else 2, verifies=few)
+    whole = problem.whole_hessian
+    return NewtonIntegrator(problem, node_count=3 if whole else 2, verifies=whole)
 
 
 def _make_problem(inputs: RunInputs, options: StaticOptions) -> IntegrationProblem:
@@ -307,6 +334,7 @@ def _make_problem(inputs: RunInputs, options: StaticOptions) -> IntegrationProbl
         divergence_limit=divergence_limit(inputs.state.params),
         max_steps=options.max_steps,
         saves_filters=options.observe is not None,
+        whole_hessian=options.whole_hessian,
         bar=inputs.bar,
     )
 
