@@ -4,7 +4,7 @@ import gc
 import importlib.util
 import os
 import runpy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,22 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 # Traces are many small objects that live long: looking for garbage among them takes a twentieth of the tests' time.
 gc.set_threshold(200_000, 50, 50)
+#: Modules whose functions are called a hundred thousand times: NumPy in the place of compiled programs.
+UNCHECKED = {"adamflow.analysis.stability.uncompiled"}
+_jaxtyped = jaxtyping.jaxtyped
+
+
+def jaxtyped(**options: Any) -> Callable[[Any], Any]:
+    """As that of jaxtyping, but not for functions within functions, which would be decorated in each call."""
+
+    def decorate(given: Any) -> Any:
+        skipped = "<locals>" in given.__qualname__ or given.__module__ in UNCHECKED
+        return given if skipped else _jaxtyped(**options)(given)
+
+    return decorate
+
+
+jaxtyping.jaxtyped = jaxtyped
 # From here on each call into adamflow checks the shapes and types that its signature declares.
 jaxtyping.install_import_hook("adamflow", "beartype.beartype")
 # The same inputs on each run; no deadline, since the first call of a property compiles.
@@ -34,6 +50,10 @@ collect_ignore = [path for extra, paths in _NEEDS.items() if not importlib.util.
 
 import adamflow as af
 import adamflow.losses
+import adamflow.programs
+
+# Of two workers on two cores each has one: threads that compile parts of a program side by side gain nothing.
+adamflow.programs.FAST_COMPILATION["xla_cpu_parallel_codegen_split_count"] = 1
 
 #: What references are integrated with: a stiff solver of diffrax, with the chord iteration that "auto" gives it.
 KVAERNO = diffrax.Kvaerno5(root_finder=af.CHORD_ROOT_FINDER)
