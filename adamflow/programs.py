@@ -56,14 +56,8 @@ class Program:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self._is_fast(args, kwargs):
             return self._slow(*args, **kwargs)
-        try:
-            return self._fast(*args, **kwargs)
-        except jax.errors.JaxRuntimeError as error:
-            # Compilation comes first: nothing has run yet.
-            if "No such compile option" not in str(error):
-                raise
-        Program.xla_knows_options = False
-        return self._slow(*args, **kwargs)
+        # Compilation comes first: where options are unknown nothing has run yet.
+        return _with_known_options(lambda: self._fast(*args, **kwargs), lambda: self._slow(*args, **kwargs))
 
     @functools.cached_property
     def _fast(self) -> Any:
@@ -125,6 +119,25 @@ def release_programs() -> None:
 def kept_programs() -> list["Program"]:
     """The functions of which some program is kept."""
     return [compiled for compiled in _programs if compiled.count()]
+
+
+def compile_lowered(lowered: jax.stages.Lowered, function: Callable[..., Any], device: jax.Device) -> Any:
+    """Compile what `jax.jit` has lowered; fast, if it is for a CPU and what the function closes over is small."""
+    if not (Program.xla_knows_options and device.platform == "cpu" and _size(function) <= SMALL):
+        return lowered.compile()
+    options: Any = FAST_COMPILATION
+    return _with_known_options(lambda: lowered.compile(compiler_options=options), lowered.compile)
+
+
+def _with_known_options(fast: Callable[[], Any], slow: Callable[[], Any]) -> Any:
+    """What one of two compiled programs returns: that with options, unless this XLA does not know them."""
+    try:
+        return fast()
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" not in str(error):
+            raise
+    Program.xla_knows_options = False
+    return slow()
 
 
 def _size(tree: Any) -> float:

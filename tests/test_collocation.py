@@ -524,7 +524,7 @@ def test_order_errors_fall_with_the_tolerance():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("problem", "nodes", "counts"), [(CHAIN, 3, (12, 16)), (af.problems.chain(40), 2, (16, 32))])
+@pytest.mark.parametrize(("problem", "nodes", "counts"), [(CHAIN, 3, (12, 16)), (af.problems.chain(65), 2, (32, 64))])
 def test_order_at_the_ends_of_constant_steps_is_that_of_radau(problem, nodes, counts):
     # From filters that have settled: the first iterations of a run are not smooth on the scale of these steps.
     record = af.adam(1e-3, beta=0.99, gamma=0.9)

@@ -126,7 +126,8 @@ def batch_widths(carry: Any, count: int) -> tuple[int, ...]:
     if count == 0:
         return ()
     if _platform() == "cpu":
-        element = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(carry)) / count
+        copied = [leaf for leaf in jax.tree.leaves(carry, is_leaf=_is_rows) if not _is_rows(leaf)]
+        element = sum(leaf.size * leaf.dtype.itemsize for leaf in copied) / count
         wanted = max(_MIN_WIDTH, min(_MAX_WIDTH, int(_CACHE_BYTES / element)))
         factor, least = _SHRINK_FACTOR, _MIN_SHRUNK_WIDTH
     else:
@@ -148,6 +149,15 @@ def _platform() -> str:
 
 def _broadcast_to_batch(leaf: Any, count: int) -> Any:
     return jnp.broadcast_to(leaf, (count, *jnp.shape(leaf)))
+
+
+class Rows(NamedTuple):
+    """A part of a carry that is only written to, and only in iterations of an element that has not ended.
+
+    So it is updated where it is: it need not be copied, nor fit into the caches.
+    """
+
+    rows: Any
 
 
 class BatchedLoop(NamedTuple):
@@ -211,7 +221,8 @@ def _run_until_few_active(
         def choose(new: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(is_active.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
-        return jax.tree.map(choose, batch.advance_batch(constants, elements), elements)
+        new = batch.advance_batch(constants, elements)
+        return jax.tree.map(lambda a, b: a if _is_rows(a) else choose(a, b), new, elements, is_leaf=_is_rows)
 
     def should_continue(elements: Any) -> jax.Array:
         return jnp.sum(batch.is_active(constants, elements)) > max_active
@@ -242,6 +253,10 @@ def _reporting_while_loop(
 
     start = carry, jnp.zeros_like(report(carry)[1])
     return jax.lax.while_loop(lambda state: condition(state[0]), advance_and_report, start)[0]
+
+
+def _is_rows(part: Any) -> bool:
+    return isinstance(part, Rows)
 
 
 def _gather(elements: Any, indices: jax.Array) -> Any:

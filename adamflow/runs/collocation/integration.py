@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from adamflow.flows import GouldTanakaFlow, averages
 from adamflow.flows.averages import FlowState
-from adamflow.runs.collocation.batched_loop import Report
+from adamflow.runs.collocation.batched_loop import Report, Rows
 from adamflow.runs.collocation.hessian import finite_difference_hessian
 from adamflow.runs.collocation.nodes import reduce_over_nodes
 from adamflow.runs.collocation.step_integrator import (
@@ -71,7 +71,7 @@ class IntegrationState(NamedTuple):
         state: of the flow, after the last accepted step.
         step_size: of the next step.
         error_scale: what errors are relative to.
-        saved: states so far.
+        saved: states so far, as `SavedStates`.
         step_counts: what it has cost.
         is_finite: whether all is finite in this state.
         previous_step_rejected: whether the last trial step was.
@@ -80,7 +80,7 @@ class IntegrationState(NamedTuple):
     state: FlatState
     step_size: Array
     error_scale: Array
-    saved: SavedStates
+    saved: Rows
     step_counts: StepCounts
     is_finite: Bool[Array, ""]
     previous_step_rejected: Bool[Array, ""]
@@ -152,7 +152,7 @@ class IntegrationProblem(NamedTuple):
             state=state,
             step_size=jnp.ones((), dtype),
             error_scale=self.error_scale(state.params, jnp.zeros((), dtype)),
-            saved=jax.tree.map(first, SavedStates(state.params, state.filters if self.saves_filters else {})),
+            saved=Rows(jax.tree.map(first, SavedStates(state.params, state.filters if self.saves_filters else {}))),
             step_counts=StepCounts(zero, zero, zero + 1, zero),
             is_finite=jnp.array(True),
             previous_step_rejected=jnp.array(False),
@@ -229,13 +229,13 @@ class IntegrationProblem(NamedTuple):
 
     def save_dense_output(
         self,
-        saved: SavedStates,
+        run: IntegrationState,
         integrator: StepIntegrator,
         endpoint_values: Float[Array, "endpoint size"],
         solution: StepSolution,
         accepted: Array,
-    ) -> SavedStates:
-        """The saved states within a step that is accepted, from the interpolant through its fine nodes.
+    ) -> Rows:
+        """The saved states with those within a step that is accepted, from the interpolant through its fine nodes.
 
         Where a gradient crosses zero, directions between Radau's nodes may be worth nothing. There that interpolant and
         the one through the left end and the nodes alone differ, and θ is read from the latter.
@@ -249,7 +249,8 @@ class IntegrationProblem(NamedTuple):
         coarse = nodes.interpolation_weights(fine) @ endpoint_values
         interpolant_difference = reduce_over_nodes(jnp.maximum, jnp.abs(coarse - solution.params))
         use_fine_interpolant = interpolant_difference < _INTERPOLANT_TOLERANCE * solution.max_displacement
-        count = jnp.where(accepted, last - first, 0)
+        # Elements of a batch that have ended go on beside the others.
+        count = jnp.where(accepted & self.should_continue(run), last - first, 0)
 
         def save(index: Array, saved: SavedStates) -> SavedStates:
             # In a batch elements save together as long as one of them has something left; the others' goes nowhere.
@@ -271,7 +272,7 @@ class IntegrationProblem(NamedTuple):
                 {name: saved.filters[name].at[row_index].set(leaf, mode="drop") for name, leaf in filters.items()},
             )
 
-        return jax.lax.fori_loop(0, eqx.internal.unvmap_max(count), save, saved)
+        return Rows(jax.lax.fori_loop(0, eqx.internal.unvmap_max(count), save, run.saved.rows))
 
     def flow_state(self, state: FlatState) -> FlowState:
         """The state of the flow with parameters as users have them."""

@@ -315,7 +315,7 @@ class NewtonIntegrator(NamedTuple):
             state=state,
             step_size=step_size,
             error_scale=error_scale,
-            saved=self.problem.save_dense_output(run.saved, integrator, endpoint_values, update.solution, accepted),
+            saved=self.problem.save_dense_output(run, integrator, endpoint_values, update.solution, accepted),
             step_counts=run.step_counts.add_step(accepted, finished & ~accepted, self.node_count),
             is_finite=is_finite,
             previous_step_rejected=jnp.where(finished, ~accepted, run.previous_step_rejected),

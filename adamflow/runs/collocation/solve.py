@@ -343,7 +343,7 @@ def _make_problem(inputs: RunInputs, options: StaticOptions) -> IntegrationProbl
 def _result(inputs: RunInputs, options: StaticOptions, run: IntegrationState) -> CollocationResult:
     """What users get of a run: saved parameters or what was observed, its end, and what it cost."""
     problem, observe, counts = _make_problem(inputs, options), options.observe, run.step_counts
-    saved, loss_is_finite = jax.vmap(problem.unravel)(run.saved.params), None
+    saved, loss_is_finite = jax.vmap(problem.unravel)(run.saved.rows.params), None
     if observe is not None:
 
         def evaluate_observer(row: tuple[jax.Array, SavedStates]) -> tuple[Any, jax.Array]:
@@ -352,7 +352,7 @@ def _result(inputs: RunInputs, options: StaticOptions, run: IntegrationState) ->
             snapshot = inputs.flow.snapshot(time, state, inputs.loss)
             return jax.tree.map(jnp.asarray, observe(snapshot)), jnp.isfinite(snapshot.loss)
 
-        saved, loss_is_finite = jax.lax.map(evaluate_observer, (inputs.save_times, run.saved))
+        saved, loss_is_finite = jax.lax.map(evaluate_observer, (inputs.save_times, run.saved.rows))
     return CollocationResult(
         rows=saved,
         finite=loss_is_finite,

@@ -62,7 +62,7 @@ class SurrogateIntegrator(NamedTuple):
         accepted = trial.converged & (error <= 1.0)
         stage_values = trial.solution.params[integrator.nodes.radau_indices]
         endpoint_values = jnp.concatenate([integrator.start.params[None], stage_values])
-        saved = problem.save_dense_output(run.saved, integrator, endpoint_values, trial.solution, accepted)
+        saved = problem.save_dense_output(run, integrator, endpoint_values, trial.solution, accepted)
 
         new = _without_saved(self._state_after_acceptance(loop, trial, step_size))
         old = _without_saved(loop._replace(contraction_rate=jnp.full_like(loop.contraction_rate, 0.5)))
