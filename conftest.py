@@ -4,7 +4,7 @@ import gc
 import importlib.util
 import os
 import runpy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,20 @@ UNCHECKED = {"adamflow.analysis.stability.uncompiled"}
 _jaxtyped = jaxtyping.jaxtyped
 
 
-def jaxtyped(**options: Any) -> Callable[[Any], Any]:
+def jaxtyped(*given: Any, **options: Any) -> Any:
     """As that of jaxtyping, but not for functions within functions, which would be decorated in each call."""
+    if given:
+        return _jaxtyped(*given, **options)
 
-    def decorate(given: Any) -> Any:
-        skipped = "<locals>" in given.__qualname__ or given.__module__ in UNCHECKED
-        return given if skipped else _jaxtyped(**options)(given)
+    def decorate(function: Any) -> Any:
+        skipped = "<locals>" in function.__qualname__ or function.__module__ in UNCHECKED
+        return function if skipped else _jaxtyped(**options)(function)
 
     return decorate
 
 
 jaxtyping.jaxtyped = jaxtyped
+assert all(importlib.util.find_spec(name) for name in UNCHECKED)
 # From here on each call into adamflow checks the shapes and types that its signature declares.
 jaxtyping.install_import_hook("adamflow", "beartype.beartype")
 # The same inputs on each run; no deadline, since the first call of a property compiles.

@@ -121,12 +121,24 @@ def kept_programs() -> list["Program"]:
     return [compiled for compiled in _programs if compiled.count()]
 
 
-def compile_lowered(lowered: jax.stages.Lowered, function: Callable[..., Any], device: jax.Device) -> Any:
-    """Compile what `jax.jit` has lowered; fast, if it is for a CPU and what the function closes over is small."""
-    if not (Program.xla_knows_options and device.platform == "cpu" and _size(function) <= SMALL):
+def compile_traced(traced: Any, lanes: int, device: jax.Device) -> Any:
+    """Compile what `jax.jit` has traced for so many lanes; fast, if it is for a CPU and each lane is small."""
+    lowered, program = traced.lower(), traced.jaxpr
+    size = sum(np.size(constant) for constant in program.consts) + _largest(program.jaxpr) / lanes
+    if not (Program.xla_knows_options and device.platform == "cpu" and size <= SMALL):
         return lowered.compile()
     options: Any = FAST_COMPILATION
     return _with_known_options(lambda: lowered.compile(compiler_options=options), lowered.compile)
+
+
+def _largest(program: Any) -> int:
+    """How many numbers the largest array that a program makes has."""
+    sizes = [getattr(made.aval, "size", 0) for equation in program.eqns for made in equation.outvars]
+    for equation in program.eqns:
+        for value in equation.params.values():
+            inner = [getattr(one, "jaxpr", one) for one in (value if isinstance(value, tuple | list) else [value])]
+            sizes += [_largest(one) for one in inner if hasattr(one, "eqns")]
+    return max(sizes, default=0)
 
 
 def _with_known_options(fast: Callable[[], Any], slow: Callable[[], Any]) -> Any:

@@ -592,6 +592,31 @@ def test_identity_random_records_agree_with_a_tight_solve():
     assert done >= 0.9 * tried > 0
 
 
+@pytest.mark.slow
+def test_identity_rows_of_lanes_that_end_in_every_way_are_those_of_single_runs():
+    """Lanes that complete, come to a cliff, take too many steps, or need the whole Hessian: more than run at once."""
+    turned = jnp.array([[2.0, 1.5], [1.5, 2.0]])
+
+    def end(kind, eta):
+        def loss(params):
+            cliff = jnp.sum(jnp.sqrt(params + 0.5))
+            return jnp.where(kind == 0, jnp.sum(params**2), jnp.where(kind == 1, cliff, params @ turned @ params / 2))
+
+        flow = af.GouldTanakaFlow(af.adam(eta, beta=jnp.where(kind == 3, 0.9, 0.99), gamma=0.8, epsilon=1e-8))
+        options = {"save_at": np.linspace(0, 300, 101), "rtol": 1e-4, "max_steps": 60, "solver": "collocation"}
+        run = af.solve(flow, loss, jnp.array([1.0, -0.4]), 300, **options)
+        return run.params, run.outcome.code
+
+    kinds, rates = jnp.arange(80) % 4, jnp.geomspace(1e-3, 3e-2, 80)
+    rows, codes = jax.jit(jax.vmap(end))(kinds, rates)
+    alone = jax.jit(end)
+    for lane in range(0, 80, 7):
+        single, code = alone(kinds[lane], rates[lane])
+        assert codes[lane] == code
+        np.testing.assert_allclose(rows[lane], single, rtol=1e-9, atol=1e-12)
+    assert {af.OUTCOMES[code] for code in codes} == {"completed", "max_steps_reached"}
+
+
 @pytest.mark.parametrize(
     ("make", "size", "rtol", "solver"),
     [
@@ -599,6 +624,7 @@ def test_identity_random_records_agree_with_a_tight_solve():
         (af.GouldTanakaFlow, 66, 1e-7, diffrax.Dopri8()),
         (af.GouldTanakaFlow, 202, 1e-4, "collocation"),
         (af.GouldTanakaFlow, 202, 1e-5, diffrax.Dopri8()),
+        (af.GouldTanakaFlow, 202, jnp.float32(1e-4), "collocation"),
         (af.ModifiedFlow, 202, 1e-3, diffrax.Dopri8()),
     ],
 )
@@ -611,6 +637,16 @@ def test_identity_auto_is_what_the_table_says(make, size, rtol, solver):
     )
     np.testing.assert_array_equal(auto.params, chosen.params)
     assert auto.stats.gradient_evaluations == chosen.stats.gradient_evaluations
+
+
+def test_identity_with_a_tolerance_that_is_traced_auto_is_what_is_right_for_each():
+    chain, flow = af.problems.chain(33), af.GouldTanakaFlow(af.adam(1e-2, beta=0.99, gamma=0.9))
+
+    def end(rtol, solver):
+        return af.solve(flow, chain.loss, chain.params, 3, save_at=[3], rtol=rtol, solver=solver).params
+
+    auto, chosen = (jax.jit(end, static_argnums=1)(1e-3, one) for one in ("auto", diffrax.Dopri8()))
+    np.testing.assert_array_equal(auto, chosen)
 
 
 def test_identity_tight_tolerances_have_the_order_of_the_whole_hessian():

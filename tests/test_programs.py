@@ -110,6 +110,31 @@ def test_identity_within_a_transformation_a_program_is_a_part_of_it(around, inpu
     assert compiled(jnp.ones(2), jnp.sum) == pytest.approx(np.sin(2.0), rel=1e-13)
 
 
+@pytest.mark.parametrize(
+    ("made", "closed_over", "lanes", "fast"),
+    [(10, 10, 3, True), (10, 10_000, 3, False), (10_000, 10, 3, False), (10_000, 10, 100, True)],
+)
+def test_identity_what_is_traced_for_lanes_is_compiled_fast_if_each_is_small(
+    monkeypatch, made, closed_over, lanes, fast
+):
+    options, compiled = [], jax.stages.Lowered.compile
+
+    def compile(lowered, compiler_options=None):
+        options.append(compiler_options)
+        return compiled(lowered, compiler_options)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compile)
+    numbers = jnp.ones(closed_over) * 2
+
+    def function(x):
+        return x + jnp.sum(numbers) + jnp.sum(jnp.sin(x[0] * jnp.arange(made // lanes if fast else made)))
+
+    traced = jax.jit(jax.vmap(function)).trace(jax.ShapeDtypeStruct((lanes, 1), float))
+    found = programs.compile_traced(traced, lanes, jax.devices("cpu")[0])(jnp.zeros((lanes, 1)))
+    np.testing.assert_allclose(found, 2 * closed_over * np.ones((lanes, 1)))
+    assert options == [programs.FAST_COMPILATION if fast else None]
+
+
 def test_identity_without_the_options_of_this_xla_a_program_runs_all_the_same(monkeypatch):
     monkeypatch.setattr(programs, "FAST_COMPILATION", {"xla_option_that_there_is_not": True})
     monkeypatch.setattr(programs.Program, "xla_knows_options", True)

@@ -211,7 +211,8 @@ def _solve_once(problem: _Problem, numbers: "_Numbers") -> Trajectory:
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     suits = solver == "auto" and step_size is None and supports_collocation(flow, params)
     collocated = solver == "collocation" or (suits and is_cheap(size, rtol))
-    # That of a run by collocation is the one for its derivatives: explicit, since that compiles in a third of the time.
+    # Dopri8 if collocation suits the flow, but not the tolerance. That of a run by collocation is the one for its
+    # derivatives: explicit, since that compiles in a third of the time.
     chosen = diffrax.Dopri8() if collocated or suits else solver
     method = choose_method(chosen, flow, size, None if collocated else step_size)
     numbers, early, begin = _begin(problem, numbers)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optimistix
 
-from adamflow.flows import AbstractFlow, GouldTanakaFlow
+from adamflow.flows import AbstractFlow, GouldTanakaFlow, InterpolatingFlow, ModifiedFlow
 from adamflow.runs.trajectory import namespace_for
 
 #: The root finder for implicit diffrax solvers: chord iteration with the tolerances of the step size control. Their own
@@ -58,11 +58,14 @@ def has_finite_edge(flow: AbstractFlow) -> bool:
 def choose_method(solver: Any, flow: AbstractFlow, dimension: int, step_size: Any) -> Method:
     """The diffrax method for "auto" or for a solver that the user chose; raise `ValueError` for anything else.
 
-    Flows with a finite edge get Dopri8: implicit methods damp in long steps what should grow (bench/accuracy.py has
-    the errors of each). For the others that collocation cannot integrate "auto" is Kvaerno5 up to `DENSE_LIMIT`
-    parameters, since filters forget within some iterations and the preconditioned curvature goes up to tens per
-    iteration. Beyond the limit dense Jacobians cost more than what stiffness costs an explicit method: Dopri8 again, as
-    errors of Tsit5 are 10 to 70 times rtol on networks, where it takes as many gradients.
+    For what collocation cannot integrate, or not as well, "auto" is
+
+    - Dopri8 for flows with a finite edge: implicit methods damp in long steps what should grow (bench/accuracy.py has
+      the errors of each);
+    - for others Kvaerno5 up to `DENSE_LIMIT` parameters, since filters forget within some iterations and the
+      preconditioned curvature goes up to tens per iteration;
+    - beyond, where dense Jacobians cost more than what stiffness costs an explicit method, Dopri8 for smooth flows with
+      filters: on networks Tsit5 is off by up to 150 times rtol there (docs/accuracy.md). For the rest Tsit5.
     """
     if isinstance(solver, str) and solver == "auto":
         solver = _automatic(flow, dimension, step_size)
@@ -91,9 +94,13 @@ def choose_method(solver: Any, flow: AbstractFlow, dimension: int, step_size: An
 def _automatic(flow: AbstractFlow, dimension: int, step_size: Any) -> diffrax.AbstractSolver:
     if step_size is not None:
         return diffrax.Tsit5()
-    if has_finite_edge(flow) or dimension > DENSE_LIMIT:
+    if has_finite_edge(flow):
         return diffrax.Dopri8()
-    return diffrax.Kvaerno5(root_finder=CHORD_ROOT_FINDER)
+    if dimension <= DENSE_LIMIT:
+        return diffrax.Kvaerno5(root_finder=CHORD_ROOT_FINDER)
+    has_jumps = any(stage.takes_signs for stage in flow.optimizer.stages)
+    measured = isinstance(flow, GouldTanakaFlow | ModifiedFlow | InterpolatingFlow)
+    return diffrax.Dopri8() if measured and not has_jumps else diffrax.Tsit5()
 
 
 def tolerances_of(solver: Any, flow: AbstractFlow, rtol: Any, atol: Any, epsilon: float) -> tuple[Any, Any]:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from adamflow.programs import compile_lowered
+from adamflow.programs import compile_traced
 from adamflow.sweeps.grid import Grid
 from adamflow.sweeps.results import (
     COMPLETED,
@@ -205,8 +205,8 @@ class Lanes:
         with own:
             if key not in self._shared.programs:
                 started = time.perf_counter()
-                lowered = self.traced(fixed, size, lane, device).lower()
-                compiled = compile_lowered(lowered, self.run, device or self.devices[0])
+                traced = self.traced(fixed, size, lane, device)
+                compiled = compile_traced(traced, size, device or self.devices[0])
                 self._shared.programs[key] = compiled, self.schema, time.perf_counter() - started
             compiled, self.schema, self.seconds_to_compile = self._shared.programs[key]
         return compiled

@@ -95,7 +95,8 @@ def _change(name: str, before: str | None, now: str | None) -> str:
 @functools.cache
 def _sources() -> str:
     """A digest of the package's sources that numbers depend on."""
-    parts = ("analysis", "flows", "losses.py", "optimizers", "problems", "runs", "types.py")
+    single = ("losses.py", "programs.py", "sweeps/lanes.py", "types.py")
+    parts = ("analysis", "flows", "optimizers", "problems", "runs", *single)
     files = [path for part in parts for path in sorted([_PACKAGE / part, *(_PACKAGE / part).rglob("*.py")])]
     return _digest(b"".join(path.read_bytes() for path in files if path.is_file()))
 

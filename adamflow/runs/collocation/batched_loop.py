@@ -152,9 +152,10 @@ def _broadcast_to_batch(leaf: Any, count: int) -> Any:
 
 
 class Rows(NamedTuple):
-    """A part of a carry that is only written to, and only in iterations of an element that has not ended.
+    """A part of a carry that is only written to: it is updated where it is, and need not fit into the caches.
 
-    So it is updated where it is: it need not be copied, nor fit into the caches.
+    An element that waits for the others is advanced from the same place again and again. It may write what a later
+    iteration from there will overwrite, and nothing once there is no later one.
     """
 
     rows: Any

@@ -249,7 +249,7 @@ class IntegrationProblem(NamedTuple):
         coarse = nodes.interpolation_weights(fine) @ endpoint_values
         interpolant_difference = reduce_over_nodes(jnp.maximum, jnp.abs(coarse - solution.params))
         use_fine_interpolant = interpolant_difference < _INTERPOLANT_TOLERANCE * solution.max_displacement
-        # Elements of a batch that have ended go on beside the others.
+        # Elements of a batch that have ended are advanced beside the others, but write nothing.
         count = jnp.where(accepted & self.should_continue(run), last - first, 0)
 
         def save(index: Array, saved: SavedStates) -> SavedStates:

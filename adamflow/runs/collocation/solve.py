@@ -24,18 +24,17 @@ from adamflow.runs.progress import Bar, RunMeter, next_part
 from adamflow.runs.trajectory import COMPLETED, divergence_limit, on_device
 from adamflow.types import Loss, Params
 
-#: Up to so many parameters the Hessian is computed where it is not diagonal, instead of estimated,
+#: Up to so many parameters the Hessian is computed where it is not diagonal, instead of estimated.
 _FEW = 32
-#: and up to so many for an rtol below this: steps of order 3 on a surrogate are then more, and worse. For twice as many
-#: parameters the eliminations take longer than what they save.
+#: The same for a tight rtol, for which steps of order 3 on a surrogate are more, and worse.
 _FEW_IF_TIGHT = 64
 _TIGHT_RTOL = 1e-4
-#: The tightest rtol for which collocation costs no more than an explicit method, up to so many parameters and beyond
+#: By the most parameters, the tightest rtol for which collocation is no worse than an explicit method; and beyond
 #: (docs/accuracy.md).
 _TIGHTEST_RTOL = ((_FEW_IF_TIGHT, 0.0), (200, 1e-6))
 _TIGHTEST_RTOL_BEYOND = 1e-4
-#: What a tolerance that is traced counts as: the default.
-_DEFAULT_RTOL = 1e-5
+#: What a tolerance may be off by its own rounding, in single precision.
+_ROUNDED = 1 + 1e-6
 
 
 def check_collocation(flow: AbstractFlow, params: Params) -> None:
@@ -83,18 +82,20 @@ def supports_collocation(flow: AbstractFlow, params: Params) -> bool:
 
 
 def is_cheap(size: int, rtol: Any) -> bool:
-    """Whether collocation is as cheap as an explicit method, for so many parameters and this tolerance."""
+    """Whether collocation is no worse than an explicit method, for so many parameters and this tolerance.
+
+    Of a tolerance that is traced nothing is known: it is not, unless it is for every one, by the same steps.
+    """
+    if not is_concrete(rtol):
+        return size <= _FEW
     tightest = next((least for most, least in _TIGHTEST_RTOL if size <= most), _TIGHTEST_RTOL_BEYOND)
-    return _known(rtol) >= tightest
+    return float(rtol) * _ROUNDED >= tightest
 
 
 def takes_whole_hessian(size: int, rtol: Any) -> bool:
     """Whether a run computes the Hessian where it is not diagonal, in steps of order 5, instead of estimating it."""
-    return size <= (_FEW_IF_TIGHT if _known(rtol) < _TIGHT_RTOL else _FEW)
-
-
-def _known(rtol: Any) -> float:
-    return float(rtol) if is_concrete(rtol) else _DEFAULT_RTOL
+    is_tight = is_concrete(rtol) and float(rtol) * _ROUNDED < _TIGHT_RTOL
+    return size <= (_FEW_IF_TIGHT if is_tight else _FEW)
 
 
 def _is_plain(stage: AbstractStage) -> bool:
