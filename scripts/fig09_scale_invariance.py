@@ -499,4 +499,4 @@ def draw_distances(ax: Any, data: figure.Data, networks: int | None = None) -> N
 
 
 if __name__ == "__main__":
-    sys.exit(figure.main(__file__, __doc__, CONFIGS, compute, check, draw))
+    sys.exit(figure.main(__file__, __doc__, CONFIGS, compute, check, draw, compiles_much=True))

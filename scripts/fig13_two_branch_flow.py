@@ -320,4 +320,4 @@ def draw_cases(data: figure.Data, *, few: bool) -> Figure:
 
 
 if __name__ == "__main__":
-    sys.exit(figure.main(__file__, __doc__, CONFIGS, compute, check, draw))
+    sys.exit(figure.main(__file__, __doc__, CONFIGS, compute, check, draw, compiles_much=True))

@@ -372,4 +372,4 @@ def draw(data: figure.Data) -> Figure:
 
 
 if __name__ == "__main__":
-    sys.exit(figure.main(__file__, __doc__, CONFIGS, compute, check, draw))
+    sys.exit(figure.main(__file__, __doc__, CONFIGS, compute, check, draw, compiles_much=True))

@@ -39,6 +39,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from adamflow.figures import cores, legibility
+from adamflow.figures.fast_compilation import compile_fast
 from adamflow.plotting.colours import LINES
 
 _CLONE = Path(__file__).resolve().parents[2]
@@ -115,6 +116,8 @@ def main(
     check: Callable[[Data], Sequence[Claim]],
     draw: Callable[[Data], Figure | Mapping[str, Figure]],
     argv: Sequence[str] | None = None,
+    *,
+    compiles_much: bool = False,
 ) -> int:
     """Compute, check, draw and write one figure.
 
@@ -127,6 +130,8 @@ def main(
         draw: from these arrays to a matplotlib figure, made under `STYLE`, of at most six panels with at most five
             lines each; or to several by name, where "" is that one, and the others, such as "all", show the rest.
         argv: the flags, by default those of the process.
+        compiles_much: whether most of the time goes into compilation, so that programs which XLA compiles fast, and
+            runs slower, end earlier; not with --full. Nothing may have been computed by jax before.
 
     Returns:
         the exit status: 0, or 1 if a claim does not hold; everything is written in either case. 1 also where the files
@@ -163,6 +168,8 @@ def main(
     except ValueError as error:
         parser.error(str(error))
     recover(folder, name)
+    if compiles_much and mode != "full":
+        compile_fast()
     manifest = _manifest(name, mode, config)
     print(f"{name}, {mode} settings: {_words(manifest['settings'])}", flush=True)
 
