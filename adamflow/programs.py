@@ -121,7 +121,7 @@ def kept_programs() -> list["Program"]:
     return [compiled for compiled in _programs if compiled.count()]
 
 
-def compile_traced(traced: Any, lanes: int, device: jax.Device) -> Any:
+def compile_traced(traced: Any, lanes: int, device: Any) -> Any:
     """Compile what `jax.jit` has traced for so many lanes; fast, if it is for a CPU and each lane is small."""
     lowered, program = traced.lower(), traced.jaxpr
     size = sum(np.size(constant) for constant in program.consts) + _largest(program.jaxpr) / lanes
