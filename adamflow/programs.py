@@ -122,23 +122,29 @@ def kept_programs() -> list["Program"]:
 
 
 def compile_traced(traced: Any, lanes: int, device: Any) -> Any:
-    """Compile what `jax.jit` has traced for so many lanes; fast, if it is for a CPU and each lane is small."""
-    lowered, program = traced.lower(), traced.jaxpr
-    size = sum(np.size(constant) for constant in program.consts) + _largest(program.jaxpr) / lanes
+    """Compile what `jax.jit` has traced for so many lanes; fast, if it is for a CPU and each lane is small.
+
+    A lane is as large as the largest array that is made, with saved rows, over the lanes, and all constants.
+    """
+    lowered, constants = traced.lower(), {}
+    size = _largest(traced.jaxpr, constants) / lanes + sum(constants.values())
     if not (Program.xla_knows_options and device.platform == "cpu" and size <= SMALL):
         return lowered.compile()
     options: Any = FAST_COMPILATION
     return _with_known_options(lambda: lowered.compile(compiler_options=options), lowered.compile)
 
 
-def _largest(program: Any) -> int:
-    """How many numbers the largest array that a program makes has."""
-    sizes = [getattr(made.aval, "size", 0) for equation in program.eqns for made in equation.outvars]
-    for equation in program.eqns:
+def _largest(closed: Any, constants: dict[int, int]) -> int:
+    """How many numbers the largest array has that a closed jaxpr makes; its constants' are entered, by identity."""
+    constants |= {id(constant): np.size(constant) for constant in getattr(closed, "consts", ())}
+    largest = 0
+    for equation in getattr(closed, "jaxpr", closed).eqns:
+        sizes = [getattr(made.aval, "size", 0) for made in equation.outvars]
         for value in equation.params.values():
-            inner = [getattr(one, "jaxpr", one) for one in (value if isinstance(value, tuple | list) else [value])]
-            sizes += [_largest(one) for one in inner if hasattr(one, "eqns")]
-    return max(sizes, default=0)
+            inner = value if isinstance(value, tuple | list) else [value]
+            sizes += [_largest(one, constants) for one in inner if hasattr(getattr(one, "jaxpr", one), "eqns")]
+        largest = max(largest, *sizes, 0)
+    return largest
 
 
 def _with_known_options(fast: Callable[[], Any], slow: Callable[[], Any]) -> Any:

@@ -12,7 +12,7 @@ from scipy.integrate import quad
 
 import adamflow as af
 from adamflow.optimizers import AdaBeliefStage, AdaFomStage
-from adamflow.runs.collocation import batched_loop, low_rank_hessian
+from adamflow.runs.collocation import batched_loop, is_preferable, low_rank_hessian, takes_whole_hessian
 from adamflow.runs.collocation.batched_loop import compacting_while_loop
 from adamflow.runs.collocation.hessian import finite_difference_hessian
 from adamflow.runs.collocation.nodes import lagrange_weights, nodes
@@ -626,6 +626,7 @@ def test_identity_rows_of_lanes_that_end_in_every_way_are_those_of_single_runs()
         (af.GouldTanakaFlow, 202, 1e-5, diffrax.Dopri8()),
         (af.GouldTanakaFlow, 202, jnp.float32(1e-4), "collocation"),
         (af.ModifiedFlow, 202, 1e-3, diffrax.Dopri8()),
+        (af.MemorylessFlow, 202, 1e-3, diffrax.Tsit5()),
     ],
 )
 def test_identity_auto_is_what_the_table_says(make, size, rtol, solver):
@@ -637,6 +638,26 @@ def test_identity_auto_is_what_the_table_says(make, size, rtol, solver):
     )
     np.testing.assert_array_equal(auto.params, chosen.params)
     assert auto.stats.gradient_evaluations == chosen.stats.gradient_evaluations
+
+
+def test_formula_borders_of_the_table():
+    def known(size, rtol):
+        return is_preferable(size, rtol), takes_whole_hessian(size, rtol)
+
+    single = jnp.float32
+    for rtol in (1e-3, single(1e-3), 1e-4, single(1e-4)):
+        assert [known(size, rtol) for size in (32, 33, 10**6)] == [(True, True), (True, False), (True, False)]
+    for rtol in (9e-5, 1e-6, single(1e-6)):
+        assert [known(size, rtol) for size in (64, 65, 200, 201)] == [
+            (True, True),
+            *[(True, False)] * 2,
+            (False, False),
+        ]
+    for rtol in (9e-7, 1e-12):
+        assert [known(size, rtol) for size in (64, 65)] == [(True, True), (False, False)]
+    seen = []
+    jax.eval_shape(lambda rtol: seen.extend(known(size, rtol) for size in (32, 33)), 1e-3)
+    assert seen == [(True, True), (False, False)]
 
 
 def test_identity_with_a_tolerance_that_is_traced_auto_is_what_is_right_for_each():

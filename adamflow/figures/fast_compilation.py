@@ -1,4 +1,4 @@
-"""Programs that XLA compiles fast and runs slower, for tests and quick figures: they compile much and compute little.
+"""Programs that XLA compiles fast and runs slower, for tests and figures that compile much and compute little.
 
 It imports nothing of adamflow, since it has to act before jax starts.
 """

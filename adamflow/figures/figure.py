@@ -451,6 +451,7 @@ def _manifest(name: str, mode: str, config: Any) -> dict[str, Any]:
             "processors": len(cores.available()),
             "jax_backend": jax.default_backend(),
             "jax_enable_x64": bool(jax.config.read("jax_enable_x64")),
+            "xla_flags": os.environ.get("XLA_FLAGS", ""),
         },
         "seconds": {},
     }

@@ -20,7 +20,7 @@ from adamflow.runs.collocation import (
     RunInputs,
     StaticOptions,
     check_collocation,
-    is_cheap,
+    is_preferable,
     solve_by_collocation,
     supports_collocation,
     takes_whole_hessian,
@@ -96,13 +96,14 @@ def solve(
     """Integrate a flow over n ∈ [0, steps], beside `steps` iterations of its optimizer.
 
     Time runs in iterations, n = t/η. With solver="auto" a `GouldTanakaFlow` of order 1 with one stage whose filters
-    have constant decays is integrated by collocation (docs/collocation.md), beyond 200 parameters only for rtol ≥ 1e-4.
-    Those of order 2, and of k-Adam, which can become unstable beyond a finite curvature, get Dopri8 at rtol/4. Other
-    flows get Kvaerno5 with a chord iteration and dense Jacobians up to 200 parameters, and beyond Dopri8. Of 1027
-    random problems 99% were within ten tolerances, and three beyond a hundred, relative to the amplification of a
-    perturbed start (docs/accuracy.md). Implicit solvers of diffrax follow the logarithm of filters that cannot be
-    negative, which keeps them positive. For 100 iterations or fewer of a cheap loss the discrete run is faster than any
-    flow.
+    have constant decays is integrated by collocation (docs/collocation.md): up to 64 parameters at every rtol, up to
+    200 for rtol ≥ 1e-6, with more for rtol ≥ 1e-4 (and up to 32 if rtol is traced), and else by Dopri8. Those of order
+    2, and of k-Adam, which can become unstable beyond a finite curvature, get Dopri8 at rtol/4. Other flows get
+    Kvaerno5 with a chord iteration and dense Jacobians up to 200 parameters; beyond, those of these and of
+    `ModifiedFlow` and `InterpolatingFlow` that are smooth get Dopri8, and the rest Tsit5. Of 1027 random problems 99%
+    were within ten tolerances, and three beyond a hundred, relative to the amplification of a perturbed start
+    (docs/accuracy.md). Implicit solvers of diffrax follow the logarithm of filters that cannot be negative, which keeps
+    them positive. For 100 iterations or fewer of a cheap loss the discrete run is faster than any flow.
 
     Args:
         flow: the vector field, for example `GouldTanakaFlow(optimizer)`.
@@ -210,7 +211,7 @@ def _solve_once(problem: _Problem, numbers: "_Numbers") -> Trajectory:
     rtol, step_size = numbers.rtol, numbers.step_size
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     suits = solver == "auto" and step_size is None and supports_collocation(flow, params)
-    collocated = solver == "collocation" or (suits and is_cheap(size, rtol))
+    collocated = solver == "collocation" or (suits and is_preferable(size, rtol))
     # Dopri8 if collocation suits the flow, but not the tolerance. That of a run by collocation is the one for its
     # derivatives: explicit, since that compiles in a third of the time.
     chosen = diffrax.Dopri8() if collocated or suits else solver

@@ -64,8 +64,8 @@ def choose_method(solver: Any, flow: AbstractFlow, dimension: int, step_size: An
       the errors of each);
     - for others Kvaerno5 up to `DENSE_LIMIT` parameters, since filters forget within some iterations and the
       preconditioned curvature goes up to tens per iteration;
-    - beyond, where dense Jacobians cost more than what stiffness costs an explicit method, Dopri8 for smooth flows with
-      filters: on networks Tsit5 is off by up to 150 times rtol there (docs/accuracy.md). For the rest Tsit5.
+    - beyond, where dense Jacobians cost more than what stiffness costs an explicit method, Dopri8 for smooth flows of
+      three kinds, on which Tsit5 was off by up to 150 times rtol (perceptrons, docs/accuracy.md), and Tsit5 for others.
     """
     if isinstance(solver, str) and solver == "auto":
         solver = _automatic(flow, dimension, step_size)
@@ -98,9 +98,9 @@ def _automatic(flow: AbstractFlow, dimension: int, step_size: Any) -> diffrax.Ab
         return diffrax.Dopri8()
     if dimension <= DENSE_LIMIT:
         return diffrax.Kvaerno5(root_finder=CHORD_ROOT_FINDER)
-    has_jumps = any(stage.takes_signs for stage in flow.optimizer.stages)
     measured = isinstance(flow, GouldTanakaFlow | ModifiedFlow | InterpolatingFlow)
-    return diffrax.Dopri8() if measured and not has_jumps else diffrax.Tsit5()
+    is_smooth = measured and not any(stage.takes_signs for stage in flow.optimizer.stages)
+    return diffrax.Dopri8() if is_smooth else diffrax.Tsit5()
 
 
 def tolerances_of(solver: Any, flow: AbstractFlow, rtol: Any, atol: Any, epsilon: float) -> tuple[Any, Any]:

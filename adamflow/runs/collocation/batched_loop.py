@@ -154,8 +154,8 @@ def _broadcast_to_batch(leaf: Any, count: int) -> Any:
 class Rows(NamedTuple):
     """A part of a carry that is only written to: it is updated where it is, and need not fit into the caches.
 
-    An element that waits for the others is advanced from the same place again and again. It may write what a later
-    iteration from there will overwrite, and nothing once there is no later one.
+    An element that has ended is advanced beside the others, from the same state each time, and all of it is discarded
+    but this. It may write what a later iteration from that state will overwrite, and nothing once there is none.
     """
 
     rows: Any

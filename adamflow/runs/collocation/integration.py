@@ -300,11 +300,11 @@ def step_size_factor(
         cost_factor: the most by which steps of this cost are lengthened.
         max_factor: the most for any step; 1 after one that was rejected.
     """
-    order = 1 / (node_count + 1)
-    by_error = 0.9 * jnp.maximum(error, 1e-6) ** -order
+    exponent = 1 / (node_count + 1)
+    by_error = 0.9 * jnp.maximum(error, 1e-6) ** -exponent
     limit = jnp.where(run.previous_step_rejected, 1.0, max_factor)
     longer = jnp.clip(jnp.minimum(by_error, cost_factor), 0.3, limit)
-    shorter = jnp.where(converged & jnp.isfinite(error), jnp.clip(0.8 * error**-order, 0.2, 0.9), 0.5)
+    shorter = jnp.where(converged & jnp.isfinite(error), jnp.clip(0.8 * error**-exponent, 0.2, 0.9), 0.5)
     return jnp.where(accepted, longer, shorter)
 
 

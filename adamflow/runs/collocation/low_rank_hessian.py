@@ -75,21 +75,21 @@ def sr1_update(
     tiny = jnp.finfo(step.dtype).tiny
     (image,) = hessian.project(step[None])
     towards = hessian.core @ image
-    (before_it,) = hessian.expand(towards[None])
-    rest = change - before_it
-    along, before = rest @ step, image @ towards
-    size = jnp.sqrt(jnp.sum(metric * rest * rest) * jnp.sum(step * step / metric))
-    column = rest / jnp.sqrt(jnp.maximum(jnp.maximum(along, _SMALLEST_COSINE * size), tiny))
-    grows = jnp.isfinite(size) & (along > 0.2 * _SMALLEST_COSINE * size) & (size > 0)
-    falls = jnp.isfinite(size) & (along < 0) & (before > 0)
-    kept = jnp.clip((change @ step) / jnp.maximum(before, tiny), 0.0, 1.0)
-    lost = jnp.where(falls, 1 - kept, 0.0) / jnp.maximum(before, tiny)
+    (predicted_change,) = hessian.expand(towards[None])
+    rest = change - predicted_change
+    missing_curvature, predicted_curvature = rest @ step, image @ towards
+    norms = jnp.sqrt(jnp.sum(metric * rest * rest) * jnp.sum(step * step / metric))
+    column = rest / jnp.sqrt(jnp.maximum(jnp.maximum(missing_curvature, _SMALLEST_COSINE * norms), tiny))
+    grows = jnp.isfinite(norms) & (missing_curvature > 0.2 * _SMALLEST_COSINE * norms) & (norms > 0)
+    falls = jnp.isfinite(norms) & (missing_curvature < 0) & (predicted_curvature > 0)
+    kept = jnp.clip((change @ step) / jnp.maximum(predicted_curvature, tiny), 0.0, 1.0)
+    lost = jnp.where(falls, 1 - kept, 0.0) / jnp.maximum(predicted_curvature, tiny)
     core = hessian.core - lost * jnp.outer(towards, towards)
     column = jnp.where(grows, column, 0.0)
     columns = hessian.columns.at[:, column_index].set(column)
     (weights,) = hessian._replace(columns=columns).project((metric * column)[None])
     gram = hessian.gram.at[:, column_index].set(weights).at[column_index].set(weights)
-    diagonal = hessian.diagonal - lost * before_it**2 + column**2
+    diagonal = hessian.diagonal - lost * predicted_change**2 + column**2
     return LowRankHessian(columns, core.at[column_index, column_index].set(1.0), gram, diagonal)
 
 

@@ -24,7 +24,8 @@ from adamflow.runs.collocation.step_integrator import (
     make_step_integrator,
 )
 
-#: The largest correction, in units of the tolerance, with which a step has converged; at once, it is a tenth of this.
+#: A step has converged if the correction, in units of the tolerance, times the contraction rate is below this; in its
+#: first iteration, which has no rate, if the correction is below a tenth of it.
 _NEWTON_TOLERANCE = 0.01
 #: Weight of the displacement by errors of filters: with 1, runs take up to three times the gradients where settled
 #: coordinates oscillate within the tolerance, and errors of random problems hardly fall.
@@ -121,7 +122,7 @@ class NewtonIntegrator(NamedTuple):
         return DiagonalState(self._first_step(run), jnp.array(False), hessian)
 
     def run_diagonal(self, start: DiagonalState) -> DiagonalState:
-        """Integrate with a diagonal Hessian, to the end of the part or until it turns out not to be one."""
+        """Integrate with a diagonal Hessian to the end of the part, or until it turns out that it is not diagonal."""
         # A constant step has nothing to change to, and one coordinate nothing to be coupled to.
         never_switches = self.problem.step_size is not None or start.loop.run.state.params.size == 1
 

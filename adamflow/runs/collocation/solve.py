@@ -29,8 +29,8 @@ _FEW = 32
 #: The same for a tight rtol, for which steps of order 3 on a surrogate are more, and worse.
 _FEW_IF_TIGHT = 64
 _TIGHT_RTOL = 1e-4
-#: By the most parameters, the tightest rtol for which collocation is no worse than an explicit method; and beyond
-#: (docs/accuracy.md).
+#: The most parameters, and the tightest rtol for which collocation is no worse than an explicit method for so many
+#: (docs/accuracy.md); and that for more.
 _TIGHTEST_RTOL = ((_FEW_IF_TIGHT, 0.0), (200, 1e-6))
 _TIGHTEST_RTOL_BEYOND = 1e-4
 #: What a tolerance may be off by its own rounding, in single precision.
@@ -81,10 +81,10 @@ def supports_collocation(flow: AbstractFlow, params: Params) -> bool:
     return constant and len({leaf.dtype for leaf in jax.tree.leaves(params)}) == 1
 
 
-def is_cheap(size: int, rtol: Any) -> bool:
+def is_preferable(size: int, rtol: Any) -> bool:
     """Whether collocation is no worse than an explicit method, for so many parameters and this tolerance.
 
-    Of a tolerance that is traced nothing is known: it is not, unless it is for every one, by the same steps.
+    A traced tolerance is unknown: then only for sizes for which the method does not depend on it.
     """
     if not is_concrete(rtol):
         return size <= _FEW
@@ -93,7 +93,10 @@ def is_cheap(size: int, rtol: Any) -> bool:
 
 
 def takes_whole_hessian(size: int, rtol: Any) -> bool:
-    """Whether a run computes the Hessian where it is not diagonal, in steps of order 5, instead of estimating it."""
+    """Whether a run computes the Hessian where it is not diagonal, in steps of order 5, instead of estimating it.
+
+    A traced tolerance counts as loose.
+    """
     is_tight = is_concrete(rtol) and float(rtol) * _ROUNDED < _TIGHT_RTOL
     return size <= (_FEW_IF_TIGHT if is_tight else _FEW)
 
@@ -183,8 +186,8 @@ def solve_by_collocation(
     return _result(inputs, options, run)
 
 
-#: The gradients of the first part of a run.
-_FIRST_PART = 64
+#: The gradients between the first two moves of a bar.
+_FIRST_CHUNK = 64
 
 
 def _in_parts(advance: Callable, inputs: RunInputs, options: StaticOptions, state: Any, bar: Bar) -> Any:
@@ -192,7 +195,7 @@ def _in_parts(advance: Callable, inputs: RunInputs, options: StaticOptions, stat
     most = jnp.iinfo(jnp.result_type(int)).max
     if not bar.shown:
         return advance(inputs, options, state, on_device(most))[0]
-    size, stop = _FIRST_PART, _FIRST_PART
+    size, stop = _FIRST_CHUNK, _FIRST_CHUNK
     while True:
         begun = time.perf_counter()
         state, run, goes_on = advance(inputs, options, state, on_device(stop))

@@ -289,8 +289,8 @@ class StepIntegrator(eqx.Module):
         return ravel_pytree(change)[0]
 
     def _direction_and_targets(self, gradient: Vector, filters: Filters, time: Scalar) -> tuple[Vector, Filters]:
-        stages = unflatten_filters(self.unravel, filters)
-        direction, targets = self.flow.optimizer.direction_and_targets(self.unravel(gradient), stages, time)
+        filters_by_stage = unflatten_filters(self.unravel, filters)
+        direction, targets = self.flow.optimizer.direction_and_targets(self.unravel(gradient), filters_by_stage, time)
         return ravel_pytree(direction)[0], flatten_filters(targets)
 
 

@@ -89,7 +89,7 @@ class TrialStep(NamedTuple):
         noise_rate: what an outer iteration leaves of it.
         contraction_rate: of the last outer iterations.
         max_contraction_rate: of the step.
-        correction: by how much the second outer iteration moved the end.
+        first_correction: by how far the end moved after the first true gradient of the step.
         inner_converged: whether the inner iterations have.
         converged: whether the step has.
         can_continue: whether more outer iterations may help.
@@ -109,7 +109,7 @@ class TrialStep(NamedTuple):
     noise_rate: Float[Array, ""]
     contraction_rate: Float[Array, ""]
     max_contraction_rate: Float[Array, ""]
-    correction: Float[Array, ""]
+    first_correction: Float[Array, ""]
     inner_converged: Bool[Array, ""]
     converged: Bool[Array, ""]
     can_continue: Bool[Array, ""]
@@ -151,7 +151,7 @@ class SurrogateStep(eqx.Module):
             noise_rate=one,
             contraction_rate=contraction_rate,
             max_contraction_rate=0 * one,
-            correction=one * jnp.inf,
+            first_correction=one * jnp.inf,
             inner_converged=jnp.array(True),
             converged=jnp.array(False),
             can_continue=jnp.array(True),
@@ -178,7 +178,7 @@ class SurrogateStep(eqx.Module):
         image = hessian.core @ jnp.linalg.solve(identity + hessian.gram @ hessian.core, image)
         difference = difference - trial.metric * hessian.expand(image[None])[0]
         of_params = self._norm(difference)
-        return repeats * jnp.maximum(of_params, self.settings.weight_of_correction * trial.correction)
+        return repeats * jnp.maximum(of_params, self.settings.weight_of_correction * trial.first_correction)
 
     @property
     def _radau(self) -> Array:
@@ -280,7 +280,7 @@ class SurrogateStep(eqx.Module):
             noise_rate=jnp.where(stop, trial.noise_rate, noise_rate).astype(noise_left.dtype),
             contraction_rate=rate,
             max_contraction_rate=jnp.where(later, max_rate, trial.max_contraction_rate),
-            correction=jnp.where(trial.outer_iteration == 1, displacement, trial.correction),
+            first_correction=jnp.where(trial.outer_iteration == 1, displacement, trial.first_correction),
             inner_converged=inner_converged,
             converged=converged,
             can_continue=~has_failed,
