@@ -143,7 +143,7 @@ def _largest(closed: Any, constants: dict[int, int]) -> int:
         for value in equation.params.values():
             inner = value if isinstance(value, tuple | list) else [value]
             sizes += [_largest(one, constants) for one in inner if hasattr(getattr(one, "jaxpr", one), "eqns")]
-        largest = max(largest, *sizes, 0)
+        largest = max([largest, *sizes])
     return largest
 
 

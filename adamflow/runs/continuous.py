@@ -99,9 +99,9 @@ def solve(
     have constant decays is integrated by collocation (docs/collocation.md): up to 64 parameters at every rtol, up to
     200 for rtol ≥ 1e-6, with more for rtol ≥ 1e-4 (and up to 32 if rtol is traced), and else by Dopri8. Those of order
     2, and of k-Adam, which can become unstable beyond a finite curvature, get Dopri8 at rtol/4. Other flows get
-    Kvaerno5 with a chord iteration and dense Jacobians up to 200 parameters; beyond, those of these and of
-    `ModifiedFlow` and `InterpolatingFlow` that are smooth get Dopri8, and the rest Tsit5. Of 1027 random problems 99%
-    were within ten tolerances, and three beyond a hundred, relative to the amplification of a perturbed start
+    Kvaerno5 with a chord iteration and dense Jacobians up to 200 parameters; beyond, `GouldTanakaFlow`, `ModifiedFlow`
+    and `InterpolatingFlow` get Dopri8 if no stage takes signs, and all others Tsit5. Of 1027 random problems 99% were
+    within ten tolerances, and three beyond a hundred, relative to the amplification of a perturbed start
     (docs/accuracy.md). Implicit solvers of diffrax follow the logarithm of filters that cannot be negative, which keeps
     them positive. For 100 iterations or fewer of a cheap loss the discrete run is faster than any flow.
 

@@ -1,5 +1,6 @@
 """What goes into a run by collocation, and what comes out."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -29,10 +30,9 @@ _FEW = 32
 #: The same for a tight rtol, for which steps of order 3 on a surrogate are more, and worse.
 _FEW_IF_TIGHT = 64
 _TIGHT_RTOL = 1e-4
-#: The most parameters, and the tightest rtol for which collocation is no worse than an explicit method for so many
-#: (docs/accuracy.md); and that for more.
-_TIGHTEST_RTOL = ((_FEW_IF_TIGHT, 0.0), (200, 1e-6))
-_TIGHTEST_RTOL_BEYOND = 1e-4
+#: Up to how many parameters, and the tightest rtol for which collocation is then no worse than an explicit method
+#: (docs/accuracy.md).
+_TIGHTEST_RTOL = ((_FEW_IF_TIGHT, 0.0), (200, 1e-6), (math.inf, 1e-4))
 #: What a tolerance may be off by its own rounding, in single precision.
 _ROUNDED = 1 + 1e-6
 
@@ -88,7 +88,7 @@ def is_preferable(size: int, rtol: Any) -> bool:
     """
     if not is_concrete(rtol):
         return size <= _FEW
-    tightest = next((least for most, least in _TIGHTEST_RTOL if size <= most), _TIGHTEST_RTOL_BEYOND)
+    tightest = next(least for most, least in _TIGHTEST_RTOL if size <= most)
     return float(rtol) * _ROUNDED >= tightest
 
 
