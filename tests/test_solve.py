@@ -428,6 +428,18 @@ def test_identity_lanes_by_a_number_that_only_the_loss_knows():
     np.testing.assert_allclose(lanes, [final(1.0), final(2.0)], rtol=1e-10)
 
 
+def test_formula_derivative_by_a_number_that_only_the_loss_knows():
+    """Of gradient flow θ' = −s θ, the end is e^(−T s): neither the start nor its memory shows that s is traced."""
+
+    def final(scale):
+        flow = af.GouldTanakaFlow(af.sgd(0.1))
+        return af.solve(
+            flow, lambda p: scale * p**2 / 2, jnp.ones(()), 20, save_at=[20], rtol=1e-9, solver=diffrax.Tsit5()
+        ).params[0]
+
+    np.testing.assert_allclose([final(0.5), jax.grad(final)(0.5)], [np.exp(-1.0), -2.0 * np.exp(-1.0)], rtol=1e-6)
+
+
 @pytest.mark.slow
 def test_failure_step_limit_keeps_what_came_before():
     flow = af.GouldTanakaFlow(af.adam(1e-3, beta=0.95))

@@ -432,14 +432,34 @@ def _run_with_bar(given: tuple, counter: Any, span: tuple[int, int] | None, eage
         # The program opens its bar itself, each time that it runs.
         return _run(*given, RunMeter(None, span), counter)
     with HostedMeter(*(span or (0, 1)), shown=span is not None) as hosted:
-        run = _run(*given, hosted.meter, counter)
+        # Nobody can ask a run of numbers for a derivative, and without one its program is a tenth smaller.
+        run = _run(*given, hosted.meter, counter, adjoint=diffrax.ForwardMode() if eager else _REVERSE_MODE)
+        if eager and not is_concrete(run):
+            # But for a loss that closes over what is differentiated.
+            run = _run(*given, hosted.meter, counter)
         if span is not None:
             hosted.bar.move(float(run.reached))
         return run
 
 
-@program(sized_by=lambda flow, loss, state, *_: (flow, loss, state))
-def _run(flow, loss, state, times, numbers: _Numbers, method: Method, observe, max_steps, meter, counter) -> _Run:
+#: diffrax's own: a loop that keeps checkpoints, from which reverse-mode derivatives go back.
+_REVERSE_MODE = diffrax.RecursiveCheckpointAdjoint()
+
+
+@program(sized_by=lambda flow, loss, state, *_, **__: (flow, loss, state))
+def _run(
+    flow,
+    loss,
+    state,
+    times,
+    numbers: _Numbers,
+    method: Method,
+    observe,
+    max_steps,
+    meter,
+    counter,
+    adjoint: diffrax.AbstractAdjoint = _REVERSE_MODE,
+) -> _Run:
     """Hand the flow to diffrax, in the coordinates of the method."""
     limit = divergence_limit(flow.params(state))
     # An explicit method has no use for ln v: where v starts near 0 it makes the flow stiffer.
@@ -478,6 +498,7 @@ def _run(flow, loss, state, times, numbers: _Numbers, method: Method, observe, m
         event=diffrax.Event(failed),
         max_steps=max_steps,
         throw=False,
+        adjoint=adjoint,
         progress_meter=meter,
     )
     rows, last = cast(Any, solution.ys)
