@@ -11,7 +11,7 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["MPLBACKEND"] = "Agg"
 # By its path: importing it as a part of adamflow would be too early.
-runpy.run_path(str(Path(__file__).parent / "adamflow/figures/fast_compilation.py"))["compile_fast"]()
+runpy.run_path(str(Path(__file__).parent / "adamflow/figures/fast_compilation.py"))["compile_fast"](optimization=0)
 
 import diffrax
 import hypothesis
@@ -55,8 +55,9 @@ import adamflow as af
 import adamflow.losses
 import adamflow.programs
 
-# Of two workers on two cores each has one: threads that compile parts of a program side by side gain nothing.
-adamflow.programs.FAST_COMPILATION["xla_cpu_parallel_codegen_split_count"] = 1
+# Of two workers on two cores each has one: threads that compile parts of a program side by side gain nothing. And what
+# is compiled for a test runs once, for a moment: without any optimization all tests take a fifth less.
+adamflow.programs.FAST_COMPILATION |= {"xla_cpu_parallel_codegen_split_count": 1, "xla_backend_optimization_level": 0}
 
 #: What references are integrated with: a stiff solver of diffrax, with the chord iteration that "auto" gives it.
 KVAERNO = diffrax.Kvaerno5(root_finder=af.CHORD_ROOT_FINDER)

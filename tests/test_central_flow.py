@@ -194,12 +194,18 @@ def quartic(params):
 @pytest.mark.parametrize("modes", [1, 2])
 def test_identity_without_third_derivatives_it_is_the_stable_flow_below_the_edge(record, modes):
     flow, stable = af.CentralFlow(record, modes=modes), af.GouldTanakaFlow(record)
-    for loss, params in ((quadratic, jnp.ones(2)), (quadratic, jnp.zeros(2)), (quartic, jnp.zeros(2))):
+
+    @eqx.filter_jit
+    def fields_and_amplitude(loss, params):
         state = flow.initial_state(loss, params)
-        field, expected = (one.vector_field(0.0, state, loss) for one in (flow, stable))
+        fields = [one.vector_field(0.0, state, loss) for one in (flow, stable)]
+        return *fields, flow.snapshot(0.0, state, loss).amplitude
+
+    for loss, params in ((quadratic, jnp.ones(2)), (quadratic, jnp.zeros(2)), (quartic, jnp.zeros(2))):
+        field, expected, amplitude = fields_and_amplitude(loss, params)
         for part, wanted in zip(jax.tree.leaves(field), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(part, wanted, rtol=1e-12)
-        assert float(flow.snapshot(0.0, state, loss).amplitude) == 0.0
+        assert float(amplitude) == 0.0
 
 
 def test_formula_central_flow_of_a_quadratic_below_the_edge():

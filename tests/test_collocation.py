@@ -101,9 +101,15 @@ def test_formula_displacement_is_that_of_a_direction_that_is_off_for_as_long_as_
     flow = af.GouldTanakaFlow(af.adam(eta, beta=beta, gamma=gamma))
     filters = {"first_moment": jnp.asarray(first), "second_moment": jnp.asarray(second)}
     start = FlatState(jnp.asarray(n), jnp.zeros(3), filters, jnp.asarray(gradient))
-    integrator = make_step_integrator(flow, lambda vector: vector, 3, start, jnp.asarray(length))
-    gradients = jnp.asarray(np.stack([gradient] * 3))
-    solution = integrator(gradients)
+
+    @eqx.filter_jit
+    def solution_and_displacement(start, gradients, errors, curvature):
+        integrator = make_step_integrator(flow, lambda vector: vector, 3, start, jnp.asarray(length))
+        solution = integrator(gradients)
+        return solution, integrator.displacement_by_filters(gradients, solution, errors, curvature)
+
+    gradients, repeated = (jnp.asarray(np.stack([x] * 3)) for x in (gradient, error))
+    solution, found = solution_and_displacement(start, gradients, repeated, jnp.asarray(curvature))
     m, v = (np.asarray(solution.filters[name][-1]) for name in ("first_moment", "second_moment"))
     # A constant error of the gradient moves each filter by what it forgets of its value within the step.
     rates = {name: (1 - alpha) / alpha for name, alpha in (("m", gamma), ("v", beta))}
@@ -115,8 +121,6 @@ def test_formula_displacement_is_that_of_a_direction_that_is_off_for_as_long_as_
     expected = sum(
         eta * np.abs(direction_errors[name]) / np.sqrt(rate**2 + rate * stiffness) for name, rate in rates.items()
     )
-    repeated = jnp.asarray(np.stack([error] * 3))
-    found = integrator.displacement_by_filters(gradients, solution, repeated, jnp.asarray(curvature))
     np.testing.assert_allclose(found, expected, rtol=1e-9)
     # Without curvature it is how far θ ends from where it would have: the direction is off for 1/a iterations.
     assert found[0] > 0

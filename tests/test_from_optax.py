@@ -31,7 +31,7 @@ def trained(transformation, params=PARAMS, steps=STEPS):
         updates, state = transformation.update(jax.grad(loss)(params), state, params)
         return optax.apply_updates(params, updates), state
 
-    state = transformation.init(params)
+    state = jax.jit(transformation.init)(params)
     for _ in range(steps):
         params, state = step(params, state)
     return params, state
@@ -133,12 +133,12 @@ def test_identity_labels_with_rates_of_their_own_give_the_next_step():
     report = training_report(loss, params, *reading, tolerance=1e-9)
     assert report.learning_rate == pytest.approx(0.03)
     # The eigenvalues of diag(η) P⁻¹ H, from the state written out.
-    gradient, moments = jax.grad(loss)(params), reading.optimizer_state.filters[0]
+    gradient, moments = jax.jit(jax.grad(loss))(params), reading.optimizer_state.filters[0]
     rates = np.concatenate([np.full(2, 0.03), np.full(3, 0.01)])
     v = np.concatenate([np.asarray(moments["second_moment"][name]) for name in ("b", "w")])
     g = np.concatenate([np.asarray(gradient[name]) for name in ("b", "w")])
     scale = np.sqrt((0.999 * v + 0.001 * g**2) / (1 - 0.999 ** (STEPS + 1))) + 1e-8
-    blocks = jax.hessian(loss)(params)
+    blocks = jax.jit(jax.hessian(loss))(params)
     hessian = np.block([[np.asarray(blocks[row][column]) for column in ("b", "w")] for row in ("b", "w")])
     expected = np.max(np.linalg.eigvals((rates / scale)[:, None] * hessian).real)
     assert report.scaled_sharpness == pytest.approx(expected, rel=1e-8)

@@ -28,9 +28,12 @@ def case():
     return params, (jnp.asarray(features), jnp.asarray(targets))
 
 
+gradient_of = jax.jit(jax.grad(loss))
+
+
 def gradients(params, data):
     """The gradient of each example, by one call each."""
-    rows = [jax.grad(loss)(params, (data[0][i : i + 1], data[1][i : i + 1])) for i in range(EXAMPLES)]
+    rows = [gradient_of(params, (data[0][i : i + 1], data[1][i : i + 1])) for i in range(EXAMPLES)]
     return np.stack([ravel_pytree(row)[0] for row in rows])
 
 
@@ -126,7 +129,7 @@ def test_formula_noise_scale_with_and_without_curvature(case):
     rows = gradients(params, data)
     mean, sigma = rows.mean(axis=0), np.cov(rows.T, ddof=0)
     flat, unravel = ravel_pytree(params)
-    hessian = np.asarray(jax.hessian(lambda x: loss(unravel(x), data))(flat))
+    hessian = np.asarray(jax.jit(jax.hessian(lambda x: loss(unravel(x), data)))(flat))
     np.testing.assert_allclose(af.noise.noise_scale(loss, params, data), np.trace(sigma) / (mean @ mean), rtol=1e-10)
     expected = np.trace(hessian @ sigma) / (mean @ hessian @ mean)
     np.testing.assert_allclose(af.noise.noise_scale(loss, params, data, curvature=True), expected, rtol=1e-9)

@@ -176,7 +176,7 @@ def test_formula_fixed_point_with_weight_decay_and_epsilon():
         m, v = gamma * m + (1 - gamma) * g, beta * v + (1 - beta) * g**2
         return jnp.array([theta - 0.01 * (decay * theta + m / (jnp.sqrt(v) + epsilon)), m, v])
 
-    expected = np.linalg.eigvals(jax.jacfwd(step)(jnp.array([x, slope, slope**2])))
+    expected = np.linalg.eigvals(jax.jit(jax.jacfwd(step))(jnp.array([x, slope, slope**2])))
     np.testing.assert_allclose(by_modulus(orbit.multipliers), by_modulus(expected), atol=1e-8)
     assert orbit.stable
     assert str(orbit).startswith("fixed point, stable: largest multiplier 0.9")

@@ -126,7 +126,7 @@ def test_identity_monitor_agrees_with_jax_and_with_the_dense_hessian(name):
             scalars.pop(key)
     assert theirs == pytest.approx(ours, rel=1e-7)
     flat, unravel = jax.flatten_util.ravel_pytree(params)
-    hessian = np.asarray(jax.hessian(lambda x: penalized(unravel(x)))(flat))
+    hessian = np.asarray(jax.jit(jax.hessian(lambda x: penalized(unravel(x))))(flat))
     assert report.sharpness == pytest.approx(np.linalg.eigvalsh(hessian)[-1], rel=1e-8)
 
 

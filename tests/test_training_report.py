@@ -48,16 +48,19 @@ def state_after(optimizer, steps=12, seed=0, loss=network_loss):
 
 def dense(loss, params):
     flat, unravel = ravel_pytree(params)
-    return np.asarray(jax.hessian(lambda x: loss(unravel(x)))(flat))
+    return np.asarray(jax.jit(jax.hessian(lambda x: loss(unravel(x))))(flat))
 
 
 def flat(tree):
     return np.asarray(ravel_pytree(tree)[0])
 
 
+gradient_of_network = jax.jit(jax.grad(network_loss))
+
+
 def denominators(optimizer, params, state, iteration):
     """The product of √v̂ + ε over the stages, written out: the P of the step that leaves this state."""
-    signal = flat(jax.grad(network_loss)(params))
+    signal = flat(gradient_of_network(params))
     product = np.ones_like(signal)
     for stage, filters in zip(optimizer.stages, state.filters, strict=True):
         beta, gamma = float(stage.beta), float(getattr(stage, "gamma", 0.0))

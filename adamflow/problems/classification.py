@@ -31,6 +31,7 @@ class Rows(eqx.Module):
 
     examples: Examples
 
+    @eqx.filter_jit
     def __call__(self, key: Key[Array, ""], size: int) -> Examples:
         rows = jax.random.randint(key, (size,), 0, self.examples[1].shape[0], dtype=jnp.int32)
         features, labels = self.examples
@@ -69,6 +70,7 @@ class Accuracy(eqx.Module):
     network: Network
     examples: Examples
 
+    @eqx.filter_jit
     def __call__(self, params: Any) -> Float[Array, ""]:
         features, labels = self.examples
         return jnp.mean(jnp.argmax(self.network(params, features), axis=-1) == labels, dtype=float)

@@ -52,6 +52,7 @@ class ConvolutionalNetwork(eqx.Module):
     activation: str = eqx.field(static=True)
     normalization: str | None = eqx.field(static=True, default=None)
 
+    @eqx.filter_jit
     def __call__(
         self, params: Layers, images: Float[Array, "examples height width colours"]
     ) -> Float[Array, "examples classes"]:

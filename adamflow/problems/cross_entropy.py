@@ -38,9 +38,13 @@ def mean_cross_entropy(logits: Float[Array, "*examples classes"], labels: Int[Ar
             f"labels must have one entry for each example, shape {logits.shape[:-1]} for logits of shape "
             f"{logits.shape}, got shape {labels.shape}"
         )
+    check_label_range("labels", labels, logits.shape[-1])
+    return _mean_cross_entropy(jnp.asarray(logits), jnp.asarray(labels))
+
+
+@jax.jit
+def _mean_cross_entropy(logits: Array, labels: Array) -> Array:
     classes = logits.shape[-1]
-    check_label_range("labels", labels, classes)
-    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     # A mask and not a gather: the gradient of a gather is a scatter, which is slow on a CPU.
     is_label = jnp.arange(classes) == labels[..., None]
     chosen = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)

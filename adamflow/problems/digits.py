@@ -32,6 +32,7 @@ class Perceptron(eqx.Module):
     activation: str = eqx.field(static=True)
     normalization: str | None = eqx.field(static=True, default=None)
 
+    @eqx.filter_jit
     def __call__(self, params: Layers, features: Float[Array, "examples pixels"]) -> Float[Array, "examples classes"]:
         *hidden_layers, last = params
         for layer in hidden_layers:

@@ -20,6 +20,7 @@ class Windows(eqx.Module):
     tokens: Int[Array, " characters"]
     length: int = eqx.field(static=True)
 
+    @eqx.filter_jit
     def __call__(self, key: Key[Array, ""], size: int) -> Int[Array, "size length"]:
         starts = jax.random.randint(key, (size,), 0, self.tokens.shape[0] - self.length + 1, dtype=jnp.int32)
         return self.tokens[starts[:, None] + jnp.arange(self.length)]
@@ -27,7 +28,7 @@ class Windows(eqx.Module):
     def evenly_spaced(self, count: int) -> Int[Array, "count length"]:
         """`count` windows from the first to the last, as far apart as the text allows."""
         starts = np.linspace(0, self.tokens.shape[0] - self.length, count).astype(np.int32)
-        return self.tokens[starts[:, None] + np.arange(self.length)]
+        return jnp.asarray(np.asarray(self.tokens)[starts[:, None] + np.arange(self.length)])
 
 
 #: The help topics of Python 3.11.7 in alphabetical order: the same text for everyone, whichever Python runs.

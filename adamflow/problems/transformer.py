@@ -1,5 +1,6 @@
 """A decoder-only transformer over characters, small enough for a CPU and for flows."""
 
+import functools
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -59,6 +60,9 @@ def perceptron(weights: Weights, x: Float[Array, "batch time width"]) -> Float[A
     return jax.nn.gelu(x @ weights["up"] + weights["up_bias"]) @ weights["down"] + weights["down_bias"]
 
 
+# A program of its own: called by itself it compiles once, not for each operation, and runs that call it in several
+# places trace it once.
+@functools.partial(jax.jit, static_argnames="heads")
 def transformer_logits(
     params: Weights, tokens: Int[Array, "batch time"], heads: int
 ) -> Float[Array, "batch time vocabulary"]:
@@ -103,6 +107,7 @@ class TransformerAccuracy(eqx.Module):
     windows: Int[Array, "size length"]
     heads: int = eqx.field(static=True)
 
+    @eqx.filter_jit
     def __call__(self, params: Weights) -> Float[Array, ""]:
         logits = transformer_logits(params, self.windows[:, :-1], self.heads)
         return jnp.mean(jnp.argmax(logits, axis=-1) == self.windows[:, 1:], dtype=float)

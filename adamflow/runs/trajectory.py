@@ -388,8 +388,7 @@ def conclude(trajectory: Trajectory, started: float) -> Trajectory:
     outcome = trajectory.outcome
     rows = (trajectory.iterations, trajectory.params, trajectory.observed, trajectory.error_estimate)
     if not is_concrete(trajectory):
-        good = trajectory.iterations <= outcome.last_valid_iteration
-        params, observed, error_estimate = blank_rows(rows[1:], good)
+        params, observed, error_estimate = _blank_rows(rows[1:], trajectory.iterations, outcome.last_valid_iteration)
         return dataclasses.replace(trajectory, params=params, observed=observed, error_estimate=error_estimate)
     jax.block_until_ready(trajectory)
     if not bool(outcome.successful):
@@ -403,8 +402,10 @@ def conclude(trajectory: Trajectory, started: float) -> Trajectory:
     return dataclasses.replace(trajectory, stats=stats)
 
 
-def blank_rows(rows: Any, good: Any) -> Any:
-    """Set rows that are not good to NaN, or to zero where the type has none."""
+@jax.jit
+def _blank_rows(rows: Any, iterations: Any, last: Any) -> Any:
+    """Set rows behind the last good iteration to NaN, or to zero where the type has none."""
+    good = iterations <= last
 
     def blank(leaf: jax.Array) -> jax.Array:
         kept = good.reshape((-1,) + (1,) * (leaf.ndim - 1))

@@ -1,6 +1,7 @@
 r"""The leading eigenvalues of one discrete step, or of a flow's vector field, at a state of it."""
 
 import contextlib
+import functools
 from typing import Any, TypeAlias
 
 import equinox as eqx
@@ -265,12 +266,17 @@ def _spectrum(
     found: Any, residuals: Any, vector: Any, scales: Any, *, count: int, tolerance: Any, method: str, products: int
 ) -> Spectrum:
     """The record, from all eigenvalues (or estimates) that were found and the residuals of the first."""
+    values, residuals, converged, splits = _first_values(found, residuals, tolerance, count)
+    return Spectrum(values, residuals, converged, splits, vector, scales, method, products)
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _first_values(found: Any, residuals: Any, tolerance: Any, count: int) -> tuple[Array, Array, Array, Array]:
+    """So many values, their residuals, whether they are converged, and whether they split a conjugate pair."""
     values, residuals = found[:count], residuals[:count]
     has_conjugate = jnp.any(values[:, None] == jnp.conj(values), axis=1)
     converged = residuals <= tolerance * jnp.abs(found).max()
-    return Spectrum(
-        values, residuals, converged, ~jnp.all(has_conjugate | jnp.isnan(values)), vector, scales, method, products
-    )
+    return values, residuals, converged, ~jnp.all(has_conjugate | jnp.isnan(values))
 
 
 def _arnoldi(
