@@ -55,9 +55,11 @@ import adamflow as af
 import adamflow.losses
 import adamflow.programs
 
-# Of two workers on two cores each has one: threads that compile parts of a program side by side gain nothing. And what
-# is compiled for a test runs once, for a moment: without any optimization all tests take a fifth less.
-adamflow.programs.FAST_COMPILATION |= {"xla_cpu_parallel_codegen_split_count": 1, "xla_backend_optimization_level": 0}
+# Of two workers on two cores each has one: threads that compile parts of a program side by side gain nothing. And most
+# of what is compiled for a test runs for a moment: without any optimization the default tests take a fifth less.
+if "optimization_level=0" in os.environ["XLA_FLAGS"]:
+    options = {"xla_cpu_parallel_codegen_split_count": 1, "xla_backend_optimization_level": 0}
+    adamflow.programs.FAST_COMPILATION |= options
 
 #: What references are integrated with: a stiff solver of diffrax, with the chord iteration that "auto" gives it.
 KVAERNO = diffrax.Kvaerno5(root_finder=af.CHORD_ROOT_FINDER)

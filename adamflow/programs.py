@@ -148,9 +148,16 @@ def _largest(closed: Any, constants: dict[int, int]) -> int:
 
 
 def _with_known_options(fast: Callable[[], Any], slow: Callable[[], Any]) -> Any:
-    """What one of two compiled programs returns: that with options, unless this XLA does not know them."""
+    """What one of two compiled programs returns: that with options, unless this XLA does not know them.
+
+    Nor can options be those of a part of a larger program, which one becomes that closes over a tracer unseen.
+    """
     try:
         return fast()
+    except ValueError as error:
+        if "can only be passed to top-level" not in str(error):
+            raise
+        return slow()
     except jax.errors.JaxRuntimeError as error:
         if "No such compile option" not in str(error):
             raise

@@ -164,7 +164,7 @@ def test_formula_transformer_starts_near_the_logarithm_of_its_vocabulary(transfo
 
 def test_formula_transformer_accuracy_is_the_share_of_characters_guessed(transformer):
     metric = transformer.metrics["validation_accuracy"]
-    logits = jax.jit(transformer_logits, static_argnums=2)(transformer.params, metric.windows[:, :-1], 2)
+    logits = transformer_logits(transformer.params, metric.windows[:, :-1], 2)
     guessed = np.argmax(logits, axis=-1) == np.asarray(metric.windows[:, 1:])
     np.testing.assert_allclose(evaluate(metric, transformer.params), guessed.mean())
 
@@ -172,7 +172,7 @@ def test_formula_transformer_accuracy_is_the_share_of_characters_guessed(transfo
 def test_formula_transformer_is_causal(transformer):
     tokens = transformer.batches(size=1)(0)[0, :-1]
     variants = jnp.concatenate([tokens[None], tokens + jnp.eye(16, dtype=int)])
-    logits = jax.jit(transformer_logits, static_argnums=2)(transformer.params, variants, 2)
+    logits = transformer_logits(transformer.params, variants, 2)
     changed, read = np.nonzero(np.abs(logits[1:] - logits[0]).max(axis=-1))
     assert set(zip(changed, read, strict=True)) == set(zip(*np.triu_indices(16), strict=True))
 

@@ -428,16 +428,37 @@ def test_identity_lanes_by_a_number_that_only_the_loss_knows():
     np.testing.assert_allclose(lanes, [final(1.0), final(2.0)], rtol=1e-10)
 
 
-def test_formula_derivative_by_a_number_that_only_the_loss_knows():
+@pytest.mark.parametrize("progress", [False, True])
+@pytest.mark.parametrize("solver", [diffrax.Tsit5(), KVAERNO], ids=["explicit", "implicit"])
+def test_formula_derivative_by_a_number_that_only_the_loss_knows(solver, progress):
     """Of gradient flow θ' = −s θ, the end is e^(−T s): neither the start nor its memory shows that s is traced."""
 
     def final(scale):
         flow = af.GouldTanakaFlow(af.sgd(0.1))
-        return af.solve(
-            flow, lambda p: scale * p**2 / 2, jnp.ones(()), 20, save_at=[20], rtol=1e-9, solver=diffrax.Tsit5()
-        ).params[0]
+        options = {"save_at": [20], "rtol": 1e-7, "solver": solver, "progress": progress}
+        return af.solve(flow, lambda p: scale * p**2 / 2, jnp.ones(()), 20, **options).params[0]
 
-    np.testing.assert_allclose([final(0.5), jax.grad(final)(0.5)], [np.exp(-1.0), -2.0 * np.exp(-1.0)], rtol=1e-6)
+    np.testing.assert_allclose([final(0.5), jax.grad(final)(0.5)], [np.exp(-1.0), -2.0 * np.exp(-1.0)], rtol=1e-5)
+    with pytest.raises(TypeError, match="solve has reverse-mode derivatives alone"):
+        jax.jvp(final, (0.5,), (1.0,))
+
+
+def test_formula_derivative_by_a_number_that_only_the_observer_or_a_users_flow_knows():
+    def observed(scale):
+        flow, options = af.GouldTanakaFlow(af.sgd(0.1)), {"save_at": [20], "solver": diffrax.Tsit5(), "rtol": 1e-9}
+        run = af.solve(flow, lambda p: p**2 / 4, jnp.ones(()), 20, observe=lambda now: scale * now.params, **options)
+        return run.observed[0]
+
+    def slowed(scale):
+        class Slowed(af.GouldTanakaFlow):
+            def vector_field(self, time, state, loss):
+                return jax.tree.map(lambda rate: scale * rate, super().vector_field(time, state, loss))
+
+        options = {"save_at": [20], "solver": diffrax.Tsit5(), "rtol": 1e-9}
+        return af.solve(Slowed(af.sgd(0.1)), lambda p: p**2 / 2, jnp.ones(()), 20, **options).params[0]
+
+    assert float(jax.grad(observed)(0.5)) == pytest.approx(np.exp(-1.0), rel=1e-6)
+    assert float(jax.grad(slowed)(0.5)) == pytest.approx(-2 * np.exp(-1.0), rel=1e-6)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +117,8 @@ import sys
 import jax
 import numpy as np
 jax.config.update("jax_enable_x64", True)
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1:]
+import conftest  # Programs are compiled as they are here.
 import test_sweeps
 data = test_sweeps.sweep(test_sweeps.plain_run, test_sweeps.DECAYS, method="vmap", chunk=3)
 assert "4 in use" in data.attrs["device"]
@@ -125,8 +127,10 @@ print(*map(float.hex, data.theta.values.flat))
 
 
 def test_identity_on_four_devices_numbers_are_the_same():
-    command = [sys.executable, "-c", FOUR_DEVICES, os.path.dirname(__file__)]  # noqa: PTH120
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", FOUR_DEVICES, here, here.parent]
+    flags = os.environ.get("XLA_FLAGS", "")
+    environment = os.environ | {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=4"}
     output = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout.split()
     data = sweep(plain_run, DECAYS, method="vmap", chunk=3)
     assert [float.fromhex(number) for number in output] == data.theta.values.ravel().tolist()

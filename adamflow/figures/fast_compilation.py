@@ -7,8 +7,9 @@ import os
 import subprocess
 import sys
 
-#: What makes XLA compile twice as fast. By itself it splits each program into 32 modules, which threads compile side by
-#: side; in one module they take an eighth to a quarter less of a processor, and a test has no second one.
+#: With a low level of optimization, what makes XLA compile twice as fast. By itself it splits each program into 32
+#: modules, which threads compile side by side; in one module they take an eighth to a quarter less of a processor, and
+#: a test has no second one.
 FLAGS = (
     "--xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_parallel_codegen_split_count=1"

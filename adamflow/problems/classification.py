@@ -1,5 +1,6 @@
 """What the classifiers of images share: their loss, accuracy and batches, whatever the network and the images."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -31,11 +32,15 @@ class Rows(eqx.Module):
 
     examples: Examples
 
-    @eqx.filter_jit
     def __call__(self, key: Key[Array, ""], size: int) -> Examples:
-        rows = jax.random.randint(key, (size,), 0, self.examples[1].shape[0], dtype=jnp.int32)
-        features, labels = self.examples
-        return features[rows], labels[rows]
+        return _draw(self.examples, key, int(size))
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _draw(examples: Examples, key: Key[Array, ""], size: int) -> Examples:
+    features, labels = examples
+    rows = jax.random.randint(key, (size,), 0, labels.shape[0], dtype=jnp.int32)
+    return features[rows], labels[rows]
 
 
 class ClassifierLoss(eqx.Module):

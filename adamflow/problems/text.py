@@ -1,5 +1,6 @@
 """Text as data: where it comes from, its vocabulary, its split, and windows drawn from it."""
 
+import functools
 import importlib.resources
 import lzma
 from pathlib import Path
@@ -20,15 +21,19 @@ class Windows(eqx.Module):
     tokens: Int[Array, " characters"]
     length: int = eqx.field(static=True)
 
-    @eqx.filter_jit
     def __call__(self, key: Key[Array, ""], size: int) -> Int[Array, "size length"]:
-        starts = jax.random.randint(key, (size,), 0, self.tokens.shape[0] - self.length + 1, dtype=jnp.int32)
-        return self.tokens[starts[:, None] + jnp.arange(self.length)]
+        return _draw(self.tokens, key, int(size), self.length)
 
     def evenly_spaced(self, count: int) -> Int[Array, "count length"]:
         """`count` windows from the first to the last, as far apart as the text allows."""
         starts = np.linspace(0, self.tokens.shape[0] - self.length, count).astype(np.int32)
         return jnp.asarray(np.asarray(self.tokens)[starts[:, None] + np.arange(self.length)])
+
+
+@functools.partial(jax.jit, static_argnames=("size", "length"))
+def _draw(tokens: Int[Array, " characters"], key: Key[Array, ""], size: int, length: int) -> Int[Array, "size length"]:
+    starts = jax.random.randint(key, (size,), 0, tokens.shape[0] - length + 1, dtype=jnp.int32)
+    return tokens[starts[:, None] + jnp.arange(length)]
 
 
 #: The help topics of Python 3.11.7 in alphabetical order: the same text for everyone, whichever Python runs.

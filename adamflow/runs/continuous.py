@@ -219,8 +219,8 @@ def _solve_once(problem: _Problem, numbers: "_Numbers") -> Trajectory:
     numbers, early, begin = _begin(problem, numbers)
     span = (int(numbers.first) if is_concrete(numbers.first) else 0, numbers.steps) if progress else None
     state, finite = begin.state, begin.is_finite
-    # A loss may close over a tracer that only its value shows.
-    eager = is_concrete(state, finite, flow, loss, rtol, numbers.atol, step_size)
+    # A loss may close over a tracer that only its value shows, and under `jax.grad` not even whether that is finite.
+    eager = is_concrete(begin, flow, loss, rtol, numbers.atol, step_size)
     counter = _COUNTER if eager and not collocated and method.fields is None else None
     counted = _COUNTER.count
     later = numbers.steps > SETTLING and getattr(flow, "order", 1) >= 2 and _is_zero(numbers.first)
@@ -235,7 +235,8 @@ def _solve_once(problem: _Problem, numbers: "_Numbers") -> Trajectory:
             gradients = known(run.gradients) + (looks + _START_GRADIENTS)
             stats = _make_stats(gradients, run.accepted, run.rejected, run.hessians)
         else:
-            given = (flow, loss, state, run_times, numbers, method, observe, max_steps)
+            adjoint = _adjoint_for(eager, flow, observe)
+            given = (flow, loss, state, run_times, numbers, method, observe, max_steps, adjoint)
             run = _run_with_bar(given, counter, span, eager)
             stats = _stats(run, method, counter, counted, flow.gradients_per_evaluation, looks)
     if early is not None:
@@ -352,7 +353,8 @@ class _Reference(eqx.Module):
         inputs = inputs._replace(settings=inputs.settings._replace(step_size=None))
         flow, loss, state, times, numbers, _ = inputs
         meter = diffrax.NoProgressMeter()
-        run = _run(flow, loss, state, times, numbers, self.method, self.observe, self.max_steps, meter, None)
+        reverse = diffrax.RecursiveCheckpointAdjoint()
+        run = _run(flow, loss, state, times, numbers, self.method, self.observe, self.max_steps, reverse, meter, None)
         return run.rows, run.final, run.code
 
 
@@ -426,39 +428,30 @@ class _Run(NamedTuple):
     rejected: jax.Array
 
 
+def _adjoint_for(eager: bool, flow: AbstractFlow, observe: Any) -> diffrax.AbstractAdjoint:
+    """For a run of numbers, which nobody can differentiate, a loop without checkpoints: a tenth of the first call.
+
+    What a user observes, and a user's own flow, may close over what is differentiated, and nothing shows that before.
+    """
+    is_ours = type(flow).__module__.startswith("adamflow.")
+    return diffrax.ForwardMode() if eager and is_ours and observe is None else diffrax.RecursiveCheckpointAdjoint()
+
+
 def _run_with_bar(given: tuple, counter: Any, span: tuple[int, int] | None, eager: bool) -> _Run:
     """`_run` of what is given, with a bar from the first to the last iteration of `span`, if there is one."""
     if span is not None and not eager:
         # The program opens its bar itself, each time that it runs.
         return _run(*given, RunMeter(None, span), counter)
     with HostedMeter(*(span or (0, 1)), shown=span is not None) as hosted:
-        # Nobody can ask a run of numbers for a derivative, and without one its program is a tenth smaller.
-        run = _run(*given, hosted.meter, counter, adjoint=diffrax.ForwardMode() if eager else _REVERSE_MODE)
-        if eager and not is_concrete(run):
-            # But for a loss that closes over what is differentiated.
-            run = _run(*given, hosted.meter, counter)
+        run = _run(*given, hosted.meter, counter)
         if span is not None:
             hosted.bar.move(float(run.reached))
         return run
 
 
-#: diffrax's own: a loop that keeps checkpoints, from which reverse-mode derivatives go back.
-_REVERSE_MODE = diffrax.RecursiveCheckpointAdjoint()
-
-
-@program(sized_by=lambda flow, loss, state, *_, **__: (flow, loss, state))
+@program(sized_by=lambda flow, loss, state, *_: (flow, loss, state))
 def _run(
-    flow,
-    loss,
-    state,
-    times,
-    numbers: _Numbers,
-    method: Method,
-    observe,
-    max_steps,
-    meter,
-    counter,
-    adjoint: diffrax.AbstractAdjoint = _REVERSE_MODE,
+    flow, loss, state, times, numbers: _Numbers, method: Method, observe, max_steps, adjoint, meter, counter
 ) -> _Run:
     """Hand the flow to diffrax, in the coordinates of the method."""
     limit = divergence_limit(flow.params(state))

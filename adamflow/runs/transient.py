@@ -155,13 +155,15 @@ class FlowStart(NamedTuple):
 
     Attributes:
         state: of the flow.
-        is_finite: whether it and the loss are.
+        value: of the loss.
+        is_finite: whether state and loss are.
         largest_param: the largest magnitude in the parameters.
         largest_change: the largest magnitude in the first change of the optimizer, per iteration.
         is_frozen: whether the second moment of every parameter that has a gradient underflows, so that nothing moves.
     """
 
     state: Any
+    value: jax.Array
     is_finite: Bool[Array, ""]
     largest_param: jax.Array
     largest_change: jax.Array
@@ -195,6 +197,7 @@ def start_flow(flow: AbstractFlow, loss: Loss, params: Params, start: StartLike 
     moving = jnp.stack([jnp.sum(leaf != 0, dtype=int) for leaf in jax.tree.leaves(gradient)]).sum()
     return FlowStart(
         state=state,
+        value=value,
         is_finite=_all_finite((state, value)),
         largest_param=largest(params),
         largest_change=largest(optimizer.at(first).increment(params, direction)),
