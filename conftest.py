@@ -10,6 +10,7 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["MPLBACKEND"] = "Agg"
+# Most of what is compiled for a test runs for a moment: without any optimization the default tests take a fifth less.
 # By its path: importing it as a part of adamflow would be too early.
 runpy.run_path(str(Path(__file__).parent / "adamflow/figures/fast_compilation.py"))["compile_fast"](optimization=0)
 
@@ -53,13 +54,6 @@ collect_ignore = [path for extra, paths in _NEEDS.items() if not importlib.util.
 
 import adamflow as af
 import adamflow.losses
-import adamflow.programs
-
-# Of two workers on two cores each has one: threads that compile parts of a program side by side gain nothing. And most
-# of what is compiled for a test runs for a moment: without any optimization the default tests take a fifth less.
-if "optimization_level=0" in os.environ["XLA_FLAGS"]:
-    options = {"xla_cpu_parallel_codegen_split_count": 1, "xla_backend_optimization_level": 0}
-    adamflow.programs.FAST_COMPILATION |= options
 
 #: What references are integrated with: a stiff solver of diffrax, with the chord iteration that "auto" gives it.
 KVAERNO = diffrax.Kvaerno5(root_finder=af.CHORD_ROOT_FINDER)

@@ -1,6 +1,9 @@
 """Compiled programs: kept until there are too many, and compiled fast where what they compute is small."""
 
 import functools
+import json
+import os
+import re
 import types
 import weakref
 from collections.abc import Callable
@@ -13,12 +16,22 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
+
+def _unless_set(option: str, value: Any) -> Any:
+    """The value of an option of XLA, or that of the user's `XLA_FLAGS`, which the options of a program go before."""
+    given = re.findall(rf"--{option}=(true|false|\d+)", os.environ.get("XLA_FLAGS", ""), re.IGNORECASE)
+    return json.loads(given[-1].lower()) if given else value
+
+
 #: What makes XLA compile small programs in half the time, and run them as fast as without. Split into fewer modules
 #: than XLA's 32 a small program is ready earlier, since each module has a cost of its own.
 FAST_COMPILATION = {
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_backend_optimization_level": 1,
-    "xla_cpu_parallel_codegen_split_count": 4,
+    name: _unless_set(name, value)
+    for name, value in {
+        "xla_cpu_use_fusion_emitters": False,
+        "xla_backend_optimization_level": 1,
+        "xla_cpu_parallel_codegen_split_count": 4,
+    }.items()
 }
 
 #: Up to so many numbers in what it computes with a program is small. On chains of 10 and 1000 parameters and on small

@@ -1,6 +1,9 @@
 """Compiled programs: the fast compilation of small ones changes no result, and gives way where it is not possible."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -143,6 +146,14 @@ def test_identity_without_the_options_of_this_xla_a_program_runs_all_the_same(mo
     assert compiled(jnp.ones(3), 2) == pytest.approx(3 * np.tanh(1.0) ** 2, rel=1e-13)
     assert not programs.Program.xla_knows_options
     assert compiled(2 * jnp.ones(3), 2) == pytest.approx(3 * np.tanh(2.0) ** 2, rel=1e-13)
+
+
+def test_identity_flags_of_the_user_go_before_the_options_of_programs():
+    command = [sys.executable, "-c", "import adamflow.programs as p; print(*p.FAST_COMPILATION.values())"]
+    for flags, expected in {"--xla_backend_optimization_level=3": "False 3 4", "": "False 1 4"}.items():
+        environment = os.environ | {"XLA_FLAGS": flags}
+        printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+        assert printed.split() == expected.split()
 
 
 def test_failure_an_error_of_the_function_itself_is_raised_once():

@@ -165,7 +165,6 @@ import sys, time
 import jax
 jax.config.update("jax_enable_x64", True)
 sys.path[:0] = sys.argv[2:]
-import conftest  # Programs are compiled as they are here, which bits depend on.
 import test_storage, adamflow as af
 
 def observe(snapshot):

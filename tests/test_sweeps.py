@@ -117,8 +117,7 @@ import sys
 import jax
 import numpy as np
 jax.config.update("jax_enable_x64", True)
-sys.path[:0] = sys.argv[1:]
-import conftest  # Programs are compiled as they are here.
+sys.path.insert(0, sys.argv[1])
 import test_sweeps
 data = test_sweeps.sweep(test_sweeps.plain_run, test_sweeps.DECAYS, method="vmap", chunk=3)
 assert "4 in use" in data.attrs["device"]
@@ -127,8 +126,7 @@ print(*map(float.hex, data.theta.values.flat))
 
 
 def test_identity_on_four_devices_numbers_are_the_same():
-    here = Path(__file__).parent
-    command = [sys.executable, "-c", FOUR_DEVICES, here, here.parent]
+    command = [sys.executable, "-c", FOUR_DEVICES, Path(__file__).parent]
     flags = os.environ.get("XLA_FLAGS", "")
     environment = os.environ | {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=4"}
     output = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout.split()
